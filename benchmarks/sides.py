@@ -1,0 +1,454 @@
+"""The two sides of the speed benchmarks: our training step and PEFT's, each in a process of its own.
+
+A side takes rows that are already ids, so both compute the same examples, and has a process of its own, so
+neither gains from the other's settings (we ask glibc to keep freed memory; PEFT's users do not) and the
+process's peak memory is that side's. Shapes: b rows, p prompt tokens, d width.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import resource
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from softprompt.data import Row, micro_batches, pad
+
+# T5 1.1 (paper, section 3; t5/models of google-research/text-to-text-transfer-transformer). Head width 64.
+SHAPES = {
+    "t5-1.1-small": {"d_model": 512, "d_ff": 1024, "num_heads": 6, "num_layers": 8},
+    "t5-1.1-base": {"d_model": 768, "d_ff": 2048, "num_heads": 12, "num_layers": 12},
+}
+SMOLLM2 = "smollm2-135m"
+DOCUMENTED_BATCH = 8  # rows: batch_size in PEFT's guide and in its prompt tuning notebook
+IGNORED = -100  # the label that transformers leaves out of the loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What one process computes, and how."""
+
+    name: str
+    """ours, documented, bfloat16 or best."""
+    model: str
+    source: str
+    """Where it comes from: the T5 vocabulary's folder, or the folder of the decoder-only model."""
+    prompt_length: int
+    dtype: str = "float32"
+    compiled: bool = False
+    max_tokens: int = 0
+    """Ours: tokens of a micro-batch."""
+    device_batch: int = DOCUMENTED_BATCH
+    """PEFT's: rows of a forward pass; gradients are accumulated over the passes of a step."""
+    keep_freed_memory: bool = True
+    """Ours: whether glibc is asked to keep what is freed, as `softprompt.load` does."""
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model is one of the T5 shapes."""
+        return self.model in SHAPES
+
+
+class Pass(NamedTuple):
+    """The shape of one forward and backward pass, for counting operations."""
+
+    rows: int
+    tokens: int
+    """Tokens of a row in the encoder or the only stack, prompt and padding included."""
+    prompt_in_front: int
+    """Prompt tokens that a row's tokens attend to but that are not among them (a prompt run once)."""
+    targets: int
+    """Positions of a row in the decoder; 0 in a decoder-only model."""
+    logits: int
+    """Positions of the whole pass that are turned into logits."""
+
+
+class Computes(Protocol):
+    """What a worker needs of a side."""
+
+    def step(self, rows: Sequence[Row], dropout: float, max_length: int) -> None:
+        """One optimizer step on these rows. max_length: what a padded input is padded to."""
+        ...
+
+    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor) -> tuple[float, Tensor]:
+        """The summed loss over target tokens, and its gradient [p d], without dropout."""
+        ...
+
+    def passes(self, rows: Sequence[Row], max_length: int) -> list[Pass]:
+        """The shapes that `step` computes."""
+        ...
+
+
+# Models -------------------------------------------------------------------------------------------------------
+
+
+def t5_tokenizer(folder: str) -> Any:
+    """The tokenizer of the real T5 vocabulary; `folder` holds spiece.model."""
+    from transformers import T5Tokenizer
+
+    with tempfile.TemporaryDirectory() as alone:  # transformers looks for a folder of the tokenizer's own
+        shutil.copy(Path(folder) / "spiece.model", alone)
+        return T5Tokenizer.from_pretrained(alone)
+
+
+def hf_model(side: Side) -> Any:
+    """The Hugging Face model; a T5 shape gets the same random weights in every process."""
+    from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+
+    dtype = getattr(torch, side.dtype)
+    if not side.is_encoder_decoder:
+        return AutoModelForCausalLM.from_pretrained(side.source, dtype=dtype)
+    config = T5Config(
+        **SHAPES[side.model],
+        d_kv=64,
+        vocab_size=32_128,
+        dropout_rate=0.1,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(config).to(dtype)
+
+
+class Ours:
+    """`softprompt.training.gradients` and an optimizer update."""
+
+    def __init__(self, side: Side):
+        from softprompt import backbone
+        from softprompt.optimizers import AdamW
+
+        if side.keep_freed_memory:
+            backbone._keep_freed_memory()
+        if side.is_encoder_decoder:
+            self.lm = backbone.FrozenLM(hf_model(side), t5_tokenizer(side.source), name=side.model)
+        else:
+            from transformers import AutoTokenizer
+
+            self.lm = backbone.FrozenLM(hf_model(side), AutoTokenizer.from_pretrained(side.source), name=side.model)
+        if side.compiled:
+            self.lm.compile()
+        self.max_tokens = side.max_tokens
+        self.prompt = self.lm.embeddings[: side.prompt_length].float().clone()
+        self.optimizer = AdamW(learning_rate=1e-3)
+        self.state = self.optimizer.init(self.prompt)
+
+    def step(self, rows: Sequence[Row], dropout: float, max_length: int) -> None:
+        seeds = [row.index for row in rows] if dropout else None
+        gradient, _ = self._gradient(rows, self.prompt, dropout, seeds)
+        self.optimizer.update(self.prompt, gradient, self.state)
+
+    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor) -> tuple[float, Tensor]:
+        gradient, loss = self._gradient(rows, prompt, 0.0, None)
+        return loss, gradient
+
+    def passes(self, rows: Sequence[Row], max_length: int) -> list[Pass]:
+        p = len(self.prompt)
+        t5 = self.lm.is_encoder_decoder
+        passes = [] if t5 else [Pass(1, p, 0, 0, 0)]
+        for places in micro_batches([row.num_tokens for row in rows], self.max_tokens, extra=p if t5 else 0):
+            taken = [rows[i] for i in places]
+            inputs, targets = max(len(r.ids) for r in taken), max(len(r.target) for r in taken)
+            logits = sum(len(r.target) for r in taken)
+            in_stack, in_front = (p + inputs, 0) if t5 else (inputs + targets - 1, p)
+            passes.append(Pass(len(taken), in_stack, in_front, targets if t5 else 0, logits))
+        return passes
+
+    def _gradient(
+        self, rows: Sequence[Row], prompt: Tensor, dropout: float, seeds: list[int] | None
+    ) -> tuple[Tensor, float]:
+        from softprompt.training import gradients
+
+        worn = [0] * len(rows)
+        found, sums, _ = gradients(
+            self.lm, [prompt], rows, worn, max_tokens=self.max_tokens, dropout=dropout, seeds=seeds
+        )
+        return found[0], sums[0]
+
+
+class Peft:
+    """A training step written as PEFT's guides write it."""
+
+    def __init__(self, side: Side):
+        from peft import PromptTuningConfig, TaskType, get_peft_model
+
+        self.side = side
+        self.is_best = side.name == "best"
+        kind = TaskType.SEQ_2_SEQ_LM if side.is_encoder_decoder else TaskType.CAUSAL_LM
+        once = {"num_transformer_submodules": 1} if self.is_best else {}  # by default PEFT trains two prompts on T5
+        base = hf_model(side)
+        self.pad_id = next(i for i in (base.config.pad_token_id, base.config.eos_token_id) if i is not None)
+        config = PromptTuningConfig(task_type=kind, num_virtual_tokens=side.prompt_length, **once)
+        self.model = get_peft_model(base, config)
+        self.table = self.model.prompt_encoder["default"].embedding.weight
+        if side.compiled:
+            for block in _blocks(base):
+                block.compile(dynamic=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+
+    def step(self, rows: Sequence[Row], dropout: float, max_length: int) -> None:
+        self._set_dropout(dropout)
+        batches = self._batches(rows, max_length)
+        for batch in batches:
+            loss = self.model(**batch).loss / len(batches)
+            loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor) -> tuple[float, Tensor]:
+        """PEFT averages the loss over target tokens, so loss and gradient are multiplied by their number.
+
+        A decoder-only model reads one row at a time: PEFT puts padding between prompt and text and counts it as
+        positions, which makes a padded row another function than the row alone.
+        """
+        self._set_dropout(0.0)
+        with torch.no_grad():
+            before = self.table.clone()
+            self.table[: len(prompt)] = prompt
+        groups = [rows] if self.side.is_encoder_decoder else [[row] for row in rows]
+        total = 0.0
+        for group in groups:
+            batch = self._padded(group, None)
+            loss = self.model(**batch).loss * int((batch["labels"] != IGNORED).sum())
+            loss.backward()
+            total += loss.item()
+        assert self.table.grad is not None
+        gradient = self.table.grad[: len(prompt)].clone()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            self.table.copy_(before)
+        return total, gradient
+
+    def passes(self, rows: Sequence[Row], max_length: int) -> list[Pass]:
+        t5, p = self.side.is_encoder_decoder, self.side.prompt_length
+        passes = []
+        for batch in self._batches(rows, max_length):
+            b, t = batch["input_ids"].shape
+            targets = batch["labels"].shape[1] if t5 else 0
+            passes.append(Pass(b, p + t, 0, targets, b * (targets or p + t)))
+        return passes
+
+    def _batches(self, rows: Sequence[Row], max_length: int) -> list[dict[str, Tensor]]:
+        """What its DataLoader yields for one step."""
+        from torch.utils.data import DataLoader
+
+        size = self.side.device_batch
+        if self.is_best:
+            grouped: Any = sorted(rows, key=lambda row: -row.num_tokens)
+            return list(DataLoader(grouped, batch_size=size, collate_fn=lambda group: self._padded(group, None)))
+        whole = self._padded(rows, max_length)
+        records: Any = [{name: values[i] for name, values in whole.items()} for i in range(len(rows))]
+        return list(DataLoader(records, batch_size=size))
+
+    def _padded(self, rows: Sequence[Row], max_length: int | None) -> dict[str, Tensor]:
+        """Rows as the guides lay them out; padded to max_length, or to the longest."""
+        here = torch.device("cpu")
+        if self.side.is_encoder_decoder:
+            ids, mask = pad([row.ids for row in rows], self.pad_id, here)
+            labels, _ = pad([row.target for row in rows], IGNORED, here)
+            beyond = 0 if max_length is None else max_length - ids.shape[1]
+            ids = nn.functional.pad(ids, (0, beyond), value=self.pad_id)
+            return {"input_ids": ids, "attention_mask": nn.functional.pad(mask.long(), (0, beyond)), "labels": labels}
+        width = max_length or max(row.num_tokens for row in rows)
+        ids, mask, labels = [], [], []
+        for row in rows:
+            left = width - row.num_tokens
+            ids.append([self.pad_id] * left + [*row.ids, *row.target])
+            mask.append([0] * left + [1] * row.num_tokens)
+            labels.append([IGNORED] * (left + len(row.ids)) + [*row.target])
+        return {
+            "input_ids": torch.tensor(ids),
+            "attention_mask": torch.tensor(mask),
+            "labels": torch.tensor(labels),
+        }
+
+    def _set_dropout(self, rate: float) -> None:
+        self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = rate
+            elif isinstance(getattr(module, "dropout", None), float):  # the rate of an attention
+                module.dropout = rate
+
+
+def _blocks(model: Any) -> list[nn.Module]:
+    if model.config.is_encoder_decoder:
+        return [*model.encoder.block, *model.decoder.block]
+    return list(model.base_model.layers)
+
+
+# Counting -----------------------------------------------------------------------------------------------------
+
+
+def count_flops(side: Side, passes: Sequence[Pass]) -> float:
+    """Floating-point operations of matrix products in one step, from shapes.
+
+    A product of an [m k] and a [k n] matrix is 2mkn. Weights are frozen, so going backward costs each weight's
+    product once more (the gradient of its input) and each of attention's two products twice more:
+
+        blocks     4 * tokens * weights that multiply a token
+        attention  12 * queries * keys * width of all heads      (4 forward, 8 backward)
+        logits     4 * positions * width * vocabulary
+
+    What is recomputed (fused attention going backward) is not counted.
+    """
+    return float(sum(_t5_flops(side, p) if side.is_encoder_decoder else _smollm2_flops(p) for p in passes))
+
+
+def _t5_flops(side: Side, step: Pass) -> int:
+    shape = SHAPES[side.model]
+    d, inner, layers = shape["d_model"], 64 * shape["num_heads"], shape["num_layers"]
+    encoder, decoder = step.rows * step.tokens, step.rows * step.targets
+    encoder_block = 4 * encoder * (4 * d * inner + 3 * d * shape["d_ff"]) + 12 * encoder * step.tokens * inner
+    own = 4 * decoder * (6 * d * inner + 3 * d * shape["d_ff"]) + 12 * decoder * step.targets * inner
+    across = 4 * encoder * 2 * d * inner + 12 * decoder * step.tokens * inner
+    return layers * (encoder_block + own + across) + 4 * step.logits * d * 32_128
+
+
+def _smollm2_flops(step: Pass) -> int:
+    """SmolLM2-135M: 30 layers, width 576, 9 heads and 3 key-value heads of 64, feed-forward 1536, 49,152 ids."""
+    d, kv, ff, layers = 576, 192, 1536, 30
+    tokens = step.rows * step.tokens
+    block = 4 * tokens * (2 * d * d + 2 * d * kv + 3 * d * ff)
+    attention = 12 * tokens * (step.tokens + step.prompt_in_front) * d
+    return layers * (block + attention) + 4 * step.logits * d * 49_152
+
+
+def matmul_peak(dtype: torch.dtype, size: int, seconds: float = 1.0) -> float:
+    """GFLOP/s of square matrix products of this size: the best of a second's worth of trials."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best, until = float("inf"), time.perf_counter() + seconds
+    while True:
+        started = time.perf_counter()
+        torch.mm(a, b)
+        ended = time.perf_counter()
+        best = min(best, ended - started)
+        if ended > until:
+            return 2 * size**3 / best / 1e9
+
+
+# Processes ----------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """One side in a process of its own. Idle while another is timed."""
+
+    def __init__(self, side: Side, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.side = side
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(side, threads, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Return when the model is built."""
+        self._answer()
+
+    def time(self, rows: Sequence[Row], dropout: float, max_length: int) -> float:
+        """Seconds of one step."""
+        return self._ask("time", rows, dropout, max_length)
+
+    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor) -> tuple[float, Tensor]:
+        """As the side's own."""
+        loss, gradient = self._ask("loss_and_gradient", rows, prompt.numpy())
+        return loss, torch.from_numpy(gradient)
+
+    def first_vectors(self) -> Float[Tensor, "p d"]:
+        """A prompt to compare gradients on: the table's first rows."""
+        return torch.from_numpy(self._ask("first_vectors"))
+
+    def passes(self, rows: Sequence[Row], max_length: int) -> list[Pass]:
+        """As the side's own."""
+        return self._ask("passes", rows, max_length)
+
+    def reset_peak(self) -> None:
+        """Begin counting peak memory anew (Linux; elsewhere the peak is the process's)."""
+        self._ask("reset_peak")
+
+    def peak_mb(self) -> float:
+        """Peak resident memory since `reset_peak`, the model's and the libraries' included."""
+        return self._ask("peak_mb")
+
+    def stop(self) -> None:
+        """End the process."""
+        self._pipe.send(None)
+        self._process.join(timeout=10)
+        self._process.kill()
+
+    def _ask(self, what: str, *given: Any) -> Any:
+        self._pipe.send((what, given))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            kind, value = self._pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"the process of {self.side.name} ({self.side.model}) died, of memory perhaps") from None
+        if kind == "error":
+            raise RuntimeError(f"{self.side.name} ({self.side.model}) failed:\n{value}")
+        return value
+
+
+def _serve(side: Side, threads: int, pipe: Any) -> None:
+    torch.set_num_threads(threads)
+    # Blocks share one code object, and dynamo stops compiling it after 8 variants.
+    torch._dynamo.config.recompile_limit = 256
+    try:
+        computes: Computes = Ours(side) if side.name == "ours" else Peft(side)
+        pipe.send(("ready", None))
+        while (request := pipe.recv()) is not None:
+            pipe.send(("value", _respond(computes, *request)))
+    except Exception:
+        pipe.send(("error", traceback.format_exc(limit=-6)))
+
+
+def _respond(computes: Any, what: str, given: tuple[Any, ...]) -> Any:
+    if what == "time":
+        gc.collect()
+        started = time.perf_counter()
+        computes.step(*given)
+        return time.perf_counter() - started
+    if what == "loss_and_gradient":
+        rows, prompt = given
+        loss, gradient = computes.loss_and_gradient(rows, torch.from_numpy(prompt))
+        return loss, gradient.detach().float().numpy()
+    if what == "first_vectors":
+        return computes.prompt.numpy()
+    if what == "passes":
+        return computes.passes(*given)
+    return _reset_peak() if what == "reset_peak" else _peak_mb()
+
+
+def _reset_peak() -> None:
+    """Give freed memory back, then set the kernel's high-water mark to what is left (man 5 proc, clear_refs)."""
+    import contextlib
+    import ctypes
+    import platform
+
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mb() -> float:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

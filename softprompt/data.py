@@ -1,0 +1,238 @@
+"""Examples to ids, and ids to batches: the one place that knows how a text becomes tokens.
+
+Training, evaluation, prediction and serving all call `encode_inputs` and `encode_target`, so a prompt meets in
+use exactly the ids it was trained on. Shapes: b rows, t input tokens, c candidates, l target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from softprompt.backbone import FrozenLM, Tokenizer
+from softprompt.tasks import Example
+
+SEPARATOR = "\nanswer:"  # ours, docs/design.md: between the input and the target of a decoder-only model
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """How text becomes ids for one prompt. The card keeps it, so that it never changes in use."""
+
+    separator: str = ""
+    """Text between input and target; tokenised apart. Decoder-only models need one."""
+    leading_space: bool = False
+    """Whether a target begins with a space (decoder-only)."""
+    starts_with_bos: bool = False
+    """Whether the tokenizer's begin-of-sequence stands in front of the input (after the prompt, as in PEFT)."""
+    inputs_end_with_eos: bool = False
+    """Whether the input ends with the end of sequence (encoder-decoders)."""
+    chat: bool = False
+    """Whether the input is set into the model's chat template."""
+    max_input_length: int = 512
+    """Tokens of an input with its end, the prompt not counted (features.md 2.1: 512 in the authors' runs)."""
+    max_target_length: int = 64
+    """Tokens of a target with its end of sequence, and of a generated answer."""
+    truncation_side: str = "end"
+    """Where a long input is cut. Only the input is ever cut."""
+    inputs_template: str | None = None
+    """The template of a task from the user's own file."""
+    targets_template: str | None = None
+    """The same for the target."""
+
+    def __post_init__(self) -> None:
+        if self.max_input_length < 8:
+            raise ValueError(f"max_input_length is {self.max_input_length}, but must be 8 or more")
+        if self.truncation_side not in ("end", "start"):
+            raise ValueError(f"truncation_side is {self.truncation_side!r}, but must be 'end' or 'start'")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, for the card."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> TextFormat:
+        """The format a card holds. ValueError for fields this version does not know."""
+        unknown = sorted(set(values) - {field.name for field in fields(TextFormat)})
+        if unknown:
+            raise ValueError(f"the card's text format has unknown fields {', '.join(unknown)}; update softprompt")
+        return TextFormat(**values)
+
+
+def default_format(lm: FrozenLM, *, max_target_length: int = 64, **changes: Any) -> TextFormat:
+    """The format a model gets unless told otherwise: T5's for encoder-decoders, a separator for the others."""
+    if lm.is_encoder_decoder:
+        chosen = TextFormat(inputs_end_with_eos=True, max_target_length=max_target_length)
+    else:
+        chosen = TextFormat(
+            separator=SEPARATOR,
+            leading_space=True,
+            starts_with_bos=lm.tokenizer.bos_id is not None,
+            max_target_length=max_target_length,
+        )
+    return replace(chosen, **changes)
+
+
+class Encoded(NamedTuple):
+    """One input as ids."""
+
+    ids: list[int]
+    was_cut: bool
+
+
+def encode_inputs(text: str, form: TextFormat, tokenizer: Tokenizer) -> Encoded:
+    """The ids in front of which a prompt stands: [BOS] input [separator | end of sequence], cut to length."""
+    if not text.strip():
+        raise ValueError("an input is empty; every input needs some text")
+    if form.chat:
+        body, tail = tokenizer.encode(tokenizer.chat(text)), []
+    else:
+        body, tail = tokenizer.encode(text), tokenizer.encode(form.separator) if form.separator else []
+    head = [tokenizer.bos_id] if form.starts_with_bos and tokenizer.bos_id is not None else []
+    tail = tail + ([tokenizer.eos_id] if form.inputs_end_with_eos else [])
+    room = form.max_input_length - len(head) - len(tail)
+    if room < 1:
+        raise ValueError(f"max_input_length {form.max_input_length} leaves no room for the input; make it longer")
+    kept = body[:room] if form.truncation_side == "end" else body[-room:]
+    return Encoded(head + kept + tail, len(body) > room)
+
+
+def encode_target(text: str, form: TextFormat, tokenizer: Tokenizer) -> list[int]:
+    """The ids a model should write for `text`, with the end of sequence: labels, candidates and targets alike."""
+    if not text:
+        raise ValueError("a target is empty; every target needs some text")
+    ids = tokenizer.encode((" " if form.leading_space else "") + text)
+    return ids[: form.max_target_length - 1] + [tokenizer.eos_id]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as ids, ready for a batch."""
+
+    ids: tuple[int, ...]
+    """The input."""
+    target: tuple[int, ...]
+    """The target, end of sequence included; empty where there is none."""
+    was_cut: bool
+    """Whether the length limit cut the input."""
+    index: int
+    """The example's place in its set: dropout masks are drawn from it."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of input and target."""
+        return len(self.ids) + len(self.target)
+
+
+def encode_examples(
+    examples: Sequence[Example], form: TextFormat, tokenizer: Tokenizer, *, with_targets: bool = True
+) -> list[Row]:
+    """All examples as rows, in order."""
+    targets: dict[str, tuple[int, ...]] = {}
+    rows = []
+    for index, example in enumerate(examples):
+        ids, was_cut = encode_inputs(example.inputs, form, tokenizer)
+        if with_targets and example.targets not in targets:
+            targets[example.targets] = tuple(encode_target(example.targets, form, tokenizer))
+        target = targets[example.targets] if with_targets else ()
+        rows.append(Row(tuple(ids), target, was_cut, index))
+    return rows
+
+
+def check_length(rows: Sequence[Row], prompt_length: int, lm: FrozenLM) -> None:
+    """Raise ValueError where prompt, input and target together are longer than the model can take."""
+    if lm.max_length is None or not rows:
+        return
+    longest = max(row.num_tokens for row in rows)
+    if prompt_length + longest > lm.max_length:
+        raise ValueError(
+            f"prompt {prompt_length} + input and target {longest} tokens, but {lm.name} takes {lm.max_length}; "
+            "use a shorter prompt or --max-input-length"
+        )
+
+
+def order_of_step(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Which rows of a set step `step` (from 0) takes: a fresh shuffle every epoch, cut into batches across epochs.
+
+    A pure function of its arguments, so that a resumed run goes on exactly where it was.
+    """
+    taken = []
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        epoch, offset = divmod(place, num_rows)
+        taken.append(int(_shuffle(num_rows, seed, epoch)[offset]))
+    return taken
+
+
+_shuffles: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _shuffle(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The epoch's order; the last few are remembered, since every step asks for one."""
+    key = (num_rows, seed, epoch)
+    if key not in _shuffles:
+        while len(_shuffles) >= 256:
+            _shuffles.pop(next(iter(_shuffles)))
+        _shuffles[key] = np.random.default_rng([seed, epoch]).permutation(num_rows)
+    return _shuffles[key]
+
+
+class Batch(NamedTuple):
+    """Rows as tensors; padding at the right."""
+
+    ids: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b t"]
+    targets: Int[Tensor, "b l"]
+    targets_mask: Bool[Tensor, "b l"]
+    member: Int[Tensor, " b"]
+    """Which prompt each row wears; -1 for none."""
+
+
+def collate(rows: Sequence[Row], member: Sequence[int], pad_id: int, device: torch.device) -> Batch:
+    """One batch of rows and the prompts they wear."""
+    ids, mask = pad([row.ids for row in rows], pad_id, device)
+    targets, targets_mask = pad([row.target for row in rows], pad_id, device)
+    return Batch(ids, mask, targets, targets_mask, torch.tensor(list(member), device=device))
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+    """Lists of ids as one tensor padded at the right, and its mask. The mask comes from lengths, never from ids."""
+    lengths = [len(row) for row in rows]
+    width = max(lengths, default=0)
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    mask = np.arange(width)[None] < np.array(lengths)[:, None]
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def pad_candidates(
+    candidates: Sequence[Sequence[Sequence[int]]], pad_id: int, device: torch.device
+) -> tuple[Int[Tensor, "b c l"], Bool[Tensor, "b c l"]]:
+    """Every row's candidates as one tensor; rows with fewer, and shorter ones, are masked."""
+    count = max(len(row) for row in candidates)
+    flat = [list(row[j]) if j < len(row) else [] for row in candidates for j in range(count)]
+    ids, mask = pad(flat, pad_id, device)
+    return ids.unflatten(0, (-1, count)), mask.unflatten(0, (-1, count))
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int, *, extra: int = 0) -> Iterator[list[int]]:
+    """Places of the rows of each micro-batch: sorted by length, cut evenly, at most `max_tokens` with padding.
+
+    extra: tokens each row has besides its own (a prompt in front). One row is always allowed.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    cuts: list[list[int]] = []
+    for place in order:
+        if cuts and (len(cuts[-1]) + 1) * (lengths[cuts[-1][0]] + extra) <= max_tokens:
+            cuts[-1].append(place)
+        else:
+            cuts.append([place])
+    yield from cuts

@@ -1,0 +1,123 @@
+"""Mixed-prompt batches: rows in, label scores or text out, each row with a prompt of its own.
+
+Shapes: b rows, k prompts, p prompt tokens, d width. Rows come back in the order they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from softprompt.backbone import NO_PROMPT, FrozenLM, PromptStates
+from softprompt.data import Row, collate, micro_batches, pad_candidates
+from softprompt.prompt import prepend, stack
+
+# Tokens of a micro-batch, padding and prompts in front included. Ours: on a processor small ones waste the least on
+# padding and keep a block's activations in its cache; a GPU wants to be full.
+MAX_TOKENS = {"cpu": 512, "cuda": 32_768, "mps": 8_192}
+
+Progress = Callable[[int], None]
+"""Called with the number of rows just finished."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model answers to one input."""
+
+    text: str
+    """The answer, as text."""
+    log_prob: float
+    """Its summed log-probability."""
+    scores: dict[str, float] | None = None
+    """With label scoring: the summed log-probability of every candidate."""
+
+    def probabilities(self) -> dict[str, float] | None:
+        """The candidates' probabilities among themselves."""
+        if self.scores is None:
+            return None
+        shares = torch.tensor(list(self.scores.values()), dtype=torch.float64).softmax(0).tolist()
+        return dict(zip(self.scores, shares, strict=True))
+
+
+class Engine:
+    """One frozen model and the prompts it wears.
+
+    prompts: float32 [p d] each, lengths may differ. A decoder-only model runs each once, here.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        lm: FrozenLM,
+        prompts: Sequence[Float[Tensor, "_ d"]],
+        *,
+        max_tokens: int | None = None,
+        run_once: bool = True,
+    ):
+        self.lm = lm
+        self.max_tokens = max_tokens or MAX_TOKENS[lm.device.type]
+        values = [prompt.detach().to(lm.device) for prompt in prompts] or [torch.zeros(1, lm.width, device=lm.device)]
+        self.prompts, self.lengths = stack(values)
+        self.states: PromptStates | None = None
+        if run_once and not lm.is_encoder_decoder:
+            self.states = lm.run_prompts(self.prompts, self.lengths)
+
+    @torch.no_grad()
+    def label_scores(
+        self,
+        rows: Sequence[Row],
+        member: Sequence[int],
+        candidates: Sequence[Sequence[Sequence[int]]],
+        *,
+        progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """log p of each candidate of each row. candidates: for each row, the ids of each, end of sequence included."""
+        scores: list[list[float]] = [[] for _ in rows]
+        lengths = [len(row.ids) + sum(len(c) for c in choices) for row, choices in zip(rows, candidates, strict=True)]
+        for places in micro_batches(lengths, self.max_tokens, extra=self._tokens_in_front()):
+            x, mask, worn = self.inputs([rows[i] for i in places], [member[i] for i in places])
+            ids, real = pad_candidates([candidates[i] for i in places], self.lm.tokenizer.pad_id, self.lm.device)
+            summed = self.lm.score(x, mask, ids, real, states=self.states, member=worn).tolist()
+            for i, values in zip(places, summed, strict=True):
+                scores[i] = values[: len(candidates[i])]
+            if progress:
+                progress(len(places))
+        return scores
+
+    @torch.no_grad()
+    def generate(
+        self,
+        rows: Sequence[Row],
+        member: Sequence[int],
+        *,
+        max_target_length: int,
+        progress: Progress | None = None,
+    ) -> list[Prediction]:
+        """The greedy answer to each row, at most `max_target_length` tokens long."""
+        answers: list[Prediction] = [Prediction("", 0.0)] * len(rows)
+        lengths = [len(row.ids) + max_target_length for row in rows]
+        for places in micro_batches(lengths, self.max_tokens, extra=self._tokens_in_front()):
+            x, mask, worn = self.inputs([rows[i] for i in places], [member[i] for i in places])
+            written = self.lm.generate(x, mask, max_tokens=max_target_length, states=self.states, member=worn)
+            for i, ids, log_prob in zip(places, written.ids, written.log_probs, strict=True):
+                answers[i] = Prediction(self.lm.tokenizer.decode(ids).strip(), log_prob)
+            if progress:
+                progress(len(places))
+        return answers
+
+    def inputs(
+        self, rows: Sequence[Row], member: Sequence[int]
+    ) -> tuple[Float[Tensor, "b t d"], Tensor, Int[Tensor, " b"]]:
+        """The embedded rows, with their prompts in front unless those were run ahead."""
+        batch = collate(rows, member, self.lm.tokenizer.pad_id, self.lm.device)
+        x, mask = self.lm.embed(batch.ids), batch.mask
+        if self.states is None and any(m != NO_PROMPT for m in member):
+            x, mask = prepend(self.prompts, self.lengths, batch.member, x, mask)
+        return x, mask, batch.member
+
+    def _tokens_in_front(self) -> int:
+        return 0 if self.states is not None else int(self.lengths.max())

@@ -1,0 +1,210 @@
+"""Optimizers with one state per prompt: Adafactor as T5X has it, and AdamW.
+
+An optimizer here is its settings. `init(prompt)` gives a state, a dictionary of tensors that goes into a
+checkpoint as it is, and `update(prompt, gradient, state)` changes prompt and state in place. Nothing
+else is remembered, so a resumed run goes on exactly.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softprompt.tasks.task import nearest
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+State = dict[str, Tensor]  # "step": int64 [], updates made; the rest float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adafactor:
+    """Adafactor (Shazeer and Stern 2018) as T5X has it (t5x/adafactor.py), with the paper's settings.
+
+    Where T5X differs from other implementations: the second moment is kept whole unless both
+    dimensions reach `min_dim_size_to_factor`; weight decay shrinks the prompt by its own rate and not
+    by rate times learning rate; there is no parameter scaling, no momentum, no cap on the rate.
+    `step_offset` counts the checkpoint's own steps in, as the released code did with 1,100,000
+    (T5X's field of that name has the opposite sign).
+    """
+
+    learning_rate: float = 0.3  # paper, section 3; prompt_finetune.gin
+    decay_rate: float = 0.8  # paper, section 3; prompt_finetune.gin
+    weight_decay: float = 1e-5  # paper, section 3; prompt_finetune.gin
+    clip: float = 1.0  # clipping_threshold in t5x/adafactor.py
+    epsilon: float = 1e-30  # epsilon1 in t5x/adafactor.py
+    step_offset: int = 0
+    min_dim_size_to_factor: int = 128  # t5x/adafactor.py
+    schedule: str = "constant"  # paper, section 3
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        _check_rate(self.learning_rate, self.schedule, self.warmup_steps)
+        _check_positive(decay_rate=self.decay_rate, clip=self.clip, epsilon=self.epsilon)
+        _check_not_negative(weight_decay=self.weight_decay, step_offset=self.step_offset)
+
+    def init(self, prompt: Float[Tensor, "p d"]) -> State:
+        """The state before the first step: `v` [p d], or `v_row` [p] and `v_column` [d] if factored."""
+        step = torch.zeros((), dtype=torch.int64)
+        if min(prompt.shape) < self.min_dim_size_to_factor:
+            return {"step": step, "v": torch.zeros_like(prompt, dtype=torch.float32)}
+        row, column = (torch.zeros(n, device=prompt.device) for n in prompt.shape)
+        return {"step": step, "v_row": row, "v_column": column}
+
+    @torch.no_grad()
+    def update(
+        self,
+        prompt: Float[Tensor, "p d"],
+        gradient: Float[Tensor, "p d"],
+        state: State,
+        *,
+        total_steps: int | None = None,
+    ) -> None:
+        """One step, in place. `total_steps` is the run's length, for a schedule that ends.
+
+        The prompt is one member's: the update is clipped by its root mean square over all of it.
+        """
+        step = int(state["step"])
+        rate = self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
+        new_share = (step + 1 + self.step_offset) ** -self.decay_rate  # 1 - beta2 at this step
+        direction = gradient * self._scale(gradient.square() + self.epsilon, state, new_share)
+        rms = direction.square().mean().sqrt()
+        direction /= (rms / self.clip).clamp(min=1.0)
+        prompt.mul_(1.0 - self.weight_decay).sub_(direction, alpha=rate)
+        state["step"] += 1
+
+    def _scale(self, square: Float[Tensor, "p d"], state: State, new_share: float) -> Float[Tensor, "p d"]:
+        """The moving average of squared gradients to the power -1/2, after taking `square` into it."""
+        if "v" in state:
+            return state["v"].mul_(1.0 - new_share).add_(square, alpha=new_share).rsqrt()
+        row = state["v_row"].mul_(1.0 - new_share).add_(square.mean(dim=1), alpha=new_share)
+        column = state["v_column"].mul_(1.0 - new_share).add_(square.mean(dim=0), alpha=new_share)
+        return (row / row.mean()).rsqrt()[:, None] * column.rsqrt()[None, :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter 2019): bias-corrected, weight decay times the rate, as in PyTorch.
+
+    `clip_norm` bounds the gradient's Euclidean norm over the whole prompt first; None: no bound.
+    """
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)  # Kingma and Ba 2015
+    epsilon: float = 1e-8  # Kingma and Ba 2015
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    schedule: str = "constant"
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        _check_rate(self.learning_rate, self.schedule, self.warmup_steps)
+        _check_positive(epsilon=self.epsilon)
+        _check_not_negative(weight_decay=self.weight_decay)
+        if self.clip_norm is not None:
+            _check_positive(clip_norm=self.clip_norm)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; wanted two numbers from 0 to below 1")
+
+    def init(self, prompt: Float[Tensor, "p d"]) -> State:
+        """The state before the first step: first and second moment, each [p d]."""
+        return {
+            "step": torch.zeros((), dtype=torch.int64),
+            "first": torch.zeros_like(prompt, dtype=torch.float32),
+            "second": torch.zeros_like(prompt, dtype=torch.float32),
+        }
+
+    @torch.no_grad()
+    def update(
+        self,
+        prompt: Float[Tensor, "p d"],
+        gradient: Float[Tensor, "p d"],
+        state: State,
+        *,
+        total_steps: int | None = None,
+    ) -> None:
+        """One step, in place. `total_steps` is the run's length, for a schedule that ends."""
+        step = int(state["step"])
+        rate = self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
+        if self.clip_norm is not None:
+            gradient = gradient * (self.clip_norm / gradient.norm()).clamp(max=1.0)
+        beta1, beta2 = self.betas
+        first = state["first"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+        second = state["second"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        spread = (second / (1 - beta2 ** (step + 1))).sqrt_().add_(self.epsilon)
+        prompt.mul_(1.0 - rate * self.weight_decay)
+        prompt.addcdiv_(first, spread, value=-rate / (1 - beta1 ** (step + 1)))
+        state["step"] += 1
+
+
+Optimizer = Adafactor | AdamW
+OPTIMIZERS: dict[str, type[Adafactor] | type[AdamW]] = {"adafactor": Adafactor, "adamw": AdamW}
+
+
+def optimizer(name: str, **settings: Any) -> Optimizer:
+    """The optimizer of that name (adafactor, adamw) with these settings: what a recipe asks for.
+
+    Raises:
+        ValueError: an unknown name or setting (the nearest is offered), or a setting that cannot work.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"no optimizer is named {name!r}{nearest(name, list(OPTIMIZERS))}")
+    known = [f.name for f in fields(OPTIMIZERS[name])]
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"{name} has no setting {setting!r}{nearest(setting, known)}")
+    if name == "adamw" and "learning_rate" not in settings:
+        raise ValueError("adamw needs a learning_rate; give one, such as learning_rate=0.01")
+    return OPTIMIZERS[name](**settings)
+
+
+def rate_multiplier(schedule: str, step: int, warmup_steps: int, total_steps: int | None) -> float:
+    """What the learning rate is multiplied by at `step` (from 0): a number from 0 to 1.
+
+    The rate rises in a straight line over `warmup_steps` (the first step already moves), then stays, or
+    falls to 0 at `total_steps` in a straight line or half a cosine; it stays 0 afterwards.
+
+    Raises:
+        ValueError: an unknown schedule, or one that ends without a `total_steps` beyond the warm-up.
+    """
+    _check_schedule(schedule)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    if total_steps is None or total_steps <= warmup_steps:
+        raise ValueError(
+            f"a {schedule} schedule needs more steps in all ({total_steps}) than for its warm-up "
+            f"({warmup_steps}); give more steps, or use the constant schedule"
+        )
+    progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _check_rate(learning_rate: float, schedule: str, warmup_steps: int) -> None:
+    _check_positive(learning_rate=learning_rate)
+    _check_not_negative(warmup_steps=warmup_steps)
+    _check_schedule(schedule)
+
+
+def _check_schedule(schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise ValueError(f"no schedule is named {schedule!r}{nearest(schedule, SCHEDULES)}; there are {known}")
+
+
+def _check_positive(**settings: float | int) -> None:
+    for name, value in settings.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; wanted a number above 0")
+
+
+def _check_not_negative(**settings: float | int) -> None:
+    for name, value in settings.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}; wanted 0 or more")

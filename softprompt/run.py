@@ -1,0 +1,613 @@
+"""The main path, top to bottom: a configuration in, trained prompts and result rows out.
+
+    train(RunConfig(model="smollm2-135m", task=("glue/sst2",), data=folder, out=Path("runs/sst2")))
+
+loads the frozen model, reads the task, holds part of the training file out, starts one prompt for each seed (and
+setting), trains them together, keeps each at its best step, chooses the setting, scores the official dev set
+once, and saves prompts and rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.backbone import FrozenLM, load
+from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
+from softprompt.evaluation import Evaluation, Result, append_rows, judge, predict, surroundings
+from softprompt.inference import Engine, Progress
+from softprompt.optimizers import Adafactor, AdamW, optimizer
+from softprompt.prompt import Card, SoftPrompt, initial_prompt, save_prompt
+from softprompt.tasks import (
+    Example,
+    Task,
+    file_task,
+    folds,
+    get_task,
+    hold_out,
+    read_split,
+    without_overlap,
+)
+from softprompt.training import Fitted, Member, TrainConfig, fit
+
+SELECTIONS = ("auto", "held-out", "cross-validation", "dev")
+
+Data = str | Path | Mapping[str, Sequence[str | Path]] | None
+
+SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
+SMALL = 500  # ours, docs/design.md: below this many examples the held-out part is cross-validation folds
+NUM_FOLDS = 3  # ours: members of the same run, so each costs as much as one more seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named way to train."""
+
+    prompt_length: int
+    init: str
+    uniform_low: float
+    train: TrainConfig
+
+
+PRESETS: dict[str, Preset] = {
+    # Paper, section 3 and 3.2; dropout and z-loss from the authors' gin files (features.md 2.1).
+    "paper": Preset(
+        prompt_length=100,
+        init="class-labels",
+        uniform_low=-0.5,
+        train=TrainConfig(
+            preset="paper",
+            steps=30_000,
+            batch_size=32,
+            optimizer=Adafactor(learning_rate=0.3),
+            dropout=0.1,
+            z_loss=1e-4,
+            evaluate_every=1_000,
+            scoring="generate",
+        ),
+    ),
+    # What the released code does where it differs: features.md 2.1 to 2.3.
+    "google-code": Preset(
+        prompt_length=100,
+        init="uniform",
+        uniform_low=0.0,
+        train=TrainConfig(
+            preset="google-code",
+            steps=50_000,
+            batch_size=128,
+            optimizer=Adafactor(learning_rate=0.3, step_offset=1_100_000),
+            dropout=0.1,
+            z_loss=1e-4,
+            evaluate_every=1_000,
+            scoring="generate",
+        ),
+    ),
+    # Ours, for a budget of minutes: each number from the rows of results/fast_preset.jsonl.
+    "fast": Preset(
+        prompt_length=20,
+        init="class-labels",
+        uniform_low=-0.5,
+        train=TrainConfig(
+            preset="fast",
+            steps=500,
+            batch_size=32,
+            optimizer=AdamW(learning_rate=0.01, schedule="linear", warmup_steps=10),
+            evaluate_every=50,
+            num_selection=256,
+            scoring="rank",
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: a model, one or more tasks, one or more seeds and settings, trained together."""
+
+    model: str
+    """Hub id, local folder, GGUF file, or smollm2-135m."""
+    task: tuple[str, ...] = ()
+    """Task names; or none, with `inputs` and `targets` for files of your own."""
+    data: Data = None
+    """A folder of official files, or files by split; None: the hub."""
+    out: Path = Path("runs/prompt")
+    """Where prompts, rows, checkpoint and logs go."""
+    preset: str = "fast"
+    """paper, google-code or fast."""
+    inputs: str | None = None
+    """Template of the input, for your own files: 'question: {question}'."""
+    targets: str | None = None
+    """Template of the target: '{label}'."""
+    labels: tuple[str, ...] | None = None
+    """The legal answers of your own task, if it has a fixed set."""
+    metric: str | None = None
+    """accuracy, f1, em, rouge or pearson, for your own task."""
+    group_by: str | None = None
+    """A column whose rows are kept on one side of the held-out split and scored together."""
+    prompt_length: tuple[int, ...] | None = None
+    """Prompt tokens; several are tried together and the selection rows choose."""
+    init: str | None = None
+    """class-labels, vocab, uniform, text:WORDS, or the folder of a prompt."""
+    optimizer: str | None = None
+    """adafactor or adamw; the preset's unless given."""
+    learning_rate: tuple[float, ...] | None = None
+    """The preset's unless given; several are tried together and the selection rows choose."""
+    steps: int | None = None
+    """Optimizer steps; the preset's unless given."""
+    batch_size: int | None = None
+    """Examples a step and prompt; the preset's unless given."""
+    evaluate_every: int | None = None
+    """Steps between scores; the preset's unless given."""
+    patience: int | None = None
+    """Scores without a better one before a prompt stops."""
+    dropout: float | None = None
+    """Dropout in the frozen model (encoder-decoders)."""
+    seeds: tuple[int, ...] = (0,)
+    """One prompt for each."""
+    select: str = "auto"
+    """What chooses step and setting: held-out (part of the training file), cross-validation, or dev (the paper's
+    way); auto is cross-validation for sets under 500 examples and held-out for the others."""
+    scoring: str | None = None
+    """generate or rank; the preset's unless given (generate, where targets are free text)."""
+    num_selection: int | None = None
+    """Selection rows scored each time, at most; the preset's unless given."""
+    minutes: float | None = None
+    """Bound on training and selection together."""
+    max_input_length: int = 512
+    """Tokens of an input, its end included."""
+    separator: str | None = None
+    """Text between input and target, for decoder-only models."""
+    chat: bool = False
+    """Set the input into the model's chat template."""
+    max_train: int | None = None
+    """Training examples used, the first after a seeded shuffle."""
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: str | None = None
+    checkpoint_activations: bool = False
+    compile: bool = False
+    """Compile the model's blocks: slower to start, faster over hundreds of steps."""
+    resume: bool = False
+    """Go on from the checkpoint in `out`."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"no preset named {self.preset!r}{_near(self.preset, PRESETS)}")
+        if self.select not in SELECTIONS:
+            raise ValueError(f"no selection named {self.select!r}{_near(self.select, SELECTIONS)}")
+        if bool(self.task) == bool(self.inputs):
+            raise ValueError("give either task names, or templates for inputs and targets of your own files")
+        if bool(self.inputs) != bool(self.targets):
+            raise ValueError("a task of your own needs both inputs and targets templates")
+        if not self.seeds:
+            raise ValueError("give at least one seed")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {', '.join(map(str, self.seeds))} repeat; give different ones")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"minutes is {self.minutes}, but must be above 0")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One delivered prompt."""
+
+    prompt: SoftPrompt
+    folder: Path
+    fitted: Fitted
+    dev: Evaluation | None
+    """Its score on the official dev set, made once, after everything was chosen."""
+
+
+@dataclass
+class Watch:
+    """What a run tells while it goes; the command line draws its bars with these."""
+
+    message: Callable[[str], None] = lambda message: None
+    phase: Callable[[str, int], Progress] = lambda name, total: lambda done: None
+    """phase(name, rows) begins a stage and returns what to call with finished rows."""
+    step: Callable[[int, float, int], None] = lambda step, loss, tokens: None
+    score: Callable[[int, str, float, float | None], None] = lambda step, name, loss, score: None
+    begin: Callable[[int, int], None] = lambda steps, rows: None
+    """begin(steps, rows a step) before training."""
+
+
+@dataclass
+class Split:
+    """One task's data, ready to train on."""
+
+    task: Task
+    form: TextFormat
+    train: list[Example]
+    selection: list[Example]
+    folds: list[tuple[list[Example], list[Example]]]
+    dev: list[Example]
+    selected_on: str
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def train(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None = None) -> list[Trained]:
+    """Train, choose, score once, save. The delivered prompts: one for each task and seed.
+
+    lm: a model that is loaded already. Raises ValueError for anything the user must mend.
+    """
+    watch = watch or Watch()
+    lm = lm or load_model(config)
+    splits = [prepare(config, task, lm) for task in tasks_of(config)]
+    for split in splits:
+        _tell_split(split, watch)
+    plans = [plan for split in splits for plan in _plan(config, split, lm)]
+    members = _members(plans, lm)
+    watch.begin(max(member.config.steps for member in members), sum(member.config.batch_size for member in members))
+    config.out.mkdir(parents=True, exist_ok=True)
+    fitted = fit(
+        lm,
+        members,
+        folder=config.out,
+        resume=config.resume,
+        minutes=config.minutes,
+        on_step=watch.step,
+        on_score=lambda step, i, loss, score: watch.score(step, members[i].name, loss, score),
+        on_message=watch.message,
+    )
+    by_name = {member.name: result for member, result in zip(members, fitted, strict=True)}
+    delivered = []
+    for split in splits:
+        own = [plan for plan in plans if plan.split is split]
+        chosen = _choose(own, by_name)
+        _write_settings(config.out, own, by_name, chosen)
+        several = len(splits) > 1 or len(config.seeds) > 1
+        for plan in own:
+            if plan.setting == chosen:
+                delivered.append(_deliver(config, lm, plan, by_name[plan.name], several, watch))
+    return delivered
+
+
+def load_model(config: RunConfig) -> FrozenLM:
+    """The frozen model a run asks for."""
+    lm = load(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        checkpoint_activations=config.checkpoint_activations,
+    )
+    if config.compile:
+        lm.compile()
+    return lm
+
+
+def tasks_of(config: RunConfig) -> list[Task]:
+    """The tasks by name, or the one that the templates describe."""
+    if config.task:
+        return [get_task(name) for name in config.task]
+    assert config.inputs and config.targets
+    own = file_task(
+        inputs=config.inputs,
+        targets=config.targets,
+        labels=config.labels,
+        metric=config.metric,
+        group_by=config.group_by,
+    )
+    return [own]
+
+
+def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
+    """How a run's text becomes ids; the target length is that of the longest label or training target."""
+    longest = max((len(lm.tokenizer.encode(" " + text)) + 1 for text in texts), default=32)
+    changes: dict[str, Any] = {"max_input_length": config.max_input_length}
+    if config.separator is not None:
+        changes["separator"] = config.separator
+    if config.chat:
+        changes |= {"chat": True, "separator": "", "leading_space": False}
+    if config.inputs:
+        changes |= {"inputs_template": config.inputs, "targets_template": config.targets}
+    return default_format(lm, max_target_length=min(max(longest, 4), 128), **changes)
+
+
+def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
+    """Training, selection and dev examples; what overlaps dev has left the training part."""
+    reading = read_split(task, "train", config.data)
+    dev = read_split(task, "dev", config.data).examples if has_dev(task, config.data) else []
+    examples, overlap = without_overlap(reading.examples, dev)
+    notes: dict[str, Any] = {"train": reading.note, "share_of_official": reading.share, "overlap_with_dev": overlap}
+    if config.max_train is not None:
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+        examples = [examples[i] for i in order[: config.max_train]]
+    if not examples:
+        raise ValueError(f"{task.name} has no training examples left; give more data")
+    labels = task.labels or tuple(dict.fromkeys(example.targets for example in examples))
+    form = format_of(config, task, lm, labels)
+    if config.select == "dev":
+        if not dev:
+            raise ValueError(f"--select dev, but {task.name} has no dev file; give dev=FILE or use held-out")
+        return Split(task, form, examples, dev, [], dev, "dev", notes)
+    if config.select == "cross-validation" or (config.select == "auto" and len(examples) < SMALL):
+        parts = folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
+        return Split(task, form, examples, [], parts, dev, "cross-validation", notes)
+    kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
+    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    return Split(task, form, kept, [held[i] for i in order], [], dev, "held-out", notes)
+
+
+def has_dev(task: Task, data: Data) -> bool:
+    """Whether there is a dev set to score: always, but for files by split that name none."""
+    return not isinstance(data, Mapping) or "dev" in data
+
+
+# Members --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Plan:
+    """One prompt to train, and where it came from."""
+
+    name: str
+    split: Split
+    setting: tuple[int, float]
+    seed: int
+    train: TrainConfig
+    values: Tensor
+    init: dict[str, Any]
+
+
+def _plan(config: RunConfig, split: Split, lm: FrozenLM) -> list[_Plan]:
+    """One plan for each setting and seed."""
+    preset = PRESETS[config.preset]
+    base = _train_config(config, split, lm)
+    lengths = config.prompt_length or (preset.prompt_length,)
+    rates = config.learning_rate or (base.optimizer.learning_rate,)
+    plans = []
+    for length, rate, seed in itertools.product(lengths, rates, config.seeds):
+        values, init = initial_prompt(
+            config.init or preset.init,
+            embeddings=lm.embeddings,
+            tokenizer=lm.tokenizer,
+            length=length,
+            labels=_initial_texts(split),
+            generator=torch.Generator().manual_seed(seed),
+            low=preset.uniform_low,
+            model_name=lm.name,
+            fingerprint=lm.fingerprint,
+        )
+        name = f"{split.task.name} p{length} lr{rate:g} seed{seed}"
+        trained = replace(base, optimizer=replace(base.optimizer, learning_rate=rate))
+        plans.append(_Plan(name, split, (length, rate), seed, trained, values, init))
+    return plans
+
+
+def _train_config(config: RunConfig, split: Split, lm: FrozenLM) -> TrainConfig:
+    preset = PRESETS[config.preset].train
+    given = {
+        name: getattr(config, name)
+        for name in ("steps", "batch_size", "evaluate_every", "patience", "num_selection", "scoring", "dropout")
+        if getattr(config, name) is not None
+    }
+    if not lm.is_encoder_decoder:
+        given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
+    if split.task.labels is None and not any(example.choices for example in split.train[:1]):
+        given.setdefault("scoring", "generate")
+    if config.optimizer is not None:
+        given["optimizer"] = optimizer(config.optimizer, learning_rate=preset.optimizer.learning_rate)
+    changed = replace(preset, **given)
+    return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
+
+
+def _initial_texts(split: Split) -> list[str]:
+    """Texts for class-label initialisation, as the model will read them."""
+    texts = split.task.initial_texts or split.task.labels or ()
+    return [(" " if split.form.leading_space else "") + text for text in texts]
+
+
+def _members(plans: Sequence[_Plan], lm: FrozenLM) -> list[Member]:
+    """The plans as members, each after the folds (if any) that choose its step.
+
+    The folds of a setting belong to its first seed and serve the others too.
+    """
+    members: list[Member] = []
+    encoded: dict[int, tuple[list[Row], list[Row]]] = {}
+    fold_places: dict[tuple[int, Any], tuple[int, ...]] = {}
+    for plan in plans:
+        key = id(plan.split)
+        if key not in encoded:
+            encoded[key] = _encode(plan.split, lm)
+            check_length(encoded[key][0], len(plan.values), lm)
+        group = (key, plan.setting)
+        if plan.split.folds and group not in fold_places:
+            first = len(members)
+            members.extend(_fold_members(plan, lm))
+            fold_places[group] = tuple(range(first, len(members)))
+        rows, selection_rows = encoded[key]
+        members.append(_member(plan, plan.name, rows, plan.split.selection, selection_rows, fold_places.get(group, ())))
+    return members
+
+
+def _encode(split: Split, lm: FrozenLM) -> tuple[list[Row], list[Row]]:
+    rows = encode_examples(split.train, split.form, lm.tokenizer)
+    selection = encode_examples(split.selection, split.form, lm.tokenizer)
+    split.notes["train_used"] = len(rows)
+    split.notes["train_cut"] = sum(row.was_cut for row in rows)
+    return rows, selection
+
+
+def _fold_members(plan: _Plan, lm: FrozenLM) -> list[Member]:
+    made = []
+    for number, (kept, held) in enumerate(plan.split.folds):
+        rows = encode_examples(kept, plan.split.form, lm.tokenizer)
+        held_rows = encode_examples(held, plan.split.form, lm.tokenizer)
+        made.append(_member(plan, f"{plan.name} fold{number}", rows, held, held_rows, ()))
+    return made
+
+
+def _member(
+    plan: _Plan,
+    name: str,
+    rows: list[Row],
+    selection: list[Example],
+    selection_rows: list[Row],
+    fold_places: tuple[int, ...],
+) -> Member:
+    return Member(
+        name=name,
+        task=plan.split.task,
+        form=plan.split.form,
+        config=plan.train,
+        seed=plan.seed,
+        prompt=plan.values,
+        rows=rows,
+        selection=selection,
+        selection_rows=selection_rows,
+        folds=fold_places,
+    )
+
+
+# After training -------------------------------------------------------------------------------------------------
+
+
+def _choose(plans: Sequence[_Plan], fitted: Mapping[str, Fitted]) -> tuple[int, float]:
+    """The setting with the best mean selection score over its seeds; the first, where nothing was scored."""
+    scores: dict[tuple[int, float], list[float]] = {}
+    for plan in plans:
+        score = fitted[plan.name].score
+        scores.setdefault(plan.setting, []).append(float("-inf") if score is None else score)
+    return max(scores, key=lambda setting: fmean(scores[setting]))
+
+
+def _write_settings(out: Path, plans: Sequence[_Plan], fitted: Mapping[str, Fitted], chosen: tuple[int, float]) -> None:
+    """Every setting tried and its curve, as JSON lines beside the prompts."""
+    lines = []
+    for plan in plans:
+        result = fitted[plan.name]
+        record = {
+            "name": plan.name,
+            "task": plan.split.task.name,
+            "prompt_length": plan.setting[0],
+            "learning_rate": plan.setting[1],
+            "seed": plan.seed,
+            "chosen": plan.setting == chosen,
+            "selection": plan.split.selected_on,
+            "score": result.score,
+            "step": result.step,
+            "steps_run": result.steps_run,
+            "stopped": result.stopped,
+            "history": result.history,
+        }
+        lines.append(json.dumps(record))
+    path = out / f"{plans[0].split.task.name.replace('/', '-')}.settings.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _deliver(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, several: bool, watch: Watch) -> Trained:
+    """Score the official dev set once, save the prompt and its row."""
+    split = plan.split
+    scoring = plan.train.scoring
+    dev = None
+    if split.dev:
+        dev = evaluate(lm, [fitted.prompt], split.task, split.dev, split.form, scoring=scoring, watch=watch)[0]
+    prompt = SoftPrompt(fitted.prompt, _card(lm, plan, fitted, dev))
+    name = f"{split.task.name.replace('/', '-')}-seed-{plan.seed}" if several else ""
+    folder = config.out / name
+    save_prompt(prompt, folder)
+    if dev is not None:
+        append_rows(config.out / "results.jsonl", [_result(config, lm, plan, fitted, dev)])
+    return Trained(prompt, folder, fitted, dev)
+
+
+def evaluate(
+    lm: FrozenLM,
+    prompts: Sequence[Tensor],
+    task: Task,
+    examples: Sequence[Example],
+    form: TextFormat,
+    *,
+    scoring: str = "rank",
+    watch: Watch | None = None,
+) -> list[Evaluation]:
+    """What each prompt scores on the examples, all prompts in mixed batches of one pass.
+
+    An empty list of prompts scores the bare model.
+    """
+    rows = encode_examples(examples, form, lm.tokenizer)
+    worn = list(range(len(prompts))) or [-1]
+    progress = (watch or Watch()).phase(f"score {task.name}", len(rows) * len(worn))
+    engine = Engine(lm, prompts)
+    answers = predict(
+        engine,
+        task,
+        [example for example in examples for _ in worn],
+        [row for row in rows for _ in worn],
+        worn * len(rows),
+        form,
+        scoring=scoring,
+        progress=progress,
+    )
+    return [judge(task, examples, answers[place :: len(worn)]) for place in range(len(worn))]
+
+
+def _card(lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: Evaluation | None) -> Card:
+    task = plan.split.task
+    return Card(
+        model_name=lm.name,
+        model_fingerprint=lm.fingerprint,
+        is_encoder_decoder=lm.is_encoder_decoder,
+        width=lm.width,
+        task=task.name,
+        task_version=task.version,
+        labels=task.labels or (),
+        text=plan.split.form.to_json(),
+        init=plan.init,
+        recipe=json.loads(json.dumps(asdict(plan.train))),
+        selection=plan.split.selected_on,
+        dev_metrics=dict(dev.metrics) if dev else {},
+        step=fitted.step,
+        seed=plan.seed,
+        parent=plan.init.get("parent"),
+    )
+
+
+def _result(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: Evaluation) -> Result:
+    own = {**asdict(config), "out": str(config.out), "data": None if config.data is None else "given"}
+    return Result(
+        experiment="train",
+        config={**own, "train": json.loads(json.dumps(asdict(plan.train))), "prompt_length": plan.setting[0]},
+        model=lm.name,
+        task=plan.split.task.name,
+        split="dev",
+        selection=plan.split.selected_on,
+        scoring=plan.train.scoring,
+        metrics=dev.metrics,
+        value=dev.headline,
+        illegal_rate=dev.illegal_rate,
+        num_examples=len(dev.predictions),
+        step=fitted.step,
+        steps_run=fitted.steps_run,
+        seconds=fitted.history[-1]["seconds"] if fitted.history else 0.0,
+        seed=plan.seed,
+        notes={**plan.split.notes, "history": fitted.history},
+        **surroundings(lm.device, lm.dtype),
+    )
+
+
+def _tell_split(split: Split, watch: Watch) -> None:
+    held = (
+        (f"{len(split.selection)} held out" if split.selection else f"{len(split.folds)} folds")
+        if split.selected_on != "dev"
+        else "dev chooses the step"
+    )
+    watch.message(f"{split.task.name}: {split.notes['train']}")
+    overlap = split.notes["overlap_with_dev"]
+    removed = f", {overlap} left out that stand in dev" if overlap else ""
+    watch.message(f"{split.task.name}: {len(split.train)} training examples, {held}, {len(split.dev)} dev{removed}")
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    close = get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose {', '.join(names)}"

@@ -1,0 +1,36 @@
+"""Tasks: records in, text out, and scores for the text that comes back. No torch."""
+
+from softprompt.tasks.catalog import TASKS, get_task
+from softprompt.tasks.own_file import file_task
+from softprompt.tasks.reading import Reading, read_examples, read_split
+from softprompt.tasks.records import read_records
+from softprompt.tasks.selection import folds, hold_out, without_overlap
+from softprompt.tasks.task import (
+    SPLITS,
+    UNLABELLED,
+    Example,
+    Task,
+    headline,
+    illegal_rate,
+    with_task_name,
+)
+
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "UNLABELLED",
+    "Example",
+    "Reading",
+    "Task",
+    "file_task",
+    "folds",
+    "get_task",
+    "headline",
+    "hold_out",
+    "illegal_rate",
+    "read_examples",
+    "read_records",
+    "read_split",
+    "with_task_name",
+    "without_overlap",
+]

@@ -1,0 +1,230 @@
+"""What a task and an example are, and the pieces that casts are made of."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from softprompt.tasks.records import Numbered, read_records
+
+SPLITS = ("train", "dev", "test")
+
+UNLABELLED = "<unk>"
+"""The targets of an example without a label, as T5's casts have it (t5/data/preprocessors.py, glue)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One text to give to the model and the text wanted back."""
+
+    inputs: str
+    """The text given to the model, without the task's name."""
+    targets: str
+    """The text wanted; '<unk>' where the record carries no label (WSC's test file names the referent all the
+    same, and it stands here)."""
+    id: str
+    """Unique in its split and stable: the record's own idx or qid, or its line number."""
+    references: tuple[str, ...]
+    """Every right answer, the targets first; empty when unlabelled. WSC: 'True' or 'False', because what is
+    scored is whether the named referent is the right one."""
+    group: str | None = None
+    """Examples scored together: MultiRC (paragraph, question), ReCoRD (passage, query)."""
+    source: str | None = None
+    """Examples that must stay on one side of a held-out split: the passage, or the sentence."""
+    choices: tuple[str, ...] | None = None
+    """Candidates for rank scoring where they vary by example: ReCoRD's entities."""
+
+
+Cast = Callable[[Mapping[str, Any], str], list[Example]]
+Metrics = Callable[[Sequence[str], Sequence[Example]], dict[str, float]]
+Answer = Callable[[str, Example], str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """Where a task's records lie on the Hugging Face hub."""
+
+    id: str
+    """The data set's id, or a local folder of the same layout."""
+    config: str | None = None
+    """The data set's configuration."""
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"})
+    """Our split to the hub's."""
+    subset: str | None = None
+    """Only records whose column 'subset' holds this (MRQA)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One benchmark: how its records become examples, and how answers are scored."""
+
+    name: str
+    """'superglue/boolq'."""
+    version: str = "1"
+    """Grows whenever the text or the score of any example changes."""
+    labels: tuple[str, ...] | None
+    """Every legal answer; None where the answer is free text."""
+    cast: Cast
+    """(record, split) -> its examples, often one; for an id of '' the reader puts the line number."""
+    metrics: Metrics
+    """(predictions as decoded, examples) -> metric to value, 1 the best."""
+    answer: Answer
+    """(prediction, example) -> the answer an ensemble votes on; None if illegal."""
+    initial_texts: tuple[str, ...] = ()
+    """Texts for class-label initialisation (paper, section 3.2, footnote 7)."""
+    prefix: str = ""
+    """What T5 puts before the inputs: the task's name."""
+    template: tuple[str, str] | None = None
+    """Templates of inputs and targets, for a file of your own."""
+    folder: str = ""
+    """The official folder, 'superglue/BoolQ'."""
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Split to official file names; the first that exists is read."""
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Split to file patterns that are all read where no official file is."""
+    read: Callable[[Path], Numbered] = read_records
+    """The reader of one official file."""
+    hub: Hub | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Split to the official number of examples, after casting."""
+    unique_ids: bool = False
+    """Ids name a question in all files and splits (MRQA's qid), so files can be compared by them."""
+    distinct: bool = False
+    """Repeated examples of one file are dropped; those of several files always are."""
+    nested_sources: bool = False
+    """A source may be part of another: SST-2's train file holds phrases of its sentences."""
+
+
+def headline(metrics: Mapping[str, float]) -> float:
+    """The one number of a task: the mean of its metrics (paper, section 3)."""
+    if not metrics:
+        raise ValueError("there are no metrics to take the mean of")
+    return sum(metrics.values()) / len(metrics)
+
+
+def illegal_rate(predictions: Sequence[str], task: Task) -> float:
+    """The share of predictions, 0 to 1, that are no legal answer: no label of the task, or empty text."""
+    if not predictions:
+        raise ValueError("there are no predictions to take the illegal rate of")
+    nothing = Example(inputs="", targets="", id="", references=())
+    return sum(task.answer(prediction, nothing) is None for prediction in predictions) / len(predictions)
+
+
+def with_task_name(task: Task, example: Example) -> Example:
+    """The example as T5 trains on it, the task's name in front of the inputs; SQuAD-like tasks have none."""
+    return replace(example, inputs=f"{task.prefix} {example.inputs}") if task.prefix else example
+
+
+def nearest(wanted: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the known name nearest to the one wanted, or nothing."""
+    found = get_close_matches(wanted, list(known), n=1)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def column(record: Mapping[str, Any], *names: str) -> Any:
+    """The value of the first of these columns that the record has.
+
+    Raises ValueError naming the column wanted and the columns there are.
+    """
+    for name in names:
+        if name in record:
+            return record[name]
+    raise ValueError(f"no column '{names[0]}'; the columns are {', '.join(map(str, record)) or 'none'}")
+
+
+def text_column(record: Mapping[str, Any], *names: str) -> str:
+    """As `column`, for text; a number becomes text. Raises ValueError for None, a list or an object too."""
+    value = column(record, *names)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return str(value)
+    raise ValueError(f"column '{names[0]}' holds no text but {type(value).__name__}")
+
+
+def label_of(record: Mapping[str, Any], split: str, labels: Sequence[str], *names: str) -> str:
+    """The label's text, from its text, its number (also as text), or true and false for the second and first.
+
+    A test record may lack it, or have -1: '<unk>'. Elsewhere that is a ValueError, as is any other value.
+    """
+    names = names or ("label",)
+    if split == "test" and not any(name in record for name in names):
+        return UNLABELLED
+    value = column(record, *names)
+    if split == "test" and value in (None, "", -1, "-1"):
+        return UNLABELLED
+    if value in (None, ""):
+        raise ValueError(f"column '{names[0]}' is empty")
+    if isinstance(value, str) and value in labels:
+        return value
+    number = int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else -1
+    if not 0 <= number < len(labels):
+        raise ValueError(f"unknown label {value!r}; the labels are {_listed(labels)}{nearest(str(value), labels)}")
+    return labels[number]
+
+
+def own_id(record: Mapping[str, Any]) -> str:
+    """The record's idx, index, id or qid as text; '' if it has none."""
+    for name in ("qid", "idx", "index", "id"):
+        if record.get(name) not in (None, ""):
+            return str(record[name])
+    return ""
+
+
+def labelled(targets: str) -> tuple[str, ...]:
+    """The references of an example with one right answer: the targets, or none if unlabelled."""
+    return () if targets == UNLABELLED else (targets,)
+
+
+def fields_cast(
+    fields: Mapping[str, tuple[str, ...]],
+    labels: Sequence[str],
+    *,
+    label: tuple[str, ...] = ("label",),
+    source: str | None = None,
+) -> Cast:
+    """A cast that names each field and gives its text: 'premise: ... question: ...'.
+
+    `fields` is the name written to the columns it may stand in, in the order of the text; `source` the field
+    whose text names the example's source.
+    """
+
+    def cast(record: Mapping[str, Any], split: str) -> list[Example]:
+        texts = {name: text_column(record, *names) for name, names in fields.items()}
+        targets = label_of(record, split, labels, *label)
+        example = Example(
+            inputs=named(texts),
+            targets=targets,
+            id=own_id(record),
+            references=labelled(targets),
+            source=texts[source] if source else None,
+        )
+        return [example]
+
+    return cast
+
+
+def named(texts: Mapping[str, str]) -> str:
+    """'premise: Rain fell. question: cause', without spaces at the end, which T5's tokenizer drops.
+
+    Raises ValueError if there is no text in any of them.
+    """
+    if not any(text.strip() for text in texts.values()):
+        raise ValueError(f"the input is empty: no text in {', '.join(texts)}")
+    return " ".join(f"{name}: {text}" for name, text in texts.items()).rstrip()
+
+
+def label_answer(labels: Iterable[str]) -> Answer:
+    """An answer that is the prediction without spaces at its ends if that is a label, else None."""
+    legal = frozenset(labels)
+
+    def answer(prediction: str, example: Example) -> str | None:
+        return prediction.strip() if prediction.strip() in legal else None
+
+    return answer
+
+
+def _listed(labels: Sequence[str]) -> str:
+    shown = ", ".join(labels[:8])
+    return shown if len(labels) <= 8 else f"{shown} and {len(labels) - 8} more"

@@ -1,0 +1,337 @@
+"""Reading of official folders, files named by hand, and hub data sets, on files written here."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+
+from softprompt.tasks import TASKS, Example, get_task, read_examples, read_split
+
+
+def jsonl(path, *records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def text(path, content, encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode(encoding))
+    return path
+
+
+def boolq(number, **more):
+    return {"question": f"is {number} odd", "passage": f"N -- On {number}.", "idx": number, "label": True} | more
+
+
+def question(qid, answers=("Ola",)):
+    return {"qid": qid, "question": f"Who is {qid}?", "answers": list(answers)}
+
+
+def mrqa(*qids):
+    return {"context": "Ola met Per.", "qas": [question(qid) for qid in qids]}
+
+
+HEADER = {"header": {"dataset": "X", "split": "dev"}}
+
+
+@pytest.mark.parametrize("below", ["superglue/BoolQ", "BoolQ", "."])
+def test_the_folder_may_be_the_tasks_own_or_above_it(tmp_path, below):
+    jsonl(tmp_path / below / "val.jsonl", boolq(1), boolq(2))
+    assert [e.id for e in read_examples(get_task("boolq"), "dev", tmp_path)] == ["1", "2"]
+
+
+def test_parts_of_a_missing_training_file_are_all_read_without_repeats(tmp_path, caplog):
+    jsonl(tmp_path / "train_a.jsonl", boolq(1), boolq(2))
+    original = {"question": "is 2 odd", "title": "N", "passage": "On 2.", "answer": True}
+    text(tmp_path / "train_b.json", json.dumps([original, original | {"question": "is 3 odd"}]))
+    reading = read_split(get_task("boolq"), "train", tmp_path)
+    assert [e.id for e in reading.examples] == ["train_a:1", "train_a:2", "train_b:2"]
+    assert (reading.num_official, reading.num_repeated) == (9427, 1)
+    assert reading.share == pytest.approx(3 / 9427)
+    with caplog.at_level(logging.WARNING):
+        read_examples(get_task("boolq"), "train", tmp_path)
+    assert caplog.messages == [
+        "superglue/boolq train: 3 of 9,427 official examples from train_a.jsonl, train_b.json; 1 repeated left out"
+    ]
+
+
+def test_the_official_training_file_is_preferred_to_parts(tmp_path):
+    jsonl(tmp_path / "train_a.jsonl", boolq(1))
+    jsonl(tmp_path / "train.jsonl", boolq(2))
+    assert [e.id for e in read_examples(get_task("boolq"), "train", tmp_path)] == ["2"]
+
+
+def test_files_of_equal_name_keep_their_ids_apart(tmp_path):
+    files = [jsonl(tmp_path / name / "x.jsonl", boolq(number)) for number, name in enumerate("ab")]
+    ids = [e.id for e in read_examples(get_task("boolq"), "train", {"train": files})]
+    assert ids == [f"{files[0]}:0", f"{files[1]}:1"]
+
+
+def test_qqp_without_column_names_and_with_a_space_for_its_last_tab(tmp_path):
+    text(tmp_path / "train_some.tsv", '5\t1\t2\tIs "it?\tIs so? 0\n6\t3\t4\tIs?\tSo?\t1\n')
+    text(tmp_path / "sample10k/dev.json", '{"0": {"text_a": "Is?", "text_b": "No?", "label": "0"}}')
+    examples = read_examples(get_task("qqp"), "train", tmp_path)
+    assert [(e.id, e.inputs, e.targets) for e in examples] == [
+        ("dev:1", "question1: Is? question2: No?", "not_duplicate"),
+        ("train_some:5", 'question1: Is "it? question2: Is so?', "not_duplicate"),
+        ("train_some:6", "question1: Is? question2: So?", "duplicate"),
+    ]
+
+
+def test_qqp_with_column_names_and_with_a_broken_row(tmp_path):
+    names = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    text(tmp_path / "dev.tsv", names + "5\t1\t2\tIs?\tSo?\t1\n")
+    assert [e.targets for e in read_examples(get_task("qqp"), "dev", tmp_path)] == ["duplicate"]
+    text(tmp_path / "train.tsv", names + "5\t1\t2\tIs it so?\n")
+    with pytest.raises(ValueError, match=r"train.tsv, line 2: 4 fields, but there are 6 columns"):
+        read_examples(get_task("qqp"), "train", tmp_path)
+
+
+def test_mrpc_begins_with_a_byte_order_mark_and_is_not_quoted(tmp_path):
+    text(tmp_path / "dev.tsv", '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\t" A .\tB . "\n')
+    (example,) = read_examples(get_task("mrpc"), "dev", tmp_path)
+    assert (example.inputs, example.id) == ('sentence1: " A . sentence2: B . "', "2")
+
+
+def test_sst2_lines_may_end_in_cr_lf(tmp_path):
+    path = text(tmp_path / "test-labeled.tsv", "sentence\tlabel\r\na dull film .\t0\r\n")
+    (example,) = read_examples(get_task("sst2"), "test", {"test": path})
+    assert (example.inputs, example.targets) == ("sentence: a dull film .", "negative")
+
+
+def test_cola_training_files_have_no_column_names(tmp_path):
+    text(tmp_path / "train.tsv", "x1\t1\t\tIda sleeps.\nx1\t0\t*\tIda sleep.\n")
+    examples = read_examples(get_task("cola"), "train", tmp_path)
+    assert [(e.id, e.targets) for e in examples] == [("1", "acceptable"), ("2", "unacceptable")]
+    text(tmp_path / "test.tsv", "index\tsentence\n0\tIda slept.\n")
+    (example,) = read_examples(get_task("cola"), "test", tmp_path)
+    assert (example.id, example.inputs, example.targets) == ("0", "sentence: Ida slept.", "<unk>")
+
+
+def test_mnli_has_two_dev_files_and_one_training_file(tmp_path):
+    for number, name in enumerate(("train", "dev_matched", "dev_mismatched")):
+        row = f"{number}\tIt rained.\tIt was wet {number}.\tneutral\n"
+        text(tmp_path / "MNLI" / f"{name}.tsv", "index\tsentence1\tsentence2\tgold_label\n" + row)
+    ids = {
+        (name, split): read_examples(get_task(name), split, tmp_path)[0].id
+        for name in ("mnli", "mnli_mismatched")
+        for split in ("train", "dev")
+    }
+    assert list(ids.values()) == ["0", "1", "0", "2"]
+
+
+def test_the_diagnostic_sets_are_test_splits(tmp_path):
+    record = {"sentence1": "It rained.", "sentence2": "Wet.", "label": "entailment", "idx": 0}
+    jsonl(tmp_path / "AX-b" / "AX-b.jsonl", record)
+    assert read_examples(get_task("axb"), "test", tmp_path)[0].targets == "entailment"
+    with pytest.raises(ValueError, match="superglue/axb has no dev split; it has test"):
+        read_examples(get_task("axb"), "dev", tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_sentence_polarity_is_split_by_its_sentences_in_either_encoding(tmp_path, encoding):
+    negative = [f"dull plot {number} ." for number in range(150)]
+    positive = ["a fine caf\xe9 film .", "A fine caf\xe9 film ."] + [f"bright role {n} ." for n in range(150)]
+    text(tmp_path / "rt-polarity.neg", "\n".join([*negative, negative[0]]) + "\n", encoding)
+    text(tmp_path / "rt-polarity.pos", "\n".join(positive) + "\n", encoding)
+    task = get_task("sentence_polarity")
+    train, dev = (read_split(task, split, tmp_path) for split in ("train", "dev"))
+    both = [*train.examples, *dev.examples]
+    assert len(both) == 302
+    assert train.num_repeated + dev.num_repeated == 1
+    assert 10 < len(dev.examples) < 60
+    assert {e.inputs for e in train.examples}.isdisjoint(e.inputs for e in dev.examples)
+    cafe = [e for e in both if "caf\xe9" in e.inputs]
+    assert {e.id.split("-")[0] for e in cafe} == {"pos"}
+    assert len({e in dev.examples for e in cafe}) == 1
+
+
+def test_sentence_polarity_needs_both_files(tmp_path):
+    text(tmp_path / "rt-polarity.neg", "dull .\n")
+    with pytest.raises(ValueError, match=r"no file .*rt-polarity.pos; sentence_polarity is two files"):
+        read_examples(get_task("sentence_polarity"), "train", tmp_path)
+
+
+def test_few_shot_files_are_joined_by_question(tmp_path):
+    jsonl(tmp_path / "train_fewshot" / "seed-1.jsonl", HEADER, mrqa("a", "b"))
+    jsonl(tmp_path / "train_fewshot" / "seed-2.jsonl", HEADER, mrqa("b", "c"))
+    reading = read_split(get_task("squad"), "train", tmp_path)
+    assert [e.id for e in reading.examples] == ["a", "b", "c"]
+    assert reading.num_repeated == 1
+
+
+def test_sets_without_training_data_have_no_train_split(tmp_path):
+    article = {"data": [{"paragraphs": [{"context": "Ola met Per.", "qas": [question("a") | {"id": "a"}]}]}]}
+    text(tmp_path / "robustqa_train.json", json.dumps(article))
+    with pytest.raises(ValueError, match="mrqa/race has no train split; it has dev"):
+        read_examples(get_task("race"), "train", tmp_path)
+    assert [e.id for e in read_examples(get_task("race"), "dev", tmp_path)] == ["a"]
+
+
+def test_training_on_questions_that_are_scored_is_refused(tmp_path):
+    part = jsonl(tmp_path / "robustqa_train.json", mrqa("a", "b"))
+    other = jsonl(tmp_path / "robustqa_val.json", mrqa("c"))
+    dev = jsonl(tmp_path / "dev.jsonl", HEADER, mrqa("a", "b", "c"))
+    message = "2 of 2 questions of robustqa_train.json are also in dev.jsonl, which is scored"
+    with pytest.raises(ValueError, match=message):
+        read_examples(get_task("duorc"), "train", {"train": part, "dev": dev})
+    with pytest.raises(ValueError, match=message):
+        read_examples(get_task("duorc"), "train", {"train": part})
+    assert len(read_examples(get_task("duorc"), "train", {"train": part, "dev": other})) == 2
+
+
+def test_training_on_a_part_of_a_dev_set_that_is_only_there_in_parts_is_refused(tmp_path):
+    part = jsonl(tmp_path / "robustqa_train.json", mrqa("a"))
+    jsonl(tmp_path / "robustqa_val.json", mrqa("b"))
+    with pytest.raises(ValueError, match=r"1 of 1 questions of robustqa_train.json are also in robustqa_train.json, "):
+        read_examples(get_task("race"), "train", {"train": part})
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("validation", "no split named 'validation'; there are train, dev, test; did you mean 'dev'?"),
+        ("trian", "no split named 'trian'; there are train, dev, test; did you mean 'train'?"),
+    ],
+)
+def test_wrong_split_names_offer_the_nearest(tmp_path, split, message):
+    with pytest.raises(ValueError) as error:
+        read_examples(get_task("boolq"), split, tmp_path)
+    assert str(error.value) == message
+    with pytest.raises(ValueError, match=f"no split named '{split}'"):
+        read_examples(get_task("boolq"), "dev", {split: "x.jsonl"})
+
+
+def test_missing_files_and_folders_are_told(tmp_path):
+    task = get_task("boolq")
+    with pytest.raises(ValueError, match=r"no dev file of superglue/boolq in .*; looked for val.jsonl, dev.jsonl"):
+        read_examples(task, "dev", tmp_path)
+    with pytest.raises(ValueError, match=r"nowhere is no folder; give the folder that holds superglue/BoolQ"):
+        read_examples(task, "dev", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no files were given for the dev split; there are files for train"):
+        read_examples(task, "dev", {"train": "x.jsonl"})
+    with pytest.raises(ValueError, match=r"no file .*x.jsonl"):
+        read_examples(task, "train", {"train": tmp_path / "x.jsonl"})
+
+
+def test_records_that_do_not_fit_are_told_with_file_and_line(tmp_path):
+    bad = jsonl(tmp_path / "val.jsonl", boolq(1), {"passage": "x", "label": True})
+    with pytest.raises(ValueError, match=r"val.jsonl, line 2: no column 'question'; the columns are passage, label"):
+        read_examples(get_task("boolq"), "dev", {"dev": bad})
+    bad = jsonl(tmp_path / "multirc.jsonl", {"idx": 0, "passage": {"text": "x", "questions": [{}]}})
+    with pytest.raises(ValueError, match=r"multirc.jsonl, line 1: no column 'answers'; the columns are none"):
+        read_examples(get_task("multirc"), "dev", {"dev": bad})
+    bad = jsonl(tmp_path / "record.jsonl", {"idx": 0, "passage": {"text": "x"}, "qas": []})
+    with pytest.raises(ValueError, match=r"record.jsonl, line 1: not a record of superglue/record \(KeyError"):
+        read_examples(get_task("record"), "dev", {"dev": bad})
+
+
+def test_repeated_ids_and_files_without_examples_are_errors(tmp_path):
+    twice = jsonl(tmp_path / "twice.jsonl", boolq(1), boolq(1, question="is it"))
+    with pytest.raises(ValueError, match=r"the id '1' stands twice in .*twice.jsonl"):
+        read_examples(get_task("boolq"), "dev", {"dev": twice})
+    header = jsonl(tmp_path / "header.jsonl", HEADER)
+    with pytest.raises(ValueError, match=r"no dev examples of mrqa/squad in .*header.jsonl"):
+        read_examples(get_task("squad"), "dev", {"dev": header})
+
+
+def hub_folder(path, config, **splits):
+    """A local folder in the layout of a hub data set of Parquet files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (path / config).mkdir(parents=True)
+    lines = ["---", "configs:", f"- config_name: {config}", "  data_files:"]
+    for split, rows in splits.items():
+        pq.write_table(pa.Table.from_pylist(rows), path / config / f"{split}-00000-of-00001.parquet")
+        lines += [f"  - split: {split}", f"    path: {config}/{split}-*"]
+    (path / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return str(path)
+
+
+def on_hub(name, folder):
+    task = get_task(name)
+    return replace(task, hub=replace(task.hub, id=folder))
+
+
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+
+
+def test_the_hub_is_read_through_datasets(tmp_path):
+    rows = [{"question": "is 1 odd", "passage": "N -- On 1.", "idx": 1, "label": 1}]
+    folder = hub_folder(tmp_path / "hub", "boolq", train=rows, validation=rows, test=[rows[0] | {"label": -1}])
+    task = on_hub("boolq", folder)
+    assert read_examples(task, "dev") == [
+        Example(
+            inputs="passage: N -- On 1. question: is 1 odd",
+            targets="True",
+            id="1",
+            references=("True",),
+            source="N -- On 1.",
+        )
+    ]
+    assert read_examples(task, "test")[0].targets == "<unk>"
+    assert read_split(task, "train").files == (f"{folder} boolq train",)
+
+
+def test_the_hubs_nested_columns_are_read(tmp_path):
+    row = {"paragraph": "Ola met Per.", "question": "Who?", "answer": "Per", "label": 1}
+    rows = [row | {"idx": {"paragraph": 0, "question": 1, "answer": 2}}]
+    task = on_hub("multirc", hub_folder(tmp_path / "hub", "multirc", validation=rows))
+    assert [(e.id, e.targets) for e in read_examples(task, "dev")] == [("0-1-2", "True")]
+
+
+def test_the_hubs_mrqa_is_cut_to_the_tasks_subset(tmp_path):
+    rows = [{"subset": name, "context": "Ola met Per.", **question(name)} for name in ("DROP", "RACE")]
+    task = on_hub("race", hub_folder(tmp_path / "hub", "plain_text", test=rows))
+    assert [e.id for e in read_examples(task, "dev")] == ["RACE"]
+    with pytest.raises(ValueError, match="mrqa/race has no train split; it has dev"):
+        read_examples(task, "train")
+
+
+def test_the_hubs_split_of_sentence_polarity_is_replaced_by_ours(tmp_path):
+    rows = [{"text": f"a fine film {number} .", "label": 1} for number in range(60)]
+    folder = hub_folder(tmp_path / "hub", "default", train=rows[:40], validation=rows[40:50], test=rows[50:])
+    task = on_hub("sentence_polarity", folder)
+    train, dev = (read_examples(task, split) for split in ("train", "dev"))
+    assert len(train) + len(dev) == 60
+    assert 0 < len(dev) < 20
+    (tmp_path / "rt-polarity.pos").write_text("".join(row["text"] + "\n" for row in reversed(rows)))
+    (tmp_path / "rt-polarity.neg").write_text("dull .\n")
+    from_files = read_examples(task, "dev", tmp_path)
+    assert {e.inputs for e in dev} == {e.inputs for e in from_files if e.targets == "positive"}
+
+
+def test_a_hub_that_cannot_be_read_is_one_line(tmp_path):
+    task = on_hub("boolq", str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"cannot read .*nowhere boolq validation from the hub \(.*; or give a folder"):
+        read_examples(task, "dev")
+
+
+def test_task_names_are_found_without_suite_capitals_and_dashes():
+    assert get_task("superglue/boolq") is get_task("BoolQ") is TASKS["superglue/boolq"]
+    assert get_task("sst-2") is get_task("glue/SST-2") is TASKS["glue/sst2"]
+    assert get_task("natural-questions") is TASKS["mrqa/natural_questions"]
+    assert all(task.name == name for name, task in TASKS.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("superglue/boolk", "no task named 'superglue/boolk'; did you mean 'superglue/boolq'?"),
+        ("boolk", "no task named 'boolk'; did you mean 'boolq'?"),
+        ("zzzzzz", "no task named 'zzzzzz'"),
+        ("rte", "several tasks are named 'rte': superglue/rte and glue/rte; give the full name"),
+    ],
+)
+def test_unknown_task_names_offer_the_nearest(name, message):
+    with pytest.raises(ValueError) as error:
+        get_task(name)
+    assert str(error.value) == message

@@ -1,0 +1,152 @@
+from collections import Counter
+
+import pytest
+
+from softprompt.tasks import Example, file_task, folds, get_task, hold_out, without_overlap
+
+LABELLED = file_task(inputs="{text}", targets="{label}", labels=["a", "b", "c"])
+SST2 = get_task("sst2")
+
+
+def examples(*rows):
+    return [
+        Example(inputs=text, targets=label, id=str(number), references=(label,), source=source)
+        for number, (text, label, source) in enumerate(rows)
+    ]
+
+
+def labelled(**counts):
+    return examples(*[(f"{label} {n}", label, None) for label, count in counts.items() for n in range(count)])
+
+
+def phrases(*texts):
+    return [
+        Example(inputs=f"sentence: {text}", targets=label, id=str(n), references=(label,), source=text)
+        for n, (text, label) in enumerate(texts)
+    ]
+
+
+def ids(some):
+    return [example.id for example in some]
+
+
+def test_labels_keep_their_shares_in_the_held_out_part():
+    # 10 % of 119, 115 and 16 is 11.9, 11.5 and 1.6: largest remainders to a sum of 25.
+    train, held = hold_out(labelled(a=119, b=115, c=16), LABELLED, seed=3)
+    assert Counter(e.targets for e in held) == {"a": 12, "b": 11, "c": 2}
+    assert len(train) == 225
+    assert sorted(ids(train) + ids(held), key=int) == [str(n) for n in range(250)]
+
+
+def test_the_seed_alone_decides_what_is_held_out():
+    rows = labelled(a=50, b=50)
+    assert hold_out(rows, LABELLED, seed=1) == hold_out(rows, LABELLED, seed=1)
+    assert ids(hold_out(rows, LABELLED, seed=1)[1]) != ids(hold_out(rows, LABELLED, seed=2)[1])
+    assert ids(hold_out(rows, LABELLED, seed=1)[0]) == sorted(ids(hold_out(rows, LABELLED, seed=1)[0]), key=int)
+
+
+def test_examples_of_one_source_stay_together():
+    rows = examples(*[(f"question {n}", "ab"[n % 2], f"passage {n // 4}") for n in range(80)])
+    train, held = hold_out(rows, LABELLED, fraction=0.2, seed=0)
+    assert len(held) == 16
+    assert {e.source for e in train}.isdisjoint(e.source for e in held)
+
+
+def test_equal_inputs_without_a_source_stay_together():
+    rows = examples(*[(f"text {n // 2}", "a", None) for n in range(40)])
+    train, held = hold_out(rows, LABELLED, seed=0)
+    assert len(held) == 4
+    assert {e.inputs for e in train}.isdisjoint(e.inputs for e in held)
+
+
+def test_large_sources_still_leave_something_held_out():
+    rows = examples(*[(f"question {n}", "a", f"passage {min(n // 4, 2)}") for n in range(20)])
+    train, held = hold_out(rows, LABELLED, seed=0)
+    assert (len(train), len(held)) == (16, 4)
+
+
+def test_held_out_parts_that_cannot_be_made_are_errors():
+    with pytest.raises(ValueError, match=r"fraction is 1.5, but must be between 0 and 1"):
+        hold_out(labelled(a=9), LABELLED, fraction=1.5, seed=0)
+    one_source = examples(*[(f"question {n}", "a", "passage") for n in range(9)])
+    with pytest.raises(ValueError, match="9 examples of one source cannot be split into two parts"):
+        hold_out(one_source, LABELLED, seed=0)
+
+
+def test_folds_are_disjoint_and_together_everything():
+    rows = labelled(a=119, b=115, c=16)
+    made = folds(rows, LABELLED, num_folds=5, seed=4)
+    assert sorted((i for _, held in made for i in ids(held)), key=int) == ids(rows)
+    for train, held in made:
+        assert set(ids(train)) == set(ids(rows)) - set(ids(held))
+        counts = Counter(e.targets for e in held)
+        assert counts["a"] in (23, 24) and counts["b"] == 23 and counts["c"] in (3, 4)
+    assert made == folds(rows, LABELLED, num_folds=5, seed=4)
+
+
+def test_folds_keep_sources_together():
+    rows = examples(*[(f"question {n}", "ab"[n % 2], f"passage {n // 3}") for n in range(60)])
+    for train, held in folds(rows, LABELLED, num_folds=4, seed=0):
+        assert len(held) == 15
+        assert {e.source for e in train}.isdisjoint(e.source for e in held)
+
+
+def test_folds_that_cannot_be_made_are_errors():
+    with pytest.raises(ValueError, match="num_folds is 1, but must be 2 or more"):
+        folds(labelled(a=9), LABELLED, num_folds=1, seed=0)
+    with pytest.raises(ValueError, match="3 examples of 3 sources cannot make 5 folds"):
+        folds(labelled(a=3), LABELLED, seed=0)
+
+
+def test_phrases_leave_training_with_the_held_out_sentence_they_are_part_of():
+    rows = phrases(
+        ("the plot is thin and dull .", "negative"),
+        ("thin and dull", "negative"),
+        ("dull .", "negative"),
+        ("a bright and funny film", "positive"),
+        ("bright and funny", "positive"),
+        ("and", "positive"),
+    )
+    for seed in range(6):
+        train, held = hold_out(rows, SST2, fraction=0.5, seed=seed)
+        (sentence,) = held
+        # 'and' is a phrase of both sentences and never stays.
+        assert (ids(held), ids(train)) in ((["0"], ["3", "4"]), (["3"], ["0", "1", "2"])), sentence
+
+
+def test_a_phrase_is_a_run_of_whole_tokens():
+    rows = phrases(
+        ("an unfunny film", "negative"),
+        ("funny film", "negative"),
+        ("unfunny bad film", "negative"),
+        ("unfunny film", "negative"),
+        ("an film", "negative"),
+    )
+    held = {i for seed in range(30) for i in ids(hold_out(rows, SST2, fraction=0.3, seed=seed)[1])}
+    # Only 'unfunny film' is a run of another: of 'an unfunny film'.
+    assert held == {"0", "1", "2", "4"}
+
+
+def test_repeated_sentences_are_held_out_together():
+    rows = phrases(("a fine film", "positive"), ("a fine film", "positive"), ("a dull film", "negative"))
+    for seed in range(8):
+        train, held = hold_out(rows, SST2, fraction=0.4, seed=seed)
+        assert {e.source for e in train}.isdisjoint(e.source for e in held)
+
+
+def test_folds_of_nested_sources_hold_whole_sentences_and_train_on_none_of_their_phrases():
+    rows = phrases(
+        *[(f"film {n} is fine", "positive") for n in range(10)], *[(f"{n} is", "positive") for n in range(10)]
+    )
+    for train, held in folds(rows, SST2, num_folds=5, seed=0):
+        assert [e.source.split()[0] for e in held] == ["film", "film"]
+        numbers = {e.source.split()[1] for e in held}
+        assert len(train) == 16
+        assert all(numbers.isdisjoint(e.source.split()) for e in train)
+
+
+def test_overlap_is_found_after_folding_case_spaces_and_punctuation():
+    rows = examples(("It 's fine .", "a", None), ("Other", "a", None), ("...", "a", None))
+    others = examples(("it's  FINE", "b", None), ("?!", "b", None))
+    kept, num_dropped = without_overlap(rows, others)
+    assert ([e.inputs for e in kept], num_dropped) == (["Other", "..."], 1)
