@@ -47,10 +47,7 @@ class Side:
     prompt_length: int
     dtype: str = "float32"
     compiled: bool = False
-    max_tokens: int = 0
-    """Ours: tokens of a micro-batch."""
-    device_batch: int = DOCUMENTED_BATCH
-    """PEFT's: rows of a forward pass; gradients are accumulated over the passes of a step."""
+    """Whether each transformer block is under torch.compile, for any shape."""
     keep_freed_memory: bool = True
     """Ours: whether glibc is asked to keep what is freed, as `softprompt.load` does."""
 
@@ -58,6 +55,17 @@ class Side:
     def is_encoder_decoder(self) -> bool:
         """Whether the model is one of the T5 shapes."""
         return self.model in SHAPES
+
+
+class Layout(NamedTuple):
+    """How a side cuts a step's rows into forward passes; each side reads its own fields."""
+
+    max_tokens: int
+    """Ours: tokens of a micro-batch, padding and prompts in front included."""
+    max_length: int
+    """PEFT as documented: what every input is padded to."""
+    device_batch: int = DOCUMENTED_BATCH
+    """PEFT: rows of a forward pass; gradients are accumulated over the passes of a step."""
 
 
 class Pass(NamedTuple):
@@ -77,15 +85,15 @@ class Pass(NamedTuple):
 class Computes(Protocol):
     """What a worker needs of a side."""
 
-    def step(self, rows: Sequence[Row], dropout: float, max_length: int) -> None:
-        """One optimizer step on these rows. max_length: what a padded input is padded to."""
+    def step(self, rows: Sequence[Row], dropout: float, layout: Layout) -> None:
+        """One optimizer step on these rows."""
         ...
 
-    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor) -> tuple[float, Tensor]:
+    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor, layout: Layout) -> tuple[float, Tensor]:
         """The summed loss over target tokens, and its gradient [p d], without dropout."""
         ...
 
-    def passes(self, rows: Sequence[Row], max_length: int) -> list[Pass]:
+    def passes(self, rows: Sequence[Row], layout: Layout) -> list[Pass]:
         """The shapes that `step` computes."""
         ...
 
@@ -139,25 +147,24 @@ class Ours:
             self.lm = backbone.FrozenLM(hf_model(side), AutoTokenizer.from_pretrained(side.source), name=side.model)
         if side.compiled:
             self.lm.compile()
-        self.max_tokens = side.max_tokens
         self.prompt = self.lm.embeddings[: side.prompt_length].float().clone()
         self.optimizer = AdamW(learning_rate=1e-3)
         self.state = self.optimizer.init(self.prompt)
 
-    def step(self, rows: Sequence[Row], dropout: float, max_length: int) -> None:
+    def step(self, rows: Sequence[Row], dropout: float, layout: Layout) -> None:
         seeds = [row.index for row in rows] if dropout else None
-        gradient, _ = self._gradient(rows, self.prompt, dropout, seeds)
+        gradient, _ = self._gradient(rows, self.prompt, layout.max_tokens, dropout, seeds)
         self.optimizer.update(self.prompt, gradient, self.state)
 
-    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor) -> tuple[float, Tensor]:
-        gradient, loss = self._gradient(rows, prompt, 0.0, None)
+    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor, layout: Layout) -> tuple[float, Tensor]:
+        gradient, loss = self._gradient(rows, prompt, layout.max_tokens, 0.0, None)
         return loss, gradient
 
-    def passes(self, rows: Sequence[Row], max_length: int) -> list[Pass]:
+    def passes(self, rows: Sequence[Row], layout: Layout) -> list[Pass]:
         p = len(self.prompt)
         t5 = self.lm.is_encoder_decoder
         passes = [] if t5 else [Pass(1, p, 0, 0, 0)]
-        for places in micro_batches([row.num_tokens for row in rows], self.max_tokens, extra=p if t5 else 0):
+        for places in micro_batches([row.num_tokens for row in rows], layout.max_tokens, extra=p if t5 else 0):
             taken = [rows[i] for i in places]
             inputs, targets = max(len(r.ids) for r in taken), max(len(r.target) for r in taken)
             logits = sum(len(r.target) for r in taken)
@@ -166,14 +173,12 @@ class Ours:
         return passes
 
     def _gradient(
-        self, rows: Sequence[Row], prompt: Tensor, dropout: float, seeds: list[int] | None
+        self, rows: Sequence[Row], prompt: Tensor, max_tokens: int, dropout: float, seeds: list[int] | None
     ) -> tuple[Tensor, float]:
         from softprompt.training import gradients
 
         worn = [0] * len(rows)
-        found, sums, _ = gradients(
-            self.lm, [prompt], rows, worn, max_tokens=self.max_tokens, dropout=dropout, seeds=seeds
-        )
+        found, sums, _ = gradients(self.lm, [prompt], rows, worn, max_tokens=max_tokens, dropout=dropout, seeds=seeds)
         return found[0], sums[0]
 
 
@@ -197,16 +202,16 @@ class Peft:
                 block.compile(dynamic=True)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
 
-    def step(self, rows: Sequence[Row], dropout: float, max_length: int) -> None:
+    def step(self, rows: Sequence[Row], dropout: float, layout: Layout) -> None:
         self._set_dropout(dropout)
-        batches = self._batches(rows, max_length)
+        batches = self._batches(rows, layout)
         for batch in batches:
             loss = self.model(**batch).loss / len(batches)
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor) -> tuple[float, Tensor]:
+    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor, layout: Layout) -> tuple[float, Tensor]:
         """PEFT averages the loss over target tokens, so loss and gradient are multiplied by their number.
 
         A decoder-only model reads one row at a time: PEFT puts padding between prompt and text and counts it as
@@ -230,24 +235,24 @@ class Peft:
             self.table.copy_(before)
         return total, gradient
 
-    def passes(self, rows: Sequence[Row], max_length: int) -> list[Pass]:
+    def passes(self, rows: Sequence[Row], layout: Layout) -> list[Pass]:
         t5, p = self.side.is_encoder_decoder, self.side.prompt_length
         passes = []
-        for batch in self._batches(rows, max_length):
+        for batch in self._batches(rows, layout):
             b, t = batch["input_ids"].shape
             targets = batch["labels"].shape[1] if t5 else 0
             passes.append(Pass(b, p + t, 0, targets, b * (targets or p + t)))
         return passes
 
-    def _batches(self, rows: Sequence[Row], max_length: int) -> list[dict[str, Tensor]]:
+    def _batches(self, rows: Sequence[Row], layout: Layout) -> list[dict[str, Tensor]]:
         """What its DataLoader yields for one step."""
         from torch.utils.data import DataLoader
 
-        size = self.side.device_batch
+        size = layout.device_batch
         if self.is_best:
             grouped: Any = sorted(rows, key=lambda row: -row.num_tokens)
             return list(DataLoader(grouped, batch_size=size, collate_fn=lambda group: self._padded(group, None)))
-        whole = self._padded(rows, max_length)
+        whole = self._padded(rows, layout.max_length)
         records: Any = [{name: values[i] for name, values in whole.items()} for i in range(len(rows))]
         return list(DataLoader(records, batch_size=size))
 
@@ -356,22 +361,22 @@ class Worker:
         """Return when the model is built."""
         self._answer()
 
-    def time(self, rows: Sequence[Row], dropout: float, max_length: int) -> float:
+    def time(self, rows: Sequence[Row], dropout: float, layout: Layout) -> float:
         """Seconds of one step."""
-        return self._ask("time", rows, dropout, max_length)
+        return self._ask("time", rows, dropout, layout)
 
-    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor) -> tuple[float, Tensor]:
+    def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor, layout: Layout) -> tuple[float, Tensor]:
         """As the side's own."""
-        loss, gradient = self._ask("loss_and_gradient", rows, prompt.numpy())
+        loss, gradient = self._ask("loss_and_gradient", rows, prompt.numpy(), layout)
         return loss, torch.from_numpy(gradient)
 
     def first_vectors(self) -> Float[Tensor, "p d"]:
         """A prompt to compare gradients on: the table's first rows."""
         return torch.from_numpy(self._ask("first_vectors"))
 
-    def passes(self, rows: Sequence[Row], max_length: int) -> list[Pass]:
+    def passes(self, rows: Sequence[Row], layout: Layout) -> list[Pass]:
         """As the side's own."""
-        return self._ask("passes", rows, max_length)
+        return self._ask("passes", rows, layout)
 
     def reset_peak(self) -> None:
         """Begin counting peak memory anew (Linux; elsewhere the peak is the process's)."""
@@ -421,8 +426,8 @@ def _respond(computes: Any, what: str, given: tuple[Any, ...]) -> Any:
         computes.step(*given)
         return time.perf_counter() - started
     if what == "loss_and_gradient":
-        rows, prompt = given
-        loss, gradient = computes.loss_and_gradient(rows, torch.from_numpy(prompt))
+        rows, prompt, layout = given
+        loss, gradient = computes.loss_and_gradient(rows, torch.from_numpy(prompt), layout)
         return loss, gradient.detach().float().numpy()
     if what == "first_vectors":
         return computes.prompt.numpy()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.backbone import FrozenLM, load
+from softprompt.backbone import SMOLLM2, FrozenLM, load
 from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
 from softprompt.evaluation import Evaluation, Result, append_rows, judge, predict, surroundings
 from softprompt.inference import Engine, Progress
@@ -43,6 +43,7 @@ SELECTIONS = ("auto", "held-out", "cross-validation", "dev")
 
 Data = str | Path | Mapping[str, Sequence[str | Path]] | None
 
+MODELS = {SMOLLM2: "SmolLM2-135M-Instruct, Q4_1 dequantised"}  # what rows call a model whose name says too little
 SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
 SMALL = 500  # ours, docs/design.md: below this many examples the held-out part is cross-validation folds
 NUM_FOLDS = 3  # ours: members of the same run, so each costs as much as one more seed
@@ -512,7 +513,7 @@ def _deliver(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, sever
     dev = None
     if split.dev:
         dev = evaluate(lm, [fitted.prompt], split.task, split.dev, split.form, scoring=scoring, watch=watch)[0]
-    prompt = SoftPrompt(fitted.prompt, _card(lm, plan, fitted, dev))
+    prompt = SoftPrompt(fitted.prompt, _card(config, lm, plan, fitted, dev))
     name = f"{split.task.name.replace('/', '-')}-seed-{plan.seed}" if several else ""
     folder = config.out / name
     save_prompt(prompt, folder)
@@ -552,8 +553,9 @@ def evaluate(
     return [judge(task, examples, answers[place :: len(worn)]) for place in range(len(worn))]
 
 
-def _card(lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: Evaluation | None) -> Card:
+def _card(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: Evaluation | None) -> Card:
     task = plan.split.task
+    recipe = {**asdict(plan.train), "metric": config.metric, "group_by": config.group_by}
     return Card(
         model_name=lm.name,
         model_fingerprint=lm.fingerprint,
@@ -564,7 +566,7 @@ def _card(lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: Evaluation | None) -> 
         labels=task.labels or (),
         text=plan.split.form.to_json(),
         init=plan.init,
-        recipe=json.loads(json.dumps(asdict(plan.train))),
+        recipe=json.loads(json.dumps({**recipe, "selection_score": fitted.score})),
         selection=plan.split.selected_on,
         dev_metrics=dict(dev.metrics) if dev else {},
         step=fitted.step,
@@ -578,7 +580,7 @@ def _result(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: E
     return Result(
         experiment="train",
         config={**own, "train": json.loads(json.dumps(asdict(plan.train))), "prompt_length": plan.setting[0]},
-        model=lm.name,
+        model=MODELS.get(lm.name, lm.name),
         task=plan.split.task.name,
         split="dev",
         selection=plan.split.selected_on,

@@ -1,0 +1,482 @@
+"""What a prompt has to beat, on the same rows: the majority class, words, frozen states and plain wordings.
+
+    python benchmarks/baselines.py --task superglue/rte superglue/cb --data DIR
+
+Each method is fitted on the rows that a run trains on, chooses on the rows that a run chooses on, and answers the
+official dev set once. Every task and method is one row of results/baselines.jsonl; a row that stands there with the
+same settings is not made again, so an interrupted command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from softprompt.backbone import SMOLLM2, FrozenLM, load
+from softprompt.data import SEPARATOR, TextFormat, collate, encode_examples, encode_target, micro_batches
+from softprompt.evaluation import Evaluation, Result, append_rows, judge, surroundings
+from softprompt.inference import MAX_TOKENS, Prediction, Progress
+from softprompt.run import Data, RunConfig, Split, Watch, evaluate, prepare
+from softprompt.tasks import Example, Task, get_task, read_split, without_overlap
+
+METHODS = ("majority", "tfidf", "probe", "zero-shot")
+MODEL_NAMES = {SMOLLM2: "SmolLM2-135M-Instruct, Q4_1 dequantised"}
+POLARITY = "classification/sentence_polarity"
+POLARITY_FOLDER = Path("runs/sentence_polarity")
+
+# All ours. Inverse penalties of the logistic regression: words want a weak penalty, a few hundred standardised
+# features a strong one.
+TFIDF_C = (0.1, 1.0, 10.0, 100.0)
+PROBE_C = (0.001, 0.01, 0.1, 1.0)
+NGRAMS = (1, 2)
+MAX_ITERATIONS = 2_000
+NUM_SELECTION = 200
+SUBSET_SEED = 0
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One way to ask the bare model. '{labels}' becomes 'this, that or another'."""
+
+    name: str
+    before: str
+    after: str
+    chat: bool = False
+    """Whether the text is a user's turn in the model's chat template."""
+
+    def __str__(self) -> str:
+        text = f"{self.before}{{inputs}}{self.after}"
+        return f"chat template: {text}" if self.chat else text
+
+
+# The first is what prompts are trained on; an encoder-decoder has no separator there.
+WORDINGS = (
+    Wording("separator", "", SEPARATOR),
+    Wording("options", "", "\nOptions: {labels}\nThe right option is"),
+    Wording("question", "", "\nQuestion: which is it, {labels}?\nAnswer:"),
+    Wording("instruction", "Choose the answer that fits the text: {labels}.\n\nText: ", "\n\nChosen answer:"),
+    Wording("chat", "", "\n\nAnswer with one of these: {labels}.", chat=True),
+)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a method says about the dev set, and how it got there."""
+
+    evaluation: Evaluation
+    selection: str
+    """What chose its setting: held-out, cross-validation, or none."""
+    seconds: float
+    """Seconds of fitting and choosing, the dev set not included."""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+# Without a language model ------------------------------------------------------------------------------------------
+
+
+def majority(split: Split) -> Answered:
+    """The commonest label of the training rows for every example; of equals, the first of the task's labels."""
+    counts = Counter(example.targets for example in split.train)
+    assert split.task.labels
+    label = max(split.task.labels, key=lambda name: counts[name])
+    share = counts[label] / len(split.train)
+    answers = [Prediction(label, math.log(share))] * len(split.dev)
+    return Answered(judge(split.task, split.dev, answers), "none", 0.0, {"label": label, "share_of_train": share})
+
+
+def tfidf(split: Split) -> Answered:
+    """Logistic regression on the TF-IDF of words and pairs of words of the cast inputs."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    def texts(examples: Sequence[Example]) -> list[str]:
+        return [example.inputs for example in examples]
+
+    return classify(split, texts, TfidfVectorizer(ngram_range=NGRAMS, sublinear_tf=True), TFIDF_C)
+
+
+def classify(
+    split: Split, features: Callable[[Sequence[Example]], Any], first: Any, penalties: Sequence[float]
+) -> Answered:
+    """Logistic regression on `features`, through the scikit-learn transformer `first`.
+
+    The inverse penalty C is the one with the best mean score on the selection rows, or over the folds.
+    """
+    started = time.monotonic()
+    parts = split.folds or [(split.train, split.selection)]
+
+    def fitted(c: float, examples: Sequence[Example]) -> Any:
+        return fit_logistic(features(examples), [example.targets for example in examples], first, c)
+
+    def score(c: float) -> float:
+        answers = [(held, most_likely(fitted(c, kept), features(held))) for kept, held in parts]
+        return fmean(judge(split.task, held, predictions).headline for held, predictions in answers)
+
+    scores = {c: score(c) for c in penalties}
+    best = max(penalties, key=scores.__getitem__)
+    model = fitted(best, split.train)
+    seconds = time.monotonic() - started
+    evaluation = judge(split.task, split.dev, most_likely(model, features(split.dev)))
+    return Answered(evaluation, split.selected_on, seconds, {"C": best, "selection_scores": scores})
+
+
+def fit_logistic(features: Any, labels: Sequence[str], first: Any, c: float) -> Any:
+    """A fitted scikit-learn pipeline: a fresh copy of `first`, then logistic regression with inverse penalty `c`."""
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(clone(first), LogisticRegression(C=c, max_iter=MAX_ITERATIONS)).fit(features, list(labels))
+
+
+def most_likely(model: Any, features: Any) -> list[Prediction]:
+    """The likeliest label of each row, with the log-probabilities of all."""
+    labels = [str(label) for label in model.classes_]
+    return [_best(dict(zip(labels, row, strict=True))) for row in model.predict_log_proba(features).tolist()]
+
+
+# On the frozen model -----------------------------------------------------------------------------------------------
+
+
+def probe(lm: FrozenLM, split: Split, *, max_train: int, watch: Watch) -> Answered:
+    """Logistic regression on the frozen model's mean state of the cast input, without the separator.
+
+    Of more than `max_train` training rows a fixed random part of that size is used; selection rows likewise.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    part = replace(split, train=_subset(split.train, max_train), selection=_subset(split.selection, max_train))
+    form = replace(split.form, separator="")
+    known: dict[str, np.ndarray] = {}
+
+    def states(examples: Sequence[Example]) -> np.ndarray:
+        fresh = list({example.inputs: example for example in examples if example.inputs not in known}.values())
+        if fresh:
+            progress = watch.phase(f"states {split.task.name}", len(fresh))
+            known.update(zip((e.inputs for e in fresh), mean_states(lm, fresh, form, progress), strict=True))
+        return np.stack([known[example.inputs] for example in examples])
+
+    answered = classify(part, states, StandardScaler(), PROBE_C)
+    counts = {"probe_train": len(part.train), "probe_train_of": len(split.train)}
+    return replace(answered, notes={**answered.notes, **counts})
+
+
+@torch.no_grad()
+def mean_states(
+    lm: FrozenLM, examples: Sequence[Example], form: TextFormat, progress: Progress | None = None
+) -> np.ndarray:
+    """`FrozenLM.mean_state` of each input: float32, [b d]."""
+    rows = encode_examples(examples, form, lm.tokenizer, with_targets=False)
+    states = np.zeros((len(rows), lm.width), dtype=np.float32)
+    for places in micro_batches([len(row.ids) for row in rows], MAX_TOKENS[lm.device.type]):
+        batch = collate([rows[i] for i in places], [-1] * len(places), lm.tokenizer.pad_id, lm.device)
+        states[places] = lm.mean_state(lm.embed(batch.ids), batch.mask).cpu().numpy()
+        if progress:
+            progress(len(places))
+    return states
+
+
+def zero_shot(lm: FrozenLM, split: Split, *, num_selection: int = NUM_SELECTION, watch: Watch) -> Answered:
+    """The bare model with the wording that does best on at most `num_selection` selection rows.
+
+    Label scores are sums over tokens; what the mean per token would give is noted beside. Where folds choose, any
+    training rows may: none of them trains anything here.
+    """
+    started = time.monotonic()
+    rows = (split.selection or _subset(split.train, num_selection))[:num_selection]
+    tried: dict[str, dict[str, Any]] = {}
+    for wording in WORDINGS:
+        if wording.chat and not lm.tokenizer.has_chat_template:
+            continue
+        evaluation, by_mean = ask(lm, split, rows, wording, watch)
+        tried[wording.name] = {"sum": evaluation.headline, "mean_per_token": by_mean.headline, "text": str(wording)}
+    chosen = max(tried, key=lambda name: tried[name]["sum"])
+    seconds = time.monotonic() - started
+    wording = next(wording for wording in WORDINGS if wording.name == chosen)
+    evaluation, by_mean = ask(lm, split, split.dev, wording, watch)
+    notes = {"chosen": chosen, "tried": tried, "num_selection": len(rows), "mean_per_token": by_mean.metrics}
+    return Answered(evaluation, "held-out", seconds, notes)
+
+
+def ask(
+    lm: FrozenLM, split: Split, examples: Sequence[Example], wording: Wording, watch: Watch
+) -> tuple[Evaluation, Evaluation]:
+    """The bare model's answers in one wording: by the sum over a label's tokens, and by the mean."""
+    assert split.task.labels
+    asked, form = worded(examples, split.form, wording, split.task.labels)
+    evaluation = evaluate(lm, [], split.task, asked, form, scoring="rank", watch=watch)[0]
+    lengths = {label: len(encode_target(label, form, lm.tokenizer)) for label in split.task.labels}
+    return evaluation, judge(split.task, examples, by_mean_per_token(evaluation.predictions, lengths))
+
+
+def worded(
+    examples: Sequence[Example], form: TextFormat, wording: Wording, labels: Sequence[str]
+) -> tuple[list[Example], TextFormat]:
+    """The examples and their format in one wording; what follows the input is a separator, so it is never cut."""
+    before, after = (text.replace("{labels}", listed(labels)) for text in (wording.before, wording.after))
+    if wording.chat:
+        form, end = replace(form, chat=True, separator="", leading_space=False), after
+    else:
+        form, end = (form if after == SEPARATOR else replace(form, separator=after)), ""
+    return [replace(example, inputs=f"{before}{example.inputs}{end}") for example in examples], form
+
+
+def listed(labels: Sequence[str]) -> str:
+    """'this, that or another'."""
+    return " or ".join([", ".join(labels[:-1]), labels[-1]]) if len(labels) > 1 else labels[0]
+
+
+def by_mean_per_token(predictions: Sequence[Prediction], lengths: dict[str, int]) -> list[Prediction]:
+    """The answers by mean log-probability of a label's tokens (its end of sequence included), not their sum."""
+    means = [{text: value / lengths[text] for text, value in (p.scores or {}).items()} for p in predictions]
+    return [_best(scores) for scores in means]
+
+
+def _best(scores: dict[str, float]) -> Prediction:
+    text = max(scores, key=scores.__getitem__)
+    return Prediction(text, scores[text], scores)
+
+
+def _subset(examples: Sequence[Example], size: int) -> list[Example]:
+    """At most `size` of the examples, the same ones every time, in a random order."""
+    order = np.random.default_rng(SUBSET_SEED).permutation(len(examples))[:size]
+    return [examples[i] for i in order]
+
+
+# Data --------------------------------------------------------------------------------------------------------------
+
+
+def data_of(task: Task, data: Path, folder: Path = POLARITY_FOLDER) -> tuple[Data, dict[str, Any]]:
+    """Where a task is read from, and what to note: sentence_polarity from files without SST-2's sentences."""
+    if task.name != POLARITY:
+        return data, {}
+    return folder, {"overlap_with_sst2": write_polarity_without_sst2(data, folder)}
+
+
+def write_polarity_without_sst2(data: Path, folder: Path) -> dict[str, int]:
+    """Write sentence_polarity's two files without the sentences that stand in SST-2, and count what was dropped."""
+    polarity, sst2 = get_task(POLARITY), get_task("glue/sst2")
+    others = [example for split in ("train", "dev", "test") for example in read_split(sst2, split, data).examples]
+    sentences: dict[str, list[str]] = {"negative": [], "positive": []}
+    dropped = {}
+    for split in ("train", "dev"):
+        kept, dropped[split] = without_overlap(read_split(polarity, split, data).examples, others)
+        for example in kept:
+            assert example.source
+            sentences[example.targets].append(example.source)
+    for label, suffix in (("negative", "neg"), ("positive", "pos")):
+        text = "".join(f"{sentence}\n" for sentence in sentences[label])
+        write_whole(folder / f"rt-polarity.{suffix}", text.encode("latin-1"))
+    return dropped
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def limited(split: Split, limit: int) -> Split:
+    """A fixed random part of every set, `limit` rows at most, to try a command quickly."""
+    parts = [(_subset(kept, limit), _subset(held, limit)) for kept, held in split.folds]
+    names = ("train", "selection", "dev")
+    return replace(split, folds=parts, **{name: _subset(getattr(split, name), limit) for name in names})
+
+
+# Rows --------------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[Result]:
+    """The rows of a results file; none if there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Result(**json.loads(line)) for line in lines]
+
+
+def model_of_row(name: str) -> str:
+    """What a row calls a model."""
+    return MODEL_NAMES.get(name, name)
+
+
+def right_answers(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> str:
+    """'1' for each right answer and '0' for each wrong one, in the order of the examples, for paired comparisons."""
+    pairs = zip(examples, predictions, strict=True)
+    return "".join("1" if task.answer(p.text, e) == e.references[0] else "0" for e, p in pairs)
+
+
+def settings_of(method: str, *, max_train: int, limit: int | None) -> dict[str, Any]:
+    """What decides a row besides task and model."""
+    own: dict[str, dict[str, Any]] = {
+        "majority": {},
+        "tfidf": {"ngrams": list(NGRAMS), "C": list(TFIDF_C)},
+        "probe": {"max_train": max_train, "C": list(PROBE_C)},
+        "zero-shot": {"wordings": [str(wording) for wording in WORDINGS], "max_selection": NUM_SELECTION},
+    }
+    return {"method": method, **own[method], "limit": limit}
+
+
+def answer(method: str, lm: FrozenLM, split: Split, max_train: int, watch: Watch) -> Answered:
+    """What one method says about the dev set."""
+    if method == "majority":
+        return majority(split)
+    if method == "tfidf":
+        return tfidf(split)
+    if method == "probe":
+        return probe(lm, split, max_train=max_train, watch=watch)
+    return zero_shot(lm, split, watch=watch)
+
+
+def row_of(answered: Answered, lm: FrozenLM, split: Split, settings: dict[str, Any], notes: dict[str, Any]) -> Result:
+    """The row of one method and task."""
+    evaluation = answered.evaluation
+    where = surroundings(lm.device, lm.dtype)
+    where["versions"]["scikit-learn"] = metadata.version("scikit-learn")
+    right = right_answers(split.task, split.dev, evaluation.predictions)
+    return Result(
+        experiment="baselines",
+        config=settings,
+        model=_model_of_method(settings["method"], lm),
+        task=split.task.name,
+        split="dev",
+        selection=answered.selection,
+        scoring="rank",
+        metrics=evaluation.metrics,
+        value=evaluation.headline,
+        illegal_rate=evaluation.illegal_rate,
+        num_examples=len(split.dev),
+        step=0,
+        steps_run=0,
+        seconds=round(answered.seconds, 2),
+        seed=0,
+        notes={**split.notes, "train_used": len(split.train), **notes, **answered.notes, "right": right},
+        **where,
+    )
+
+
+def measure(
+    name: str,
+    lm: FrozenLM,
+    data: Path,
+    rows: Path,
+    *,
+    methods: Sequence[str] = METHODS,
+    max_train: int = 4_000,
+    limit: int | None = None,
+    polarity_folder: Path = POLARITY_FOLDER,
+    watch: Watch | None = None,
+) -> list[Result]:
+    """Answer one task's dev set by each method whose row is missing, and append those rows.
+
+    Raises ValueError for a task without labels.
+    """
+    watch = watch or Watch()
+    task = get_task(name)
+    if not task.labels:
+        raise ValueError(f"{task.name} has free-text targets; the baselines are for tasks with labels")
+    settings = {method: settings_of(method, max_train=max_train, limit=limit) for method in methods}
+    there = [(row.task, row.model, row.config) for row in read_rows(rows)]
+    missing = [m for m in methods if (task.name, _model_of_method(m, lm), settings[m]) not in there]
+    if not missing:
+        watch.message(f"{task.name}: all rows are in {rows}")
+        return []
+    source, notes = data_of(task, data, polarity_folder)
+    split = prepare(RunConfig(model=lm.name, task=(task.name,), data=source), task, lm)
+    split = limited(split, limit) if limit else split
+    made = []
+    for method in missing:
+        watch.message(f"{task.name}: {method}, {len(split.train)} training rows, {len(split.dev)} dev")
+        row = row_of(answer(method, lm, split, max_train, watch), lm, split, settings[method], notes)
+        append_rows(rows, [row])
+        made.append(row)
+        watch.message(f"{task.name}: {method} {row.value:.3f} {json.dumps(row.metrics)}")
+    return made
+
+
+def _model_of_method(method: str, lm: FrozenLM) -> str:
+    return model_of_row(lm.name) if method in ("probe", "zero-shot") else "none"
+
+
+def bars(minutes: float | None = None) -> Watch:
+    """A run's progress as bars on standard error; `minutes` is the bound on training, for the time left."""
+    training: list[tqdm[Any]] = []
+
+    def phase(name: str, total: int) -> Progress:
+        bar = tqdm(total=total, desc=name, unit="row", leave=False)
+
+        def progress(done: int) -> None:
+            bar.update(done)
+            if bar.n >= total:
+                bar.close()
+
+        return progress
+
+    def begin(steps: int, rows: int) -> None:
+        training.append(tqdm(total=steps, desc=f"train, {rows} rows a step", unit="step"))
+
+    def step(number: int, loss: float, tokens: int) -> None:
+        bar = training[-1]
+        if bar.n == 0:
+            bar.initial = number - 1  # a resumed run begins further on
+        left = "" if minutes is None else f", at most {max(minutes - bar.format_dict['elapsed'] / 60, 0):.1f} min left"
+        bar.set_postfix_str(f"loss {loss:.3f}, {tokens} tokens{left}", refresh=False)
+        bar.update(number - bar.n)
+
+    def score(number: int, name: str, loss: float, value: float | None) -> None:
+        tqdm.write(f"step {number} {name}: loss {loss:.3f}, selection {'-' if value is None else f'{value:.3f}'}")
+
+    return Watch(message=tqdm.write, phase=phase, begin=begin, step=step, score=score)
+
+
+def data_folder(given: Path | None) -> Path:
+    """The folder of official files: --data, else the environment's SOFTPROMPT_DATA. ValueError if there is neither."""
+    folder = given or Path(os.environ.get("SOFTPROMPT_DATA", ""))
+    if folder == Path("") or not folder.is_dir():
+        raise ValueError("no folder of official files; give --data DIR or set SOFTPROMPT_DATA")
+    return folder
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", nargs="+", required=True, help="task names")
+    parser.add_argument("--data", type=Path, help="folder of official files (default: $SOFTPROMPT_DATA)")
+    parser.add_argument("--model", default=SMOLLM2)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--max-train", type=int, default=4_000, help="training rows of the linear probe, at most")
+    parser.add_argument("--limit", type=int, help="rows of every part, to try the command; the row says so")
+    parser.add_argument("--rows", type=Path, default=Path("results/baselines.jsonl"))
+    given = parser.parse_args(words)
+    try:
+        data, lm = data_folder(given.data), load(given.model)
+        for name in given.task:
+            measure(
+                name,
+                lm,
+                data,
+                given.rows,
+                methods=given.methods,
+                max_train=given.max_train,
+                limit=given.limit,
+                watch=bars(),
+            )
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

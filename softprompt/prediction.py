@@ -1,0 +1,654 @@
+"""Saved prompts put to use: scored on a split, alone and as an ensemble, or asked about records and files.
+
+saved = open_prompts(["runs/a", "runs/b"])
+evaluate_prompts(saved, data=folder, ensemble=True).evaluations
+predict_file(saved, "reviews.csv", "answers.jsonl")
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from softprompt.backbone import FrozenLM, load
+from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
+from softprompt.evaluation import Evaluation, Result, check_scoring, ensemble, judge, predict, surroundings, vote
+from softprompt.inference import Engine, Prediction, Progress
+from softprompt.prompt import Card, SoftPrompt, check_fits, load_prompt
+from softprompt.run import Data, Watch
+from softprompt.tasks import Example, Task, file_task, get_task, read_records, read_split
+from softprompt.tasks.own_file import Template
+from softprompt.tasks.records import file_format, open_text
+from softprompt.tasks.task import column, text_of
+
+CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
+NUM_DIGITS = 6  # ours: digits after the point of log-probabilities and probabilities in a prediction's line
+
+Item = str | dict[str, Any] | ValueError
+"""What a line holds: a finished input, a record, or what is wrong with it."""
+
+
+@dataclass
+class SavedPrompts:
+    """Saved prompts of one task and the frozen model that wears them."""
+
+    lm: FrozenLM
+    folders: list[Path]
+    prompts: list[SoftPrompt]
+    task: Task
+    forms: list[TextFormat]
+    """Each prompt's text format."""
+    scoring: str
+    """generate or rank."""
+
+    def __post_init__(self) -> None:
+        self.engine = Engine(self.lm, [prompt.values for prompt in self.prompts])
+        self.groups: dict[TextFormat, list[int]] = {}
+        for place, form in enumerate(self.forms):
+            self.groups.setdefault(form, []).append(place)
+
+    def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
+        """The examples' rows, once for each text format among the prompts.
+
+        ValueError for an empty input, or one that the model cannot take together with prompt and answer.
+        """
+        encoded = []
+        for form, places in self.groups.items():
+            rows = encode_examples(examples, form, self.lm.tokenizer, with_targets=False)
+            room = (self.lm.tokenizer.eos_id,) * form.max_target_length
+            length = max(self.prompts[place].length for place in places)
+            check_length([replace(row, target=room) for row in rows], length, self.lm)
+            encoded.append(rows)
+        return encoded
+
+    def answers(
+        self, examples: Sequence[Example], encoded: Sequence[Sequence[Row]], progress: Progress | None = None
+    ) -> list[list[Prediction]]:
+        """Each prompt's answers; prompts of one text format share their batches. `encoded` is `encode`'s."""
+        answers: list[list[Prediction]] = [[] for _ in self.prompts]
+        for (form, places), rows in zip(self.groups.items(), encoded, strict=True):
+            mixed = predict(
+                self.engine,
+                self.task,
+                [example for example in examples for _ in places],
+                [row for row in rows for _ in places],
+                places * len(rows),
+                form,
+                scoring=self.scoring,
+                progress=progress,
+            )
+            for i, place in enumerate(places):
+                answers[place] = mixed[i :: len(places)]
+        return answers
+
+
+def open_prompts(
+    folders: str | Path | Sequence[str | Path],
+    *,
+    model: str | FrozenLM | None = None,
+    task: str | Task | None = None,
+    scoring: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> SavedPrompts:
+    """Prompts of one task, from their folders, ready to answer.
+
+    model: where the frozen model is, or the model itself; None: the one the first card names. That it is the
+    right one is seen from its fingerprint. task: None takes the cards' own. scoring: None takes the one the
+    prompts were trained with. Raises ValueError for prompts of different tasks, for a prompt of another model,
+    and for what the cards do not say and was not given.
+    """
+    paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
+    if not paths:
+        raise ValueError("no prompt was given; name at least one folder that `softprompt train` wrote")
+    prompts = [load_prompt(path) for path in paths]
+    cards = [prompt.card for prompt in prompts]
+    chosen = _given_task(task) if task is not None else _shared_task(cards, paths)
+    lm = model if isinstance(model, FrozenLM) else load_for(prompts[0], model, device=device, dtype=dtype)
+    for prompt in prompts:
+        check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
+    forms = [_form_of(card, path, chosen, lm) for card, path in zip(cards, paths, strict=True)]
+    return SavedPrompts(lm, paths, prompts, chosen, forms, _shared_scoring(cards, paths, chosen, scoring))
+
+
+def load_for(prompt: SoftPrompt, model: str | None = None, *, device: str = "auto", dtype: str = "auto") -> FrozenLM:
+    """The frozen model at `model`, or else the one that the prompt's card names."""
+    if model is not None:
+        return load(model, device=device, dtype=dtype)
+    name = prompt.card.model_name
+    if name is None:
+        raise ValueError("the prompt does not record its model; give it with --model")
+    try:
+        return load(name, device=device, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{error}; the prompt names that model: if it lies elsewhere, give --model") from error
+
+
+def task_of(card: Card) -> Task | None:
+    """The task a prompt was trained for; of a task from your own file, rebuilt from the card. None: not recorded."""
+    inputs, targets = card.text.get("inputs_template"), card.text.get("targets_template")
+    if inputs and targets:
+        return file_task(
+            inputs=inputs,
+            targets=targets,
+            labels=card.labels or None,
+            metric=card.recipe.get("metric") or _metric_of(card.dev_metrics),
+            group_by=card.recipe.get("group_by"),
+            name=card.task,
+        )
+    if card.task is None:
+        return None
+    task = get_task(card.task)
+    if card.task_version not in (None, task.version):
+        warnings.warn(
+            f"the prompt was trained on version {card.task_version} of {task.name}, and this is version "
+            f"{task.version}: its texts or scores may differ",
+            stacklevel=2,
+        )
+    return task
+
+
+def _metric_of(metrics: Mapping[str, Any]) -> str | None:
+    """The metric's name for `file_task`, from the names of its values."""
+    name = next(iter(metrics), None)
+    return {"macro_f1": "f1", "rouge1": "rouge"}.get(name, name) if name else None
+
+
+def _given_task(task: str | Task) -> Task:
+    return get_task(task) if isinstance(task, str) else task
+
+
+def _shared_task(cards: Sequence[Card], paths: Sequence[Path]) -> Task:
+    """The cards' task; for prompts that record none, any text with any answer (or the card's labels)."""
+
+    def identity(card: Card) -> tuple[Any, ...]:
+        return (card.task, card.labels, card.text.get("inputs_template"), card.text.get("targets_template"))
+
+    for card, path in zip(cards, paths, strict=True):
+        if identity(card) != identity(cards[0]):
+            raise ValueError(
+                f"{paths[0]} is a prompt for {cards[0].task} and {path} for {card.task}; "
+                "use prompts of one task, or name the task with --task"
+            )
+    labels = cards[0].labels or None
+    return task_of(cards[0]) or file_task(inputs="{inputs}", targets="{targets}", labels=labels, name="unknown")
+
+
+def _form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:
+    """The card's text format, with room for the longest label (a prompt may be asked about another task)."""
+    longest = max((len(lm.tokenizer.encode(" " + label)) + 1 for label in task.labels or ()), default=4)
+    if not card.text:
+        warnings.warn(f"{path} does not record its text format; {lm.name}'s usual one is taken", stacklevel=3)
+        return default_format(lm, max_target_length=longest if task.labels else 64)
+    try:
+        form = TextFormat.from_json(card.text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return replace(form, max_target_length=max(form.max_target_length, longest))
+
+
+def _shared_scoring(cards: Sequence[Card], paths: Sequence[Path], task: Task, given: str | None) -> str:
+    if given is not None:
+        check_scoring(given)
+        return given
+    usual = "rank" if task.labels else "generate"
+    trained = [card.recipe.get("scoring", usual) for card in cards]
+    for scoring, path in zip(trained, paths, strict=True):
+        if scoring != trained[0]:
+            raise ValueError(
+                f"{paths[0]} was trained with scoring {trained[0]} and {path} with {scoring}; give --scoring"
+            )
+    return trained[0]
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptScores:
+    """What saved prompts score on one split, each alone and all together."""
+
+    saved: SavedPrompts
+    split: str
+    note: str
+    """Where the examples came from, in one line."""
+    examples: list[Example]
+    evaluations: list[Evaluation]
+    """One for each prompt."""
+    ensemble: Evaluation | None
+    num_cut: int
+    """Inputs that the length limit cut."""
+    seconds: float
+    selection_scores: list[float | None] = field(default_factory=list)
+    """What chose each prompt's step in training, if its card says so."""
+
+    @property
+    def average(self) -> dict[str, float]:
+        """The mean of each metric over the prompts."""
+        names = self.evaluations[0].metrics
+        return {name: fmean(evaluation.metrics[name] for evaluation in self.evaluations) for name in names}
+
+    @property
+    def best(self) -> int:
+        """The prompt that is best on this very split (the paper's way, section 6)."""
+        values = [evaluation.headline for evaluation in self.evaluations]
+        return values.index(max(values))
+
+    @property
+    def chosen(self) -> int | None:
+        """The prompt that the selection rows would choose; None where a card lacks its selection score."""
+        scores = [score for score in self.selection_scores if score is not None]
+        if not scores or len(scores) < len(self.evaluations):
+            return None
+        return scores.index(max(scores))
+
+    def rows(self) -> list[Result]:
+        """Result rows: one for each prompt, and one for the ensemble."""
+        rows = [self._row(evaluation, [place]) for place, evaluation in enumerate(self.evaluations)]
+        if self.ensemble is not None:
+            rows.append(self._row(self.ensemble, list(range(len(self.evaluations)))))
+        return rows
+
+    def _row(self, evaluation: Evaluation, places: Sequence[int]) -> Result:
+        cards = [self.saved.prompts[place].card for place in places]
+        prompts = [str(self.saved.folders[place]) for place in places]
+        hashes = [self.saved.prompts[place].sha256 for place in places]
+        notes = {"source": self.note, "num_cut": self.num_cut, "evaluation_s": round(self.seconds, 2)}
+        return Result(
+            experiment="eval" if len(places) == 1 else "ensemble",
+            config={"prompts": prompts, "sha256": hashes, "seeds": [card.seed for card in cards]},
+            model=self.saved.lm.name,
+            task=self.saved.task.name,
+            split=self.split,
+            selection=cards[0].selection or "unknown",
+            scoring=self.saved.scoring,
+            metrics=evaluation.metrics,
+            value=evaluation.headline,
+            illegal_rate=evaluation.illegal_rate,
+            num_examples=len(evaluation.predictions),
+            step=cards[0].step or 0,
+            steps_run=cards[0].recipe.get("steps", 0),
+            seconds=0.0,
+            seed=cards[0].seed or 0,
+            notes=notes,
+            **surroundings(self.saved.lm.device, self.saved.lm.dtype),
+        )
+
+
+def evaluate_prompts(
+    saved: SavedPrompts,
+    *,
+    data: Data = None,
+    split: str = "dev",
+    ensemble: bool = False,
+    limit: int | None = None,
+    watch: Watch | None = None,
+) -> PromptScores:
+    """What each prompt scores on a split, and their vote, from one pass over mixed batches.
+
+    data: a folder of official files, or files by split; None: the hub. limit: only the first examples. Raises
+    ValueError for a prompt without a task, for examples without labels, and for an ensemble of one.
+    """
+    started = time.monotonic()
+    if saved.task.name == "unknown":
+        raise ValueError("the prompt does not record its task; name it with --task, or give --inputs and --targets")
+    if ensemble and len(saved.prompts) < 2:
+        raise ValueError("an ensemble needs at least two prompts; name them all after --prompt")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}, but must be 1 or more")
+    reading = read_split(saved.task, split, data)
+    examples = reading.examples[:limit]
+    _check_labels(saved.task, split, examples)
+    encoded = saved.encode(examples)
+    total = len(examples) * len(saved.prompts)
+    progress = (watch or Watch()).phase(f"score {saved.task.name} {split}", total)
+    answers = saved.answers(examples, encoded, progress)
+    return PromptScores(
+        saved=saved,
+        split=split,
+        note=reading.note,
+        examples=examples,
+        evaluations=[judge(saved.task, examples, own) for own in answers],
+        ensemble=_vote(saved.task, examples, answers) if ensemble else None,
+        num_cut=sum(any(row.was_cut for row in rows) for rows in zip(*encoded, strict=True)),
+        seconds=time.monotonic() - started,
+        selection_scores=[prompt.card.recipe.get("selection_score") for prompt in saved.prompts],
+    )
+
+
+def _vote(task: Task, examples: Sequence[Example], answers: Sequence[Sequence[Prediction]]) -> Evaluation:
+    return judge(task, examples, ensemble(task, examples, answers))
+
+
+def _check_labels(task: Task, split: str, examples: Sequence[Example]) -> None:
+    for example in examples:
+        if not example.references:
+            raise ValueError(
+                f"example {example.id!r} of {task.name} {split} has no label, so nothing can be scored; "
+                "`softprompt predict` answers it all the same"
+            )
+
+
+# Records --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A line of input, and what became of it."""
+
+    number: int
+    columns: dict[str, Any]
+    examples: list[Example]
+    encoded: list[list[Row]]
+    error: str | None = None
+
+
+def predict_records(
+    saved: SavedPrompts,
+    items: Iterable[tuple[int, Item]],
+    *,
+    with_probabilities: bool = False,
+    inputs_column: str | None = None,
+    strict: bool = False,
+    chunk: int = CHUNK,
+) -> Iterator[dict[str, Any]]:
+    """One answer for each item, in order: its columns, and prediction, log_prob and truncated.
+
+    items: (line number, item); a record is cast by the task, unless `inputs_column` names the column of its
+    finished input. A record of several examples gets a list `predictions`. Several prompts vote. An item that
+    cannot be answered gets `error` and `line` instead, and stops everything if `strict`, by ValueError; so do
+    probabilities of generated text.
+    """
+    if with_probabilities and saved.scoring != "rank":
+        raise ValueError("probabilities come from label scoring; use --scoring rank, or leave --scores out")
+    items = iter(items)
+    while taken := list(itertools.islice(items, chunk)):
+        questions = [_question(saved, number, item, inputs_column) for number, item in taken]
+        bad = next((i for i, question in enumerate(questions) if question.error), None) if strict else None
+        yield from _answered(saved, questions[:bad], with_probabilities)
+        if bad is not None:
+            raise ValueError(f"line {questions[bad].number}: {questions[bad].error}")
+
+
+def _question(saved: SavedPrompts, number: int, item: Item, inputs_column: str | None) -> _Question:
+    columns = {"inputs": item} if isinstance(item, str) else item if isinstance(item, dict) else {}
+    try:
+        examples = _examples(saved.task, item, inputs_column)
+        for example in examples:
+            if saved.scoring == "rank" and not (example.choices or saved.task.labels):
+                raise ValueError(f"{saved.task.name} has no labels to rank for this input; use --scoring generate")
+        return _Question(number, columns, examples, saved.encode(examples))
+    except ValueError as error:
+        return _Question(number, columns, [], [], str(error))
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"not a record of {saved.task.name} ({type(error).__name__}: {error})"
+        return _Question(number, columns, [], [], reason)
+
+
+def _examples(task: Task, item: Item, inputs_column: str | None) -> list[Example]:
+    if isinstance(item, ValueError):
+        raise item
+    if isinstance(item, str):
+        return [_finished(item)]
+    if inputs_column is not None:
+        return [_finished(text_of(column(item, inputs_column), inputs_column))]
+    return task.cast(_without_targets(task, item), "test")
+
+
+def _finished(text: str) -> Example:
+    return Example(inputs=text, targets="<unk>", id="", references=())
+
+
+def _without_targets(task: Task, record: dict[str, Any]) -> dict[str, Any]:
+    """A record of your own file without its answer, which need not be there and need not be a legal one."""
+    if task.template is None:
+        return record
+    inputs, targets = (Template(text, role) for text, role in zip(task.template, ("inputs", "targets"), strict=True))
+    answer = set(targets.columns) - set(inputs.columns)
+    return {name: value for name, value in record.items() if name not in answer}
+
+
+def _answered(
+    saved: SavedPrompts, questions: Sequence[_Question], with_probabilities: bool
+) -> Iterator[dict[str, Any]]:
+    examples = [example for question in questions for example in question.examples]
+    asked = [question for question in questions if question.encoded]
+    encoded = [list(itertools.chain(*(q.encoded[i] for q in asked))) for i in range(len(saved.groups))]
+    answers = zip(*saved.answers(examples, encoded), strict=True) if examples else iter(())
+    cut = (any(row.was_cut for row in rows) for rows in zip(*encoded, strict=True))
+    for question in questions:
+        if question.error:
+            yield {**question.columns, "error": question.error, "line": question.number}
+            continue
+        given = []
+        for example in question.examples:
+            votes = list(next(answers))
+            given.append(_line(saved.task, example, votes, next(cut), with_probabilities))
+        several = [{"id": e.id, **line} for e, line in zip(question.examples, given, strict=True)]
+        yield {**question.columns, **(given[0] if len(given) == 1 else {"predictions": several})}
+
+
+def _line(
+    task: Task, example: Example, votes: Sequence[Prediction], was_cut: bool, with_probabilities: bool
+) -> dict[str, Any]:
+    best = votes[0] if len(votes) == 1 else vote(task, example, votes)
+    line = {"prediction": best.text, "log_prob": round(best.log_prob, NUM_DIGITS), "truncated": was_cut}
+    if not with_probabilities:
+        return line
+    members = [shares for prediction in votes if (shares := prediction.probabilities()) is not None]
+    mean = {text: round(fmean(member[text] for member in members), NUM_DIGITS) for text in members[0]}
+    return {**line, "probabilities": mean}
+
+
+# Files ----------------------------------------------------------------------------------------------------------
+
+
+def read_lines(lines: Iterable[bytes], *, records_only: bool = False) -> Iterator[tuple[int, Item]]:
+    """Each line as an item: an object in braces is a record, anything else a finished input (or an error)."""
+    for number, raw in enumerate(lines, 1):
+        yield number, _item(raw, records_only)
+
+
+def _item(raw: bytes, records_only: bool) -> Item:
+    try:
+        line = raw.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        return ValueError(f"not UTF-8 text (byte {error.object[error.start]:#04x})")
+    if not line.lstrip().startswith("{") and not records_only:
+        return line
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return ValueError(f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else error})")
+    return record if isinstance(record, dict) else ValueError(f"wanted an object, got {line[:40]}")
+
+
+def read_items(path: str | Path) -> Iterator[tuple[int, Item]]:
+    """The items of a file: .jsonl, .csv, .tsv, .json, .parquet, or lines of text under any other name.
+
+    A bad line is an item that holds its error; ValueError for a file that is missing or not of its format.
+    """
+    path = Path(path)
+    kind = path.suffixes[-2:][0].lower() if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix.lower()
+    if not path.is_file():
+        raise ValueError(f"no file {path}; name a file of records or of lines")
+    if kind in (".json", ".parquet"):
+        yield from read_records(path)
+        return
+    with open_text(path) as file:
+        if kind in (".csv", ".tsv"):
+            yield from _table_items(path, file, kind)
+            return
+        lines = (line.encode() for line in file)
+        if kind == ".jsonl":
+            lines = (line for line in lines if line.strip())
+        yield from read_lines(lines, records_only=kind == ".jsonl")
+
+
+def _table_items(path: Path, file: Iterable[str], kind: str) -> Iterator[tuple[int, Item]]:
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
+    rows = csv.reader(file, strict=True, **options)
+    names: list[str] = []
+    try:
+        for row in rows:
+            if not names:
+                names = row
+            elif len(row) == len(names):
+                yield rows.line_num, dict(zip(names, row, strict=True))
+            elif row:
+                yield rows.line_num, ValueError(f"{len(row)} fields, but there are {len(names)} columns")
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: not {kind[1:].upper()} ({error})") from error
+
+
+def count_items(path: str | Path) -> int | None:
+    """About how many items a file holds, for a progress bar; None where counting means reading all of it."""
+    path = Path(path)
+    if file_format(path) == ".parquet":
+        from pyarrow.parquet import ParquetFile
+
+        return ParquetFile(path).metadata.num_rows
+    if path.suffix in (".json", ".gz"):
+        return None
+    with open(path, "rb") as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    return lines - (file_format(path) in (".csv", ".tsv") and path.suffix != ".txt")
+
+
+@dataclass
+class Written:
+    """What `predict_file` wrote."""
+
+    num_rows: int = 0
+    num_errors: int = 0
+
+
+def predict_file(
+    saved: SavedPrompts,
+    source: str | Path | Iterable[bytes],
+    output: str | Path,
+    *,
+    with_probabilities: bool = False,
+    inputs_column: str | None = None,
+    strict: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Answer a file (or the lines of an open one) into a JSONL file, one line for each item, in order.
+
+    Lines go to OUTPUT.partial, which takes OUTPUT's name at the end; resume skips what stands there already. The
+    counts include those lines. Raises ValueError if either file is there and neither `resume` nor `overwrite` is
+    given, for a partial file begun with other settings, and, if `strict`, for the first bad item.
+    """
+    output = Path(output)
+    partial = output.with_name(f"{output.name}.partial")
+    if not overwrite and not resume:
+        _refuse_existing(output, partial)
+    written = Written()
+    if resume and output.exists() and not partial.exists():
+        return _count(output)
+    settings = _settings(saved, source, with_probabilities, inputs_column)
+    settings_file = output.with_name(f"{partial.name}.settings")
+    if resume and partial.exists():
+        _check_settings(settings_file, partial, settings)
+        written = _count(partial)
+    else:
+        partial.unlink(missing_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        settings_file.write_text(json.dumps(settings))
+    if progress and written.num_rows:
+        progress(written.num_rows)
+    items = itertools.islice(_items_of(source), written.num_rows, None)
+    answers = predict_records(
+        saved, items, with_probabilities=with_probabilities, inputs_column=inputs_column, strict=strict
+    )
+    _append(partial, answers, written, progress)
+    os.replace(partial, output)
+    settings_file.unlink(missing_ok=True)
+    return written
+
+
+def _items_of(source: str | Path | Iterable[bytes]) -> Iterator[tuple[int, Item]]:
+    return read_items(source) if isinstance(source, str | Path) else read_lines(source)
+
+
+def _refuse_existing(output: Path, partial: Path) -> None:
+    if partial.exists():
+        raise ValueError(f"{partial} holds part of an earlier run; --resume goes on from it, --overwrite starts again")
+    if output.exists():
+        raise ValueError(f"{output} is there already; --overwrite replaces it, or give another name")
+
+
+def _settings(saved: SavedPrompts, source: Any, with_probabilities: bool, inputs_column: str | None) -> dict[str, Any]:
+    """What must be the same for a partial file to be gone on with."""
+    return {
+        "prompts": [prompt.sha256 for prompt in saved.prompts],
+        "model": saved.lm.fingerprint,
+        "dtype": str(saved.lm.dtype),
+        "task": saved.task.name,
+        "scoring": saved.scoring,
+        "scores": with_probabilities,
+        "inputs-column": inputs_column,
+        "input": str(source) if isinstance(source, str | Path) else "lines",
+    }
+
+
+def _check_settings(path: Path, partial: Path, wanted: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise ValueError(f"{partial} has no {path.name} beside it, so it cannot be gone on with; use --overwrite")
+    kept = json.loads(path.read_text())
+    for name, value in wanted.items():
+        if kept.get(name) != value:
+            raise ValueError(
+                f"{partial} was begun with {name} {kept.get(name)}, and now it is {value}; "
+                "give the same settings, or start again with --overwrite"
+            )
+
+
+def _count(path: Path) -> Written:
+    """The whole lines of a file of answers; a line that a kill left torn is cut off."""
+    written, end = Written(), 0
+    with open(path, "r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(end)
+                break
+            end += len(line)
+            written.num_rows += 1
+            answer = json.loads(line)
+            written.num_errors += "error" in answer and "line" in answer
+    return written
+
+
+def _append(
+    partial: Path, answers: Iterable[dict[str, Any]], written: Written, progress: Callable[[int], None] | None
+) -> None:
+    with open(partial, "ab", buffering=0) as file:
+        for answer in answers:
+            line = to_line(answer).encode()
+            try:
+                file.write(line)
+            except OSError as error:
+                raise OSError(
+                    f"could not write {partial} ({error.strerror or error}); the {written.num_rows} rows there are "
+                    "whole: free some space and go on with --resume"
+                ) from error
+            written.num_rows += 1
+            written.num_errors += "error" in answer
+            if progress:
+                progress(1)
+
+
+def to_line(answer: Mapping[str, Any]) -> str:
+    """An answer as a line of JSON."""
+    return json.dumps(answer, ensure_ascii=False, default=str) + "\n"

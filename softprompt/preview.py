@@ -1,0 +1,172 @@
+"""Before training: how long a task's texts are, and what a run will cost in memory and time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from softprompt.backbone import FrozenLM
+from softprompt.data import default_format, encode_inputs
+from softprompt.run import RunConfig, _members, _plan, load_model, prepare, tasks_of
+from softprompt.tasks import UNLABELLED, Example
+from softprompt.training import Member, fit
+
+NUM_TIMED = 2  # ours: steps timed after the first, which warms caches up and compiles
+NUM_SCORED = 32  # ours: selection rows scored, of each member, to know the time of the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Lengths of texts in tokens."""
+
+    min: int
+    median: int
+    p95: int
+    max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLengths:
+    """How long a task's texts are for one model, uncut, with separator and end of sequence."""
+
+    inputs: Lengths
+    targets: Lengths | None
+    """None where no example is labelled."""
+    max_input_length: int
+    num_cut: int
+    """Inputs longer than `max_input_length`."""
+
+
+def token_lengths(examples: Sequence[Example], lm: FrozenLM, *, max_input_length: int = 512) -> TokenLengths:
+    """How long the examples are in the model's tokens, and how many a length limit cuts.
+
+    Raises ValueError for an empty input, and if there are no examples.
+    """
+    if not examples:
+        raise ValueError("there are no examples to measure")
+    form = default_format(lm, max_input_length=sys.maxsize)
+    inputs = [len(encode_inputs(example.inputs, form, lm.tokenizer).ids) for example in examples]
+    texts = {example.targets for example in examples if example.targets != UNLABELLED}
+    space = " " if form.leading_space else ""
+    by_text = {text: len(lm.tokenizer.encode(space + text)) + 1 for text in texts}
+    targets = [by_text[example.targets] for example in examples if example.targets in by_text]
+    return TokenLengths(
+        inputs=_lengths(inputs),
+        targets=_lengths(targets) if targets else None,
+        max_input_length=max_input_length,
+        num_cut=sum(length > max_input_length for length in inputs),
+    )
+
+
+def _lengths(values: Sequence[int]) -> Lengths:
+    def at(share: float) -> int:
+        return int(np.quantile(values, share, method="inverted_cdf"))
+
+    return Lengths(min=min(values), median=at(0.5), p95=at(0.95), max=max(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run will cost, from real steps on the real model and data."""
+
+    model_bytes: int
+    """The frozen weights."""
+    peak_bytes: int
+    """The most memory taken: by this process, or on the GPU."""
+    num_prompts: int
+    """Prompts trained together, the folds of a cross-validation included."""
+    num_rows: int
+    """Examples a step, of all prompts."""
+    num_steps: int
+    step_s: float
+    num_evaluations: int
+    num_scored: int
+    """Rows scored each time, of all prompts."""
+    evaluation_s: float
+    dev_s: float
+    """Scoring the dev set once, at the end."""
+    minutes: float | None
+    """The bound the run was given."""
+
+    @property
+    def training_s(self) -> float:
+        """Steps and evaluations, to the end or to the bound."""
+        whole = self.num_steps * self.step_s + self.num_evaluations * self.evaluation_s
+        return whole if self.minutes is None else min(whole, self.minutes * 60)
+
+    @property
+    def total_s(self) -> float:
+        """Everything but loading the model."""
+        return self.training_s + self.dev_s
+
+
+def estimate(config: RunConfig, *, lm: FrozenLM | None = None) -> Estimate:
+    """The memory and time of a run: real steps and a real scoring are made, and nothing is written.
+
+    Raises ValueError for whatever the run itself would refuse.
+    """
+    lm = lm or load_model(config)
+    splits = [prepare(config, task, lm) for task in tasks_of(config)]
+    members = _members([plan for split in splits for plan in _plan(config, split, lm)], lm)
+    fit(lm, [_shortened(_with_longest_rows(member), steps=1, num_scored=1) for member in members])
+    step_s, scoring_s = _timed(lm, [_shortened(member, steps=NUM_TIMED, num_scored=NUM_SCORED) for member in members])
+    rows = [min(len(member.selection), member.config.num_selection) for member in members]
+    timed_rows = sum(min(count, NUM_SCORED) for count in rows)
+    row_s = scoring_s / timed_rows if timed_rows else step_s / sum(m.config.batch_size for m in members)
+    num_steps = max(member.config.steps for member in members)
+    return Estimate(
+        model_bytes=sum(weight.numel() * weight.element_size() for weight in lm.model.parameters()),
+        peak_bytes=_peak_bytes(lm.device),
+        num_prompts=len(members),
+        num_rows=sum(member.config.batch_size for member in members),
+        num_steps=num_steps,
+        step_s=step_s,
+        num_evaluations=-(-num_steps // min(member.config.evaluate_every for member in members)),
+        num_scored=sum(rows),
+        evaluation_s=row_s * sum(rows),
+        dev_s=row_s * sum(len(split.dev) for split in splits) * len(config.seeds),
+        minutes=config.minutes,
+    )
+
+
+def _with_longest_rows(member: Member) -> Member:
+    """The member with its longest batch only: what takes the most memory."""
+    rows = sorted(member.rows, key=lambda row: row.num_tokens, reverse=True)
+    return replace(member, rows=rows[: member.config.batch_size])
+
+
+def _shortened(member: Member, *, steps: int, num_scored: int) -> Member:
+    count = min(num_scored, member.config.num_selection)
+    return replace(member, config=replace(member.config, steps=steps, evaluate_every=steps, num_selection=count))
+
+
+def _timed(lm: FrozenLM, members: Sequence[Member]) -> tuple[float, float]:
+    """Seconds of one step, and of scoring the members' selection rows once."""
+    marks = [time.monotonic()]
+
+    def mark(*_: Any) -> None:
+        marks.append(time.monotonic())
+
+    fit(lm, members, on_step=mark)
+    steps_end = marks[-1]
+    return (steps_end - marks[0]) / (len(marks) - 1), time.monotonic() - steps_end
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """The most memory so far: of the GPU if that is used, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

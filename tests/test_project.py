@@ -1,0 +1,85 @@
+"""What holds for the project as a whole: imports go one way, heavy libraries stand in one file, docs are true."""
+
+import ast
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "softprompt"
+LAYERS = (
+    "tasks backbone data prompt formats optimizers inference evaluation training run prediction cli __init__".split()
+)
+ONLY_IN = {"transformers": {"backbone"}, "sklearn": set(), "peft": set(), "datasets": {"tasks"}, "argparse": {"cli"}}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Every module named in an import statement of the file, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def own_layers(path: Path) -> set[str]:
+    parts = [name.split(".") for name in imported(path) if name.startswith("softprompt.")]
+    return {part[1] for part in parts if part[1] in LAYERS}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_go_up_the_list(path):
+    for other in own_layers(path):
+        assert LAYERS.index(other) <= LAYERS.index(layer(path)), f"{path.name} imports {other}, which is below it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_stand_in_their_one_file(path):
+    tops = {name.split(".")[0] for name in imported(path)}
+    for library, files in ONLY_IN.items():
+        assert library not in tops or layer(path) in files, f"{path.name} imports {library}"
+
+
+def test_tasks_know_no_torch():
+    for path in (PACKAGE / "tasks").glob("*.py"):
+        assert "torch" not in {name.split(".")[0] for name in imported(path)}, path.name
+
+
+def test_every_layer_is_a_file():
+    there = {layer(path) for path in FILES}
+    assert there == set(LAYERS)
+
+
+def test_the_version_is_one_number_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == version
+
+
+def test_result_rows_are_whole():
+    rows = [line for path in (ROOT / "results").glob("*.jsonl") for line in path.read_text().splitlines()]
+    for line in rows:
+        assert isinstance(json.loads(line), dict)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/design.md"])
+def test_tables_in_documents_are_those_of_the_rows(document):
+    from benchmarks.tables import render
+
+    text = (ROOT / document).read_text()
+    assert render(text, ROOT / "results") == text, f"{document} is behind the rows; run python -m benchmarks.tables"
+
+
+@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")) + [ROOT / "README.md"], ids=lambda p: p.name)
+def test_links_to_files_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+        assert (document.parent / target).exists(), f"{document.name} links to {target}"
