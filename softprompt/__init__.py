@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from softprompt.data import TextFormat
     from softprompt.evaluation import Evaluation, Result
     from softprompt.formats import convert
-    from softprompt.inference import Engine, Prediction
+    from softprompt.inference import Engine
     from softprompt.prediction import evaluate_prompts, open_prompts, predict_file, predict_records
     from softprompt.preview import estimate, token_lengths
     from softprompt.prompt import Card, SoftPrompt, load_prompt, save_prompt
-    from softprompt.run import RunConfig, evaluate, train
+    from softprompt.run import RunConfig, Watch, evaluate, train
     from softprompt.tasks import Task, file_task, get_task
 
 __all__ = [
@@ -23,12 +23,12 @@ __all__ = [
     "Engine",
     "Evaluation",
     "FrozenLM",
-    "Prediction",
     "Result",
     "RunConfig",
     "SoftPrompt",
     "Task",
     "TextFormat",
+    "Watch",
     "convert",
     "estimate",
     "evaluate",
@@ -50,11 +50,11 @@ _MODULES = {
     "data": ("TextFormat",),
     "evaluation": ("Evaluation", "Result"),
     "formats": ("convert",),
-    "inference": ("Engine", "Prediction"),
+    "inference": ("Engine",),
     "prediction": ("evaluate_prompts", "open_prompts", "predict_file", "predict_records"),
     "preview": ("estimate", "token_lengths"),
     "prompt": ("Card", "SoftPrompt", "load_prompt", "save_prompt"),
-    "run": ("RunConfig", "evaluate", "train"),
+    "run": ("RunConfig", "Watch", "evaluate", "train"),
     "tasks": ("Task", "file_task", "get_task"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -14,12 +14,15 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import platform
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,7 @@ import filelock
 import platformdirs
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 NO_PROMPT = -1
@@ -61,7 +65,6 @@ ARCHITECTURE = [
     "hidden_activation",
     "activation_function",
     "tie_word_embeddings",
-    "rope_theta",
     "sliding_window",
     "layer_types",
     "relative_attention_num_buckets",
@@ -81,10 +84,17 @@ class Tokenizer:
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.size: int = len(tokenizer)
         self.has_chat_template: bool = tokenizer.chat_template is not None
+        self._ordinary_ids: list[int] | None = None
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, nothing added."""
-        return self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, nothing added; several times faster than one at a time."""
+        if not texts:
+            return []
+        return self._tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -101,9 +111,10 @@ class Tokenizer:
         Left out: special and added tokens, sentinels, raw bytes and pieces that are not whole characters. Both
         SentencePiece and byte-pair vocabularies number their pieces from frequent to rare.
         """
-        left_out = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
-        ids = (i for i in range(self.size) if i not in left_out)
-        return [i for i in ids if self._is_text(i)]
+        if self._ordinary_ids is None:
+            left_out = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
+            self._ordinary_ids = [i for i in range(self.size) if i not in left_out and self._is_text(i)]
+        return list(self._ordinary_ids)
 
     def chat(self, text: str) -> str:
         """The text as a user's turn in the model's own chat template, ready for the answer."""
@@ -182,6 +193,20 @@ class SharedDropout(nn.Module):
         return x if self.mask is None else x * self.mask.to(x.dtype)
 
 
+class _StackDropout(nn.Module):
+    """The one dropout that a T5 stack calls twice: on its embedded input, then on its last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = nn.ModuleList([SharedDropout(), SharedDropout()])
+        self.turn = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.turns[self.turn](x)
+        self.turn = 1 - self.turn
+        return dropped
+
+
 class FrozenLM:
     """A language model whose weights never change, used through embeddings.
 
@@ -199,6 +224,8 @@ class FrozenLM:
                 f"{name} is an encoder-decoder of type {model.config.model_type!r}; "
                 f"softprompt takes the types {', '.join(T5_TYPES)} and decoder-only models"
             )
+        if not self.is_encoder_decoder:
+            _check_decoder_only(model, self.config, name)
         self._table = model.get_input_embeddings()
         self.width: int = self._table.weight.shape[1]
         self.max_length: int | None = self._position_limit()
@@ -206,6 +233,7 @@ class FrozenLM:
         self.fingerprint = _fingerprint(model.config, digest, self.tokenizer)
         self._dropouts: list[SharedDropout] = []
         self._attentions: list[nn.Module] = []
+        self._scales_outputs = _scales_outputs(model.config)
         self.is_checkpointed = False
         self.is_compiled = False
         if self.is_encoder_decoder:
@@ -224,6 +252,12 @@ class FrozenLM:
         return self._table.weight.dtype
 
     @property
+    def quantization(self) -> str | None:
+        """How the frozen weights are packed: 8bit, 4bit, or None."""
+        packed = getattr(self.model.config, "quantization_config", None)
+        return None if packed is None else "8bit" if packed.load_in_8bit else "4bit"
+
+    @property
     def num_layers(self) -> int:
         """Blocks of the model (of the encoder, in an encoder-decoder)."""
         return self.config.num_hidden_layers
@@ -236,7 +270,7 @@ class FrozenLM:
     @property
     def num_parameters(self) -> int:
         """Frozen parameters, shared ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return self.model.num_parameters()  # counts the weights of packed bytes, unlike numel
 
     @property
     def embeddings(self) -> Float[Tensor, "v d"]:
@@ -387,6 +421,8 @@ class FrozenLM:
         finally:
             for module in [*self._dropouts, *self._attentions]:
                 module.mask = None
+            for stack in (self.model.encoder, self.model.decoder):
+                stack.dropout.turn = 0  # an error may have come between the two
 
     def _share_dropout(self) -> None:
         """Put `SharedDropout` where the model has dropout, and an attention mask on the values.
@@ -398,9 +434,9 @@ class FrozenLM:
         for module in list(self.model.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Dropout):
-                    shared = SharedDropout()
+                    shared = _StackDropout() if hasattr(module, "final_layer_norm") else SharedDropout()
                     setattr(module, name, shared)
-                    self._dropouts.append(shared)
+                    self._dropouts += shared.turns if isinstance(shared, _StackDropout) else [shared]
             if hasattr(module, "v") and hasattr(module, "n_heads"):
                 module.v = _DroppedValues(module.v, module.n_heads)
                 self._attentions.append(module.v)
@@ -417,7 +453,7 @@ class FrozenLM:
     def _draw_masks(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int) -> None:
         heads, keep = self.config.num_heads, 1 - rate
         widest = max(lengths)
-        cross = [a for b in self.model.decoder.block for a in [b.layer[1].EncDecAttention.v]]
+        cross = [b.layer[1].EncDecAttention.v for b in self.model.decoder.block]
         own = [b.layer[0].SelfAttention.v for b in self.model.decoder.block]
         encoder = [b.layer[0].SelfAttention.v for b in self.model.encoder.block]
         over_inputs, over_targets = [*encoder, *cross], own
@@ -473,7 +509,7 @@ class FrozenLM:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits, with the scalings that models apply around their output layer."""
-        if self.is_encoder_decoder and self.config.scale_decoder_outputs:
+        if self._scales_outputs:
             hidden = hidden * self.width**-0.5
         logits = self.model.get_output_embeddings()(hidden).float()
         logits = logits * getattr(self.config, "logit_scale", 1.0) / getattr(self.config, "logits_scaling", 1.0)
@@ -527,7 +563,7 @@ class FrozenLM:
         structure = torch.ones(total, total, dtype=torch.bool, device=x.device).tril()
         structure[x.shape[1] :, x.shape[1] :] = among
         hidden = self._run_rows(torch.cat([x, self.embed(fed)], 1), real, positions, structure, states, member)
-        last = hidden[torch.arange(b, device=x.device), mask.sum(1) - 1]  # [b d]
+        last = hidden[torch.arange(b, device=x.device), _last(mask)]  # [b d]
         first = last[:, None, None].expand(b, c, 1, self.width)
         return torch.cat([first, hidden[:, x.shape[1] :].unflatten(1, (c, length - 1))], 2) if n else first
 
@@ -569,17 +605,19 @@ class FrozenLM:
         full = ((structure & real[:, None]) | itself)[:, None]
         window = getattr(self.config, "sliding_window", None)
         kinds = set(getattr(self.config, "layer_types", None) or [])
-        if window is None or not (getattr(self.config, "use_sliding_window", True)):
-            return {kind: full for kind in kinds} if len(kinds) > 1 else full
-        near = full & ((queries_at[:, :, None] - keys_at[:, None] < window) | itself)[:, None]
-        if not kinds:
-            return near
-        masks = {"full_attention": full, "sliding_attention": near}
-        return masks if self._takes_mask_dict() else masks[kinds.pop()]
+        if window is None or kinds == {"full_attention"} or not getattr(self.config, "use_sliding_window", True):
+            near = full
+        else:
+            near = full & ((queries_at[:, :, None] - keys_at[:, None] < window) | itself)[:, None]
+        full, near = self._as_the_model_reads(full), self._as_the_model_reads(near)
+        # transformers 5: a model whose layers differ in kind takes one mask for each kind, any other just one.
+        return {"full_attention": full, "sliding_attention": near} if "sliding_attention" in kinds else near
 
-    def _takes_mask_dict(self) -> bool:
-        """Models with several kinds of layers take one mask for each kind (transformers 5, gemma3 and qwen2)."""
-        return self.config.model_type not in ("mistral", "phi3", "starcoder2")
+    def _as_the_model_reads(self, allowed: Tensor) -> Tensor:
+        """Eager attention adds its mask to the scores, where fused attention takes True and False."""
+        if self.config._attn_implementation != "eager":
+            return allowed
+        return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
 
     def _decoder_only(self, x: Tensor, allowed: Any, positions: Tensor, cache: Any = None) -> Tensor:
         """Last hidden states [b q d]."""
@@ -638,7 +676,7 @@ class FrozenLM:
         square = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         hidden = self._run_rows(x, mask, _positions(mask), square, states, member, cache)
         rows = torch.arange(len(x), device=x.device)
-        last = self._logits(hidden[rows, mask.sum(1) - 1])
+        last = self._logits(hidden[rows, _last(mask)])
         skipped = torch.zeros_like(mask[:, 0], dtype=torch.long)
         real, keys_at = mask, _positions(mask)
         if states is not None and member is not None:
@@ -691,6 +729,34 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
+def _last(mask: Tensor) -> Tensor:
+    """The place of each row's last token [b], wherever its padding is."""
+    return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+
+
+def _scales_outputs(config: Any) -> bool:
+    """Whether the decoder's states are scaled before the output layer: T5 1.0, not T5 1.1 and mT5."""
+    if config.model_type == "umt5":
+        return bool(config.tie_word_embeddings)  # its modeling file has kept the older rule
+    return bool(getattr(config, "scale_decoder_outputs", False))
+
+
+def _check_decoder_only(model: Any, config: Any, name: str) -> None:
+    """Raise ValueError for a model that cannot be told which tokens attend to which, and at what positions."""
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    body = model.base_model
+    takes = inspect.signature(body.forward).parameters
+    if kinds:
+        why = f"has layers of {', '.join(sorted(kinds))}"
+    elif "position_ids" not in takes or getattr(config, "alibi", False):
+        why = "does not take the positions of its tokens"
+    elif not (hasattr(body, "layers") or hasattr(body, "h")):
+        why = "does not keep its blocks where Llama or GPT-2 has them"
+    else:
+        return
+    raise ValueError(f"{name} is of type {config.model_type!r}, which {why}; give a Llama-type, Gemma, Qwen or GPT-2")
+
+
 def _checkpointed(forward: Any) -> Any:
     from torch.utils.checkpoint import checkpoint
 
@@ -715,16 +781,21 @@ def load(
 
     device: auto, cpu, cuda, cuda:N or mps. dtype: auto (bfloat16 where the processor has it, else float32),
     float32, bfloat16 or float16. quantize: 8bit or 4bit weights (bitsandbytes). Raises ValueError for a source
-    that is no model, a device or type this machine lacks, or quantisation without its library.
+    that is no model, a device or type this machine lacks, or quantisation without its library. Warns where the
+    cache cannot be written, and goes on without.
     """
     place = choose_device(device)
     number = choose_dtype(dtype, place)
     _keep_freed_memory()
+    options = _weight_options(quantize, number, place)
     path, name = _resolve(str(source))
     if str(path).endswith(".gguf"):
-        path = _dequantised(Path(path), name)
-    model, tokenizer = _read_model(path, name, number, place, quantize)
-    lm = FrozenLM(model, tokenizer, name=name)
+        with _dequantised(Path(path), name) as folder:
+            model, tokenizer = _read_model(folder, name, options)
+    else:
+        model, tokenizer = _read_model(path, name, options)
+    digest = _digest_of_table(model.get_input_embeddings().weight)
+    lm = FrozenLM(model if quantize else model.to(place, number), tokenizer, name=name, embedding_digest=digest)
     if checkpoint_activations:
         lm.checkpoint_activations()
     return lm
@@ -811,70 +882,89 @@ def _packaged_smollm2() -> Path:
     return files[0]
 
 
-def _dequantised(gguf: Path, name: str) -> Path:
+@contextlib.contextmanager
+def _dequantised(gguf: Path, name: str) -> Iterator[Path]:
     """A GGUF file as a folder of bfloat16 safetensors, made once and kept in the cache."""
     stat = gguf.stat()
     key = hashlib.sha256(f"{gguf.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = cache_folder() / "models" / f"{gguf.stem}-{key}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(f"{folder}.lock")
-        with lock:
-            if not (folder / "config.json").is_file():
-                _write_dequantised(gguf, folder)
-        return folder
-    except OSError as error:
-        raise ValueError(
-            f"the cache {cache_folder()} cannot be written ({error.strerror or error}); {name} is dequantised there: "
-            "set SOFTPROMPT_CACHE to a folder that can"
-        ) from None
+        _fill_cache(gguf, name, folder)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(_no_cache(error, name), stacklevel=4)
+        with tempfile.TemporaryDirectory() as temporary:
+            _dequantise(gguf, name, Path(temporary))
+            yield Path(temporary)
+    else:
+        yield folder
 
 
-def _write_dequantised(gguf: Path, folder: Path) -> None:
-    """Read a GGUF file through transformers and save it as an ordinary checkpoint, whole or not at all."""
-    import shutil
-    import tempfile
+def _fill_cache(gguf: Path, name: str, folder: Path) -> None:
+    """Make `folder`, whole or not at all, unless it is there."""
+    if (folder / "config.json").is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "config.json").is_file():
+            with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+                _dequantise(gguf, name, Path(temporary))
+                os.replace(temporary, folder)
 
+
+def _no_cache(error: Exception, name: str) -> str:
+    why = getattr(error, "strerror", None) or error
+    return (
+        f"the cache {cache_folder()} cannot be written ({why}), so {name} is dequantised again each time; "
+        "set SOFTPROMPT_CACHE to a folder that can"
+    )
+
+
+def _dequantise(gguf: Path, name: str, folder: Path) -> None:
+    """Read a GGUF file through transformers and save it as an ordinary checkpoint."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet():
-        place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    with _quiet(), _readable(name):
         read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(**place)
+    with _quiet():
         # transformers refuses to save a model read from GGUF, so the same model is built afresh around its weights.
         config = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.load_state_dict(read.state_dict())
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-        try:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
-def _read_model(
-    path: str | Path, name: str, dtype: torch.dtype, device: torch.device, quantize: str | None
-) -> tuple[Any, Any]:
+def _read_model(path: str | Path, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
-    if quantize is not None:
-        options["quantization_config"] = _quantisation(quantize, dtype)
-        options["device_map"] = {"": device}
+    with _quiet(), _readable(name):
+        config = AutoConfig.from_pretrained(path)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return kind.from_pretrained(path, **options), AutoTokenizer.from_pretrained(path)
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Whatever transformers raises for a model it cannot read, as one line."""
     try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(path)
-            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            model = kind.from_pretrained(path, **options)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        yield
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot load a model from {name!r}: {first}") from None
-    return (model if quantize else model.to(device)), tokenizer
+
+
+def _weight_options(quantize: str | None, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What transformers is told about the weights; ValueError for a quantisation that cannot be."""
+    if quantize is None:
+        # The fingerprint takes the checkpoint's embedding table rounded to bfloat16, not to float16 first.
+        return {"dtype": torch.float32 if dtype == torch.float16 else dtype}
+    if dtype == torch.float16:
+        raise ValueError(f"--quantize {quantize} goes with --dtype float32 or bfloat16, not float16")
+    return {"dtype": dtype, "quantization_config": _quantisation(quantize, dtype), "device_map": {"": device}}
 
 
 def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
@@ -892,16 +982,20 @@ def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Loading without transformers' own bars and advice; errors still come through."""
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    bar_of_gguf = gguf_reader.tqdm  # a bar of its own, which the switch above does not reach
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    gguf_reader.tqdm = partial(bar_of_gguf, disable=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        gguf_reader.tqdm = bar_of_gguf
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
@@ -917,6 +1011,7 @@ def _fingerprint(config: Any, table_digest: bytes, tokenizer: Tokenizer) -> str:
     """sha256 of the architecture's fields, the embedding table and the tokenizer."""
     fields = config.get_text_config().to_dict()
     shape = {key: fields[key] for key in ARCHITECTURE if key in fields}
+    shape["rope_theta"] = (fields.get("rope_parameters") or {}).get("rope_theta")
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
     digest.update(table_digest)
     digest.update(tokenizer.digest())

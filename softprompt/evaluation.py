@@ -139,7 +139,7 @@ class Result:
     split: str
     """What was scored: dev or test."""
     selection: str
-    """What chose step and settings: held-out, cross-validation or dev."""
+    """What chose step and settings: held-out, cross-validation, dev, or none where there was nothing to choose."""
     scoring: str
     metrics: dict[str, float]
     value: float

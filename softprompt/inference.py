@@ -5,7 +5,7 @@ Shapes: b rows, k prompts, p prompt tokens, d width. Rows come back in the order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,11 @@ from softprompt.prompt import prepend, stack
 # Tokens of a micro-batch, padding and prompts in front included. Ours: on a processor small ones waste the least on
 # padding and keep a block's activations in its cache; a GPU wants to be full.
 MAX_TOKENS = {"cpu": 512, "cuda": 32_768, "mps": 8_192}
+
+OUT_OF_MEMORY = (
+    "out of memory even with one row at a time; use a shorter --max-input-length, fewer prompts at once, "
+    "--checkpoint-activations in training, or a smaller model"
+)
 
 Progress = Callable[[int], None]
 """Called with the number of rows just finished."""
@@ -75,17 +80,22 @@ class Engine:
         *,
         progress: Progress | None = None,
     ) -> list[list[float]]:
-        """log p of each candidate of each row. candidates: for each row, the ids of each, end of sequence included."""
+        """log p of each candidate of each row. candidates: for each row, the ids of each, end of sequence included.
+
+        Raises ValueError for rows longer than the model can take.
+        """
+        pairs = list(zip(rows, candidates, strict=True))
+        self._check_length(len(row.ids) + max(map(len, choices)) for row, choices in pairs)
         scores: list[list[float]] = [[] for _ in rows]
-        lengths = [len(row.ids) + sum(len(c) for c in choices) for row, choices in zip(rows, candidates, strict=True)]
-        for places in micro_batches(lengths, self.max_tokens, extra=self._tokens_in_front()):
+
+        def score(places: list[int]) -> None:
             x, mask, worn = self.inputs([rows[i] for i in places], [member[i] for i in places])
             ids, real = pad_candidates([candidates[i] for i in places], self.lm.tokenizer.pad_id, self.lm.device)
             summed = self.lm.score(x, mask, ids, real, states=self.states, member=worn).tolist()
             for i, values in zip(places, summed, strict=True):
                 scores[i] = values[: len(candidates[i])]
-            if progress:
-                progress(len(places))
+
+        self._in_micro_batches([len(row.ids) + sum(map(len, choices)) for row, choices in pairs], score, progress)
         return scores
 
     @torch.no_grad()
@@ -97,16 +107,21 @@ class Engine:
         max_target_length: int,
         progress: Progress | None = None,
     ) -> list[Prediction]:
-        """The greedy answer to each row, at most `max_target_length` tokens long."""
-        answers: list[Prediction] = [Prediction("", 0.0)] * len(rows)
+        """The greedy answer to each row, at most `max_target_length` tokens long.
+
+        Raises ValueError for rows longer than the model can take.
+        """
         lengths = [len(row.ids) + max_target_length for row in rows]
-        for places in micro_batches(lengths, self.max_tokens, extra=self._tokens_in_front()):
+        self._check_length(lengths)
+        answers: list[Prediction] = [Prediction("", 0.0)] * len(rows)
+
+        def write(places: list[int]) -> None:
             x, mask, worn = self.inputs([rows[i] for i in places], [member[i] for i in places])
             written = self.lm.generate(x, mask, max_tokens=max_target_length, states=self.states, member=worn)
             for i, ids, log_prob in zip(places, written.ids, written.log_probs, strict=True):
                 answers[i] = Prediction(self.lm.tokenizer.decode(ids).strip(), log_prob)
-            if progress:
-                progress(len(places))
+
+        self._in_micro_batches(lengths, write, progress)
         return answers
 
     def inputs(
@@ -119,5 +134,38 @@ class Engine:
             x, mask = prepend(self.prompts, self.lengths, batch.member, x, mask)
         return x, mask, batch.member
 
-    def _tokens_in_front(self) -> int:
-        return 0 if self.states is not None else int(self.lengths.max())
+    def _in_micro_batches(
+        self, lengths: Sequence[int], compute: Callable[[list[int]], None], progress: Progress | None
+    ) -> None:
+        """Call `compute` with the places of each micro-batch, of half the size from where memory runs out."""
+        in_front = 0 if self.states is not None else int(self.lengths.max())
+        waiting = list(micro_batches(lengths, self.max_tokens, extra=in_front))
+        while waiting:
+            places = waiting[0]
+            try:
+                compute(places)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(places) == 1:
+                    raise ValueError(OUT_OF_MEMORY) from None
+                half = (len(places) + 1) // 2
+                waiting = [part for w in waiting for part in (w[:half], w[half:]) if part]
+                continue
+            waiting.pop(0)
+            if progress:
+                progress(len(places))
+
+    def _check_length(self, lengths: Iterable[int]) -> None:
+        in_front, limit = int(self.lengths.max()), self.lm.max_length
+        longest = max(lengths, default=0)
+        if limit is not None and in_front + longest > limit:
+            raise ValueError(
+                f"prompt {in_front} + input and answer {longest} tokens, but {self.lm.name} takes {limit}; "
+                "use a shorter prompt or --max-input-length"
+            )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on a GPU or in PyTorch's own allocator on a processor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

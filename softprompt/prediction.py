@@ -28,7 +28,7 @@ from softprompt.run import Data, Watch
 from softprompt.tasks import Example, Task, file_task, get_task, read_records, read_split
 from softprompt.tasks.own_file import Template
 from softprompt.tasks.records import file_format, open_text
-from softprompt.tasks.task import column, text_of
+from softprompt.tasks.task import text_column
 
 CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
 NUM_DIGITS = 6  # ours: digits after the point of log-probabilities and probabilities in a prediction's line
@@ -62,10 +62,10 @@ class SavedPrompts:
         ValueError for an empty input, or one that the model cannot take together with prompt and answer.
         """
         encoded = []
-        for form, places in self.groups.items():
+        length = max(prompt.length for prompt in self.prompts)
+        for form in self.groups:
             rows = encode_examples(examples, form, self.lm.tokenizer, with_targets=False)
             room = (self.lm.tokenizer.eos_id,) * form.max_target_length
-            length = max(self.prompts[place].length for place in places)
             check_length([replace(row, target=room) for row in rows], length, self.lm)
             encoded.append(rows)
         return encoded
@@ -400,7 +400,7 @@ def _examples(task: Task, item: Item, inputs_column: str | None) -> list[Example
     if isinstance(item, str):
         return [_finished(item)]
     if inputs_column is not None:
-        return [_finished(text_of(column(item, inputs_column), inputs_column))]
+        return [_finished(text_column(item, inputs_column))]
     return task.cast(_without_targets(task, item), "test")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from softprompt.backbone import FrozenLM
-from softprompt.data import default_format, encode_inputs
+from softprompt.data import default_format, encode_all_inputs
 from softprompt.run import RunConfig, _members, _plan, load_model, prepare, tasks_of
 from softprompt.tasks import UNLABELLED, Example
 from softprompt.training import Member, fit
@@ -51,7 +51,8 @@ def token_lengths(examples: Sequence[Example], lm: FrozenLM, *, max_input_length
     if not examples:
         raise ValueError("there are no examples to measure")
     form = default_format(lm, max_input_length=sys.maxsize)
-    inputs = [len(encode_inputs(example.inputs, form, lm.tokenizer).ids) for example in examples]
+    encoded = encode_all_inputs([example.inputs for example in examples], form, lm.tokenizer)
+    inputs = [len(text.ids) for text in encoded]
     texts = {example.targets for example in examples if example.targets != UNLABELLED}
     space = " " if form.leading_space else ""
     by_text = {text: len(lm.tokenizer.encode(space + text)) + 1 for text in texts}

@@ -8,30 +8,40 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from softprompt.backbone import FrozenLM
-from softprompt.data import Row, TextFormat, collate, micro_batches, order_of_step
+from softprompt.backbone import FrozenLM, PromptStates
+from softprompt.data import Row, TextFormat, collate, micro_batches, order_of_step, shared_start
 from softprompt.evaluation import judge, predict
-from softprompt.inference import MAX_TOKENS, Engine
+from softprompt.inference import MAX_TOKENS, OUT_OF_MEMORY, Engine, is_out_of_memory
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prompt import prepend, stack
 from softprompt.tasks import Example, Task
 
 CHECKPOINT = "checkpoint.safetensors"
+
+# Ours: a member has diverged when this many steps in a row have a loss above this many times both its first step's
+# and that of guessing each token from the whole vocabulary. One bad step is no reason, nor is a bad start.
+DIVERGED_STEPS = 20
+DIVERGED_TIMES = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +97,8 @@ class Member:
     """What chooses its best step."""
     selection_rows: list[Row] = field(default_factory=list)
     folds: tuple[int, ...] = ()
-    """Members of the same run whose mean score chooses its best step (cross-validation)."""
+    """Members of the same run whose mean score chooses its best step (cross-validation). They have its steps and
+    evaluate_every, and leave with the last member they serve; one that fails counts 0 from there on."""
 
 
 @dataclass
@@ -101,7 +112,7 @@ class Fitted:
     score: float | None = None
     """Its score on the selection rows."""
     steps_run: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, int | float]] = field(default_factory=list)
     """One entry an evaluation: step, loss (mean over its examples since the last), score, seconds."""
     stopped: str | None = None
     """Why the member left before the end."""
@@ -118,9 +129,20 @@ class _State:
     since_best: list[int]
     loss_sums: list[float]
     loss_counts: list[int]
+    first_losses: list[float | None]
+    """Mean loss of an example in the first step."""
+    bad_steps: list[int]
+    """Steps in a row with the loss of a diverged prompt."""
     step: int = 0
+    scored_at: int = 0
+    """The step of the last evaluation."""
     seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    """What the last evaluation took."""
     max_tokens: int = 0
+
+
+_PLAIN = [f.name for f in fields(_State) if f.name not in ("prompts", "optimizer", "fitted")]
 
 
 def fit(
@@ -141,39 +163,32 @@ def fit(
 
     folder: where the checkpoint is kept (None: nowhere). minutes: bound on training and selection together,
     counted across resumes. on_step(step, mean loss, tokens) after each step; on_score(step, member, loss, score)
-    after each evaluation; on_message for a member that stops. Raises ValueError for a checkpoint of another run,
-    KeyboardInterrupt after writing one.
+    after each evaluation; on_message for a member that stops or a checkpoint that cannot be written. Raises
+    ValueError for a checkpoint that is damaged or of another run, KeyboardInterrupt after writing one.
     """
     run = _Run(lm, members, max_tokens, on_message)
-    path = folder / CHECKPOINT if folder else None
-    state = run.start()
-    if resume and path and path.exists():
-        state = _read_checkpoint(path, run)
-        torch.set_num_threads(run.threads)
-    started, before, saved_at = clock(), state.seconds, clock()
-    last_evaluation_s = 0.0
+    keeper = _Keeper(folder / CHECKPOINT if folder else None, run, clock, checkpoint_every_s)
+    state = keeper.read() if resume and keeper.is_there() else run.start()
+    started = clock() - state.seconds
     try:
-        while any(state.alive) and state.step < run.num_steps:
+        while True:
+            state.seconds = clock() - started
+            left = math.inf if minutes is None else minutes * 60 - state.seconds - state.evaluation_seconds
+            due = run.due(state, at_the_end=left <= 0)
+            if due:
+                run.evaluate(state, due, on_score)
+                state.evaluation_seconds = clock() - started - state.seconds
+                state.seconds = clock() - started
+            keeper.write(state, now=bool(due))
+            if left <= 0 or not any(state.alive):
+                return state.fitted
             loss, tokens = run.step(state)
-            state.seconds = before + clock() - started
-            out_of_time = minutes is not None and state.seconds + last_evaluation_s >= minutes * 60
             if on_step:
                 on_step(state.step, loss, tokens)
-            if run.is_due(state) or out_of_time:
-                evaluation_started = clock()
-                run.evaluate(state, on_score)
-                last_evaluation_s = clock() - evaluation_started
-                state.seconds = before + clock() - started
-            if path and (run.was_scored(state) or clock() - saved_at > checkpoint_every_s):
-                _write_checkpoint(path, run, state)
-                saved_at = clock()
-            if out_of_time:
-                break
     except KeyboardInterrupt:
-        if path:
-            _write_checkpoint(path, run, state)
+        state.seconds = clock() - started
+        keeper.write(state, now=True)
         raise
-    return state.fitted
 
 
 def gradients(
@@ -191,26 +206,28 @@ def gradients(
     """The gradient of each prompt, each member's summed loss over target tokens, and the tokens computed.
 
     The rows of all members are sorted by length and cut into micro-batches; the sums are those of the whole batch.
-    In a decoder-only model each prompt runs once, and its rows read its keys and values; `run_once=False` puts
-    the prompts in front of every row instead, which is the same but for rounding.
+    In a decoder-only model each prompt runs once, and with it the ids that all its rows begin with; the rows read
+    keys and values. `run_once=False` puts the prompts in front of every row, which is the same but for rounding.
     """
     values, lengths = stack([prompt.detach() for prompt in prompts])
     values = values.to(lm.device).requires_grad_()
     lengths = lengths.to(lm.device)
     once = run_once and not lm.is_encoder_decoder and not dropout and not lm.is_checkpointed
-    states = lm.run_prompts(values, lengths) if once else None
+    states, in_front = None, int(lengths.max())
+    if once:
+        states, rows = _run_shared(lm, values, lengths, rows, member)
+        in_front = 0
     leaves = states.leaves() if states else None
-    in_front = 0 if once else int(lengths.max())
     sums = torch.zeros(len(prompts), device=lm.device)
-    computed = int(lengths.sum()) if once else 0
+    computed = int(states.lengths.sum()) if states else 0
     for places in micro_batches([row.num_tokens for row in rows], max_tokens, extra=in_front):
         batch = collate([rows[i] for i in places], [member[i] for i in places], lm.tokenizer.pad_id, lm.device)
         x, mask = lm.embed(batch.ids), batch.mask
         if not once:
             x, mask = prepend(values, lengths, batch.member, x, mask)
-        own = [len(rows[i].ids) + int(lengths[member[i]]) for i in places]
+        own = [len(prompts[member[i]]) + len(rows[i].ids) for i in places]
         drawn = [seeds[i] for i in places] if seeds else []
-        with lm.dropout(dropout, drawn, own, batch.targets.shape[1]) if dropout else contextlib.nullcontext():
+        with lm.dropout(dropout, drawn, own, batch.targets.shape[1]):
             loss = lm.loss(
                 x, mask, batch.targets, batch.targets_mask, states=leaves, member=batch.member, z_loss=z_loss
             )
@@ -225,6 +242,19 @@ def gradients(
     return grads, sums.tolist(), computed
 
 
+def _run_shared(
+    lm: FrozenLM, values: Tensor, lengths: Tensor, rows: Sequence[Row], member: Sequence[int]
+) -> tuple[PromptStates, list[Row]]:
+    """The states of each prompt and of the ids that its rows share at their start, and the rows without those."""
+    starts = [shared_start([r for r, m in zip(rows, member, strict=True) if m == i]) for i in range(len(values))]
+    worn = [
+        torch.cat([values[i, : int(lengths[i])], lm.embed(torch.tensor([start], device=lm.device).long())[0].float()])
+        for i, start in enumerate(starts)
+    ]
+    shorter = [replace(row, ids=row.ids[len(starts[m]) :]) for row, m in zip(rows, member, strict=True)]
+    return lm.run_prompts(*stack(worn)), shorter
+
+
 class _Run:
     """What does not change during a run."""
 
@@ -237,11 +267,14 @@ class _Run:
             if not member.rows:
                 raise ValueError(f"{member.name} has no training examples")
         self.lm, self.members, self.on_message = lm, list(members), on_message
-        self.num_steps = max(member.config.steps for member in members)
         self.max_tokens = max_tokens or MAX_TOKENS[lm.device.type]
         self.threads = torch.get_num_threads()
-        self.serves_folds = {f for member in members for f in member.folds}
-        self._scored_at = -1
+        self.served = {f: [i for i, m in enumerate(members) if f in m.folds] for m in members for f in m.folds}
+        lengths = [sum(len(row.target) for row in member.rows) / len(member.rows) for member in members]
+        self.guessing = [math.log(lm.config.vocab_size) * length for length in lengths]
+        for fold, served in self.served.items():
+            for i in served:
+                assert _pace(members[fold]) == _pace(members[i]), "folds go at the pace of the member they serve"
 
     def start(self) -> _State:
         prompts = [member.prompt.detach().clone().float() for member in self.members]
@@ -253,27 +286,35 @@ class _Run:
             since_best=[0] * len(prompts),
             loss_sums=[0.0] * len(prompts),
             loss_counts=[0] * len(prompts),
+            first_losses=[None] * len(prompts),
+            bad_steps=[0] * len(prompts),
             max_tokens=self.max_tokens,
         )
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it."""
+        distinct = {id(rows): rows for m in self.members for rows in (m.rows, m.selection_rows)}
+        digests = {place: _digest(rows) for place, rows in distinct.items()}
 
         def of(member: Member) -> dict[str, Any]:
-            rows = json.dumps([row.ids + row.target for row in member.rows])
             return {
                 "name": member.name,
                 "task": member.task.name,
                 "seed": member.seed,
                 "config": asdict(member.config),
-                "start": hashlib.sha256(member.prompt.detach().float().numpy().tobytes()).hexdigest(),
-                "rows": hashlib.sha256(rows.encode()).hexdigest(),
+                "starting prompt": hashlib.sha256(member.prompt.detach().float().cpu().numpy().tobytes()).hexdigest(),
+                "training rows": digests[id(member.rows)],
+                "selection rows": digests[id(member.selection_rows)],
+                "folds": list(member.folds),
             }
 
         return {
             "fingerprint": self.lm.fingerprint,
             "dtype": str(self.lm.dtype),
+            "quantization": self.lm.quantization,
             "compiled": self.lm.is_compiled,
+            "activation checkpoints": self.lm.is_checkpointed,
             "members": [of(member) for member in self.members],
         }
 
@@ -282,62 +323,69 @@ class _Run:
     def step(self, state: _State) -> tuple[float, int]:
         """One optimizer step of every member still alive; the mean loss of an example, and tokens computed."""
         active = [i for i, alive in enumerate(state.alive) if alive]
-        rows, member, seeds = self._batch(active, state.step)
-        config = self.members[active[0]].config
-        prompts = [state.prompts[i] for i in active]
-        grads, sums, tokens = self._gradients_that_fit(state, prompts, rows, member, seeds, config)
-        for place, i in enumerate(active):
-            self._update(state, i, grads[place], sums[place])
-        state.step += 1
-        for i in active:
-            if state.alive[i]:
-                state.fitted[i].steps_run = state.step
-                if state.step >= self.members[i].config.steps:
-                    state.alive[i] = state.step < self.num_steps and i in self.serves_folds
-        return sum(sums) / len(rows), tokens
+        computed = 0
+        results: dict[int, tuple[Tensor, float]] = {}
+        for group in self._groups(active):
+            grads, sums, tokens = self._gradients_that_fit(state, group)
+            results |= {i: (grad, loss) for i, grad, loss in zip(group, grads, sums, strict=True)}
+            computed += tokens
+        with _uninterrupted():
+            for i, (grad, loss) in results.items():
+                self._update(state, i, grad, loss)
+            state.step += 1
+            for i in active:
+                if state.alive[i]:
+                    state.fitted[i].steps_run = state.step
+                    state.alive[i] = state.step < self.members[i].config.steps
+            self._release_folds(state)
+        losses = [loss / self.members[i].config.batch_size for i, (_, loss) in results.items() if math.isfinite(loss)]
+        return sum(losses) / len(losses) if losses else math.nan, computed
 
-    def _batch(self, active: Sequence[int], step: int) -> tuple[list[Row], list[int], list[int]]:
+    def _groups(self, active: Sequence[int]) -> list[list[int]]:
+        """Members that can share micro-batches: those with the same dropout and z-loss."""
+        groups: dict[tuple[float, float], list[int]] = {}
+        for i in active:
+            config = self.members[i].config
+            groups.setdefault((config.dropout, config.z_loss), []).append(i)
+        return list(groups.values())
+
+    def _release_folds(self, state: _State) -> None:
+        """Stop the folds that serve no member any more."""
+        for fold, served in self.served.items():
+            state.alive[fold] &= any(state.alive[i] for i in served)
+
+    def _batch(self, group: Sequence[int], step: int) -> tuple[list[Row], list[int], list[int]]:
         rows, worn, seeds = [], [], []
-        for place, i in enumerate(active):
+        for place, i in enumerate(group):
             member = self.members[i]
             for taken in order_of_step(len(member.rows), member.config.batch_size, step, member.seed):
                 row = member.rows[taken]
                 rows.append(row)
                 worn.append(place)
-                if member.config.dropout:
-                    seeds.append(_mask_seed(member.seed, member.name, step, row.index))
+                seeds.append(_mask_seed(member.seed, member.name, step, row.index))
         return rows, worn, seeds
 
-    def _gradients_that_fit(
-        self,
-        state: _State,
-        prompts: Sequence[Tensor],
-        rows: Sequence[Row],
-        member: Sequence[int],
-        seeds: Sequence[int],
-        config: TrainConfig,
-    ) -> tuple[list[Tensor], list[float], int]:
-        """The gradients, in micro-batches half the size whenever memory runs out."""
+    def _gradients_that_fit(self, state: _State, group: Sequence[int]) -> tuple[list[Tensor], list[float], int]:
+        """The group's gradients, in micro-batches half the size whenever memory runs out."""
+        rows, worn, seeds = self._batch(group, state.step)
+        config = self.members[group[0]].config
         while True:
             try:
                 return gradients(
                     self.lm,
-                    prompts,
+                    [state.prompts[i] for i in group],
                     rows,
-                    member,
+                    worn,
                     max_tokens=state.max_tokens,
                     dropout=config.dropout,
-                    seeds=seeds or None,
+                    seeds=seeds,
                     z_loss=config.z_loss,
                 )
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             if state.max_tokens <= 64:
-                raise ValueError(
-                    "out of memory even with one row at a time; use --checkpoint-activations, a shorter "
-                    "--max-input-length, fewer seeds at once or a smaller model"
-                )
+                raise ValueError(OUT_OF_MEMORY)
             state.max_tokens //= 2
             self.on_message(f"out of memory at step {state.step + 1}; micro-batches now {state.max_tokens} tokens")
             if torch.cuda.is_available():
@@ -357,6 +405,18 @@ class _Run:
             return
         state.loss_sums[i] += loss
         state.loss_counts[i] += config.batch_size
+        if self._has_diverged(state, i, loss / config.batch_size):
+            self._stop(
+                state, i, f"the prompt has diverged at step {state.step + 1}, loss {loss / config.batch_size:.3g}"
+            )
+
+    def _has_diverged(self, state: _State, i: int, loss: float) -> bool:
+        first = state.first_losses[i]
+        if first is None:
+            first = state.first_losses[i] = loss
+        limit = DIVERGED_TIMES * max(first, self.guessing[i])
+        state.bad_steps[i] = state.bad_steps[i] + 1 if loss > limit else 0
+        return state.bad_steps[i] >= DIVERGED_STEPS
 
     def _stop(self, state: _State, i: int, why: str) -> None:
         state.alive[i] = False
@@ -366,46 +426,48 @@ class _Run:
 
     # Selection --------------------------------------------------------------------------------------------
 
-    def is_due(self, state: _State) -> bool:
-        return state.step >= self.num_steps or any(
-            state.step % self.members[i].config.evaluate_every == 0 or state.step >= self.members[i].config.steps
-            for i in range(len(self.members))
-            if state.fitted[i].steps_run == state.step
-        )
-
-    def was_scored(self, state: _State) -> bool:
-        return self._scored_at == state.step
-
-    def evaluate(self, state: _State, on_score: Callable[[int, int, float, float | None], None] | None) -> None:
-        """Score every member that took the last step, keep the best prompts, stop those out of patience."""
-        self._scored_at = state.step
+    def due(self, state: _State, *, at_the_end: bool) -> list[int]:
+        """The members to evaluate now: those at a multiple of their evaluate_every, their last step, or the run's."""
+        if state.scored_at == state.step:
+            return []
         current = [i for i in range(len(self.members)) if state.fitted[i].steps_run == state.step]
-        scores = self._scores(state, current)
-        for i in current:
-            member, fitted = self.members[i], state.fitted[i]
-            score = scores.get(i)
-            if member.folds:
-                of_folds = [scores[f] for f in member.folds if f in scores]
-                score = sum(of_folds) / len(of_folds) if of_folds else None
-            loss = state.loss_sums[i] / max(state.loss_counts[i], 1)
-            entry = {"step": state.step, "loss": loss, "seconds": round(state.seconds, 2)}
-            fitted.history.append(entry if score is None else {**entry, "score": score})
-            state.loss_sums[i], state.loss_counts[i] = 0.0, 0
-            self._keep_best(state, i, score)
+        paces = {i: _pace(self.members[i]) for i in current}
+        return [i for i in current if at_the_end or state.step % paces[i][1] == 0 or state.step == paces[i][0]]
+
+    def evaluate(
+        self,
+        state: _State,
+        due: Sequence[int],
+        on_score: Callable[[int, int, float, float | None], None] | None,
+    ) -> None:
+        """Score members, keep their best prompts, stop those out of patience."""
+        scores = self._scores(state, due)
+        losses = {i: state.loss_sums[i] / max(state.loss_counts[i], 1) for i in due}
+        for i in due:
+            if self.members[i].folds:
+                scores[i] = sum(scores.get(f, 0.0) for f in self.members[i].folds) / len(self.members[i].folds)
+        with _uninterrupted():
+            for i in due:
+                entry = {"step": state.step, "loss": losses[i], "seconds": round(state.seconds, 2)}
+                state.fitted[i].history.append({**entry, "score": scores[i]} if i in scores else entry)
+                state.loss_sums[i], state.loss_counts[i] = 0.0, 0
+                self._keep_best(state, i, scores.get(i))
+            self._release_folds(state)
+            state.scored_at = state.step
+        for i in due:
             if on_score:
-                on_score(state.step, i, loss, score)
+                on_score(state.step, i, losses[i], scores.get(i))
 
     def _scores(self, state: _State, current: Sequence[int]) -> dict[int, float]:
         """The selection score of each member that has selection rows; members of one task share their batches."""
         scored = [i for i in current if self.members[i].selection]
         if not scored:
             return {}
-        engine = Engine(self.lm, [state.prompts[i] for i in scored])
-        groups: dict[tuple[str, str, str], list[int]] = {}
+        engine = Engine(self.lm, [state.prompts[i] for i in scored], max_tokens=state.max_tokens)
+        groups: dict[tuple[int, TextFormat, str], list[int]] = {}
         for place, i in enumerate(scored):
             member = self.members[i]
-            key = (member.task.name, repr(member.form), member.config.scoring)
-            groups.setdefault(key, []).append(place)
+            groups.setdefault((id(member.task), member.form, member.config.scoring), []).append(place)
         scores = {}
         for places in groups.values():
             first = self.members[scored[places[0]]]
@@ -429,7 +491,7 @@ class _Run:
             state.since_best[i] = 0
             return
         state.since_best[i] += 1
-        if config.patience and state.since_best[i] >= config.patience and i not in self.serves_folds:
+        if config.patience and state.since_best[i] >= config.patience and i not in self.served:
             state.alive[i] = False
             fitted.stopped = f"no better score in {config.patience} evaluations"
 
@@ -437,56 +499,98 @@ class _Run:
 # Checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def _write_checkpoint(path: Path, run: _Run, state: _State) -> None:
-    """The whole state as one file, so that there is no moment between two files."""
+class _Keeper:
+    """Writes a run's checkpoint and reads it back; does nothing without a path.
+
+    The whole state is one file, so that there is no moment between two files.
+    """
+
+    def __init__(self, path: Path | None, run: _Run, clock: Callable[[], float], every_s: float):
+        self.path, self.run, self.clock, self.every_s = path, run, clock, every_s
+        self.written_at = clock()
+
+    def is_there(self) -> bool:
+        return self.path is not None and self.path.exists()
+
+    def write(self, state: _State, *, now: bool) -> None:
+        """Write a checkpoint now, or if the last is old. A disk that is full is told and training goes on."""
+        if self.path is None or not (now or self.clock() - self.written_at > self.every_s):
+            return
+        temporary = self.path.with_name(f".{self.path.name}")
+        content = save(_tensors(state), metadata={"training": json.dumps(self._plain(state))})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except OSError as error:
+            why = error.strerror or str(error)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self.run.on_message(f"no checkpoint at step {state.step}: {self.path} cannot be written ({why})")
+        self.written_at = self.clock()
+
+    def read(self) -> _State:
+        """The state to go on from. ValueError for a file that is damaged or of another run."""
+        assert self.path is not None
+        try:
+            with safe_open(self.path, "pt") as file:
+                plain = json.loads(file.metadata()["training"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            saved = plain["identity"]
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path} is no checkpoint of softprompt, or a damaged one ({error}); start again without --resume"
+            ) from None
+        _check_identity(self.path, saved, json.loads(json.dumps(self.run.identity)))
+        self.run.threads = plain["threads"]
+        torch.set_num_threads(self.run.threads)
+        return _restored(plain, tensors)
+
+    def _plain(self, state: _State) -> dict[str, Any]:
+        fitted = [{f.name: getattr(kept, f.name) for f in fields(kept) if f.name != "prompt"} for kept in state.fitted]
+        rest = {name: getattr(state, name) for name in _PLAIN}
+        return {"identity": self.run.identity, "threads": self.run.threads, "fitted": fitted, **rest}
+
+
+def _tensors(state: _State) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for i, fitted in enumerate(state.fitted):
-        tensors[f"{i}.prompt"] = state.prompts[i].contiguous()
-        tensors[f"{i}.best"] = fitted.prompt.contiguous()
-        for name, value in state.optimizer[i].items():
-            tensors[f"{i}.optimizer.{name}"] = value.contiguous()
-    plain = {
-        "identity": run.identity(),
-        "threads": run.threads,
-        "step": state.step,
-        "seconds": state.seconds,
-        "max_tokens": state.max_tokens,
-        "alive": state.alive,
-        "since_best": state.since_best,
-        "loss_sums": state.loss_sums,
-        "loss_counts": state.loss_counts,
-        "fitted": [{**vars(replace(fitted, prompt=torch.empty(0))), "prompt": None} for fitted in state.fitted],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        tensors[f"{i}.prompt"], tensors[f"{i}.best"] = state.prompts[i], fitted.prompt
+        tensors |= {f"{i}.optimizer.{name}": value for name, value in state.optimizer[i].items()}
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _restored(plain: dict[str, Any], tensors: dict[str, Tensor]) -> _State:
+    def optimizer(i: int) -> dict[str, Tensor]:
+        start = f"{i}.optimizer."
+        return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+    members = range(len(plain["fitted"]))
+    return _State(
+        prompts=[tensors[f"{i}.prompt"] for i in members],
+        optimizer=[optimizer(i) for i in members],
+        fitted=[Fitted(**kept, prompt=tensors[f"{i}.best"]) for i, kept in enumerate(plain["fitted"])],
+        **{name: plain[name] for name in _PLAIN},
+    )
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold a Ctrl-C back until the block is done, so that no state is left half changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     try:
-        save_file(tensors, temporary, metadata={"training": json.dumps(plain)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read_checkpoint(path: Path, run: _Run) -> _State:
-    try:
-        with safe_open(path, "pt") as file:
-            plain = json.loads(file.metadata()["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no checkpoint of softprompt ({error}); start again without --resume") from None
-    _check_identity(path, plain["identity"], json.loads(json.dumps(run.identity())))
-    run.threads = plain["threads"]
-    state = run.start()
-    for i, kept in enumerate(plain["fitted"]):
-        state.prompts[i] = tensors[f"{i}.prompt"]
-        state.optimizer[i] = {
-            name.split(".", 2)[2]: value for name, value in tensors.items() if name.startswith(f"{i}.optimizer.")
-        }
-        state.fitted[i] = Fitted(**{**kept, "prompt": tensors[f"{i}.best"]})
-    for name in ("step", "seconds", "max_tokens", "alive", "since_best", "loss_sums", "loss_counts"):
-        setattr(state, name, plain[name])
-    return state
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _check_identity(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -515,5 +619,11 @@ def _mask_seed(seed: int, name: str, step: int, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _pace(member: Member) -> tuple[int, int]:
+    return member.config.steps, member.config.evaluate_every
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    parts = [part for row in rows for part in (row.ids, row.target)]
+    ids = np.fromiter(itertools.chain(map(len, parts), *parts), np.int32)
+    return hashlib.sha256(ids.tobytes()).hexdigest()

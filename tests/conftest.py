@@ -46,48 +46,96 @@ def make_tokenizer(*, bos: bool = False):
     )
 
 
-def make_t5(width: int = 16, seed: int = 0):
-    """A T5 1.1 of two layers, untied, with weights large enough that inputs matter."""
-    from transformers import T5Config, T5ForConditionalGeneration
+T5 = {
+    "vocab_size": 340, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2,
+    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0, "pad_token_id": 0,
+    "eos_token_id": 1, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
+}  # fmt: skip
+LLAMA = {
+    "vocab_size": 340, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 256, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3,
+}  # fmt: skip
+GPT2 = {
+    "vocab_size": 340, "n_embd": 16, "n_inner": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "pad_token_id": 0,
+    "eos_token_id": 1, "bos_token_id": 3,
+}  # fmt: skip
+SLIDING = ["sliding_attention", "full_attention"]
 
-    torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=340, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=2,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False, scale_decoder_outputs=False,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, relative_attention_num_buckets=8,
-        relative_attention_max_distance=16,
-    )  # fmt: skip
-    return spread(T5ForConditionalGeneration(config))
+# Kind: its configuration's class in transformers, and the fields.
+FAMILIES = {
+    "t5": ("T5Config", T5),
+    "t5-1.0": ("T5Config", T5 | {"feed_forward_proj": "relu", "tie_word_embeddings": True}),
+    "mt5": ("MT5Config", T5),
+    "umt5": ("UMT5Config", T5),
+    "llama": ("LlamaConfig", LLAMA),
+    "gpt2": ("GPT2Config", GPT2),
+    "gemma": ("GemmaConfig", LLAMA | {"head_dim": 8}),
+    "gemma2": (
+        "Gemma2Config",
+        LLAMA | {"head_dim": 8, "sliding_window": 6, "layer_types": SLIDING, "query_pre_attn_scalar": 8},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        LLAMA | {"head_dim": 8, "sliding_window": 6, "layer_types": SLIDING, "query_pre_attn_scalar": 8},
+    ),
+    "qwen2": ("Qwen2Config", LLAMA),
+    "qwen2-sliding": (
+        "Qwen2Config",
+        LLAMA | {"use_sliding_window": True, "sliding_window": 6, "layer_types": SLIDING},
+    ),
+    "qwen3": ("Qwen3Config", LLAMA | {"head_dim": 8}),
+    "mistral": ("MistralConfig", LLAMA | {"head_dim": 8, "sliding_window": 6}),
+}
+ENCODER_DECODERS = ("t5", "t5-1.0", "mt5", "umt5")
+
+
+def make_model(kind: str, *, seed: int = 0, **changes):
+    """A tiny model of two layers from its configuration, with weights from `spread`."""
+    import transformers
+
+    name, fields = FAMILIES[kind]
+    config = getattr(transformers, name)(**fields | changes)
+    auto = transformers.AutoModelForSeq2SeqLM if kind in ENCODER_DECODERS else transformers.AutoModelForCausalLM
+    model = auto.from_config(config)
+    if kind in ("t5", "mt5"):  # transformers 5 ties what it is told not to; a checkpoint with both unties it again
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+    return spread(model, seed)
+
+
+def make_t5(width: int = 16, seed: int = 0):
+    """A T5 1.1: gated, with an output layer of its own."""
+    return make_model("t5", d_model=width, seed=seed)
 
 
 def make_llama(width: int = 16, seed: int = 0):
-    """A Llama of two layers with grouped-query attention."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=340, hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=3,
-    )  # fmt: skip
-    return spread(LlamaForCausalLM(config))
+    """A Llama with grouped-query attention."""
+    return make_model("llama", hidden_size=width, seed=seed)
 
 
-def spread(model):
-    """Weights of deviation 0.3: attention that attends, so that a wrong mask changes the numbers."""
-    generator = torch.Generator().manual_seed(1)
+def spread(model, seed: int = 0):
+    """Every matrix times an input of unit variance gives an output of about unit variance.
+
+    So attention attends to some tokens more than to others (a wrong mask changes the numbers) and gradients are
+    of the order of 1, where float32 rounds by 1e-7.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            is_table = any(word in name for word in ("shared", "embed_tokens", "wte", "wpe", "relative_attention_bias"))
+            deviation = 1.0 if is_table else parameter.shape[-1] ** -0.5
+            if name.endswith("Attention.q.weight"):
+                deviation *= 8**-0.5  # T5 does not scale its attention scores
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
     return model.eval()
 
 
 def tiny_lm(kind: str, **changes):
-    """A tiny FrozenLM: `t5` or `llama`."""
+    """A tiny FrozenLM of a kind in FAMILIES."""
     from softprompt.backbone import FrozenLM
 
-    model = make_t5(**changes) if kind == "t5" else make_llama(**changes)
-    return FrozenLM(model, make_tokenizer(bos=kind == "llama"), name=f"tiny-{kind}")
+    return FrozenLM(make_model(kind, **changes), make_tokenizer(bos=kind == "llama"), name=f"tiny-{kind}")
 
 
 @pytest.fixture(params=["t5", "llama"])

@@ -1,0 +1,99 @@
+"""Tables in README and docs, made from the committed rows; nothing there is typed by hand.
+
+    python benchmarks/tables.py            # rewrites README.md and docs/*.md between their markers
+
+A marker is `<!-- table: NAME -->`, and the table ends at `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from smollm2_study import table as tasks_table
+
+ROOT = Path(__file__).parent.parent
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def render(text: str, results: Path) -> str:
+    """The document with every marked table made anew from the rows in `results`."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match[1]}{TABLES[match[2]](results).rstrip()}\n{match[3]}"
+
+    return MARKED.sub(fill, text)
+
+
+def demo(results: Path) -> str:
+    """What the demo printed when it was last recorded (`python examples/demo.py --record results/demo.txt`)."""
+    path = results / "demo.txt"
+    return f"```\n{path.read_text().rstrip()}\n```" if path.exists() else nothing_yet("examples/demo.py --record")
+
+
+def sst2(results: Path) -> str:
+    """Dev and test accuracy by seed, and of the vote."""
+    rows = read(results / "sst2.jsonl")
+    if not rows:
+        return nothing_yet("benchmarks/sst2.py")
+    lines = ["| split | prompts | accuracy | minutes of training | steps |", "|---|---|--:|--:|--:|"]
+    for split in ("dev", "test"):
+        single = [row for row in rows if row["split"] == split and row["seed"] >= 0]
+        lines += [_sst2_line(split, f"seed {row['seed']}", row) for row in single]
+        if len(single) > 1:
+            values = [row["value"] for row in single]
+            lines.append(f"| {split} | mean ± deviation | {fmean(values):.3f} ± {stdev(values):.3f} | | |")
+        votes = [row for row in rows if row["split"] == split and row["seed"] < 0]
+        lines += [_sst2_line(split, f"vote of {len(row['config']['prompts'])}", row) for row in votes]
+    return "\n".join([*lines, "", f"{rows[0]['model']}; {where(rows[0])}."])
+
+
+def _sst2_line(split: str, prompts: str, row: dict[str, Any]) -> str:
+    steps = row["steps_run"] or ""
+    return f"| {split} | {prompts} | {row['value']:.3f} | {row['seconds'] / 60:.1f} | {steps} |"
+
+
+def tasks(results: Path) -> str:
+    """Seven tasks beside their baselines."""
+    if not read(results / "smollm2_tasks.jsonl"):
+        return nothing_yet("benchmarks/smollm2_study.py")
+    return tasks_table(results / "smollm2_tasks.jsonl", results / "baselines.jsonl")
+
+
+def nothing_yet(command: str) -> str:
+    """What stands where no row has been committed."""
+    return f"No rows yet: `python {command}` makes them."
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, none if it is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def where(row: dict[str, Any]) -> str:
+    """Machine, type and versions of a row."""
+    return f"{row['device']}, {row['dtype']}, torch {row['versions']['torch']}, commit {row['commit']}"
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"demo": demo, "sst2": sst2, "tasks": tasks}
+
+
+def main() -> None:
+    """Rewrite every document that has markers."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        before = path.read_text()
+        after = render(before, ROOT / "results")
+        if after != before:
+            temporary = path.with_name(f".{path.name}")
+            temporary.write_text(after)
+            os.replace(temporary, path)
+            print(f"{path.name} rewritten")
+
+
+if __name__ == "__main__":
+    main()

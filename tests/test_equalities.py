@@ -1,0 +1,450 @@
+"""The equalities that define the product, on tiny real models (6 is in test_optimizers.py).
+
+Padding and grouping change the order of float sums; equal means within 1e-5 in float32, of numbers of order 1 to 10.
+"""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ENCODER_DECODERS, FAMILIES, make_model, make_tokenizer, tiny_lm
+
+from softprompt.backbone import NO_PROMPT, FrozenLM
+from softprompt.data import Row, collate, default_format, encode_examples
+from softprompt.evaluation import ensemble, predict
+from softprompt.inference import Engine
+from softprompt.optimizers import Adafactor, AdamW
+from softprompt.prompt import Card, SoftPrompt, from_text, prepend, save_prompt
+from softprompt.tasks import Example, file_task
+from softprompt.training import Member, TrainConfig, fit, gradients
+
+TOLERANCE = 1e-5
+KINDS = ["t5", "llama"]
+DECODERS = [kind for kind in FAMILIES if kind not in ENCODER_DECODERS]
+# With the input's 3 to 19 tokens these reach past a window of 6 from the first token that has one.
+PROMPT_LENGTHS = (5, 9, 1)
+MEMBER = [0, 1, 2, NO_PROMPT, 0, NO_PROMPT, 2, 1]
+
+
+def draw(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def ids_of(length, generator):
+    return tuple(torch.randint(4, 330, (length,), generator=generator).tolist())
+
+
+def make_rows(lengths=(3, 19, 8, 5, 8, 12, 4, 7), seed=0):
+    generator = draw(seed)
+    return [Row(ids_of(n, generator), (*ids_of(1 + n % 3, generator), 1), False, i) for i, n in enumerate(lengths)]
+
+
+def make_prompts(lm, lengths=PROMPT_LENGTHS, seed=1):
+    generator = draw(seed)
+    return [torch.randn(n, lm.width, generator=generator) for n in lengths]
+
+
+def make_candidates(rows, seed=2):
+    generator = draw(seed)
+    return [[(*ids_of(1 + (i + j) % 3, generator), 1) for j in range(2 + i % 3)] for i in range(len(rows))]
+
+
+def flat(nested):
+    return torch.tensor([value for row in nested for value in row])
+
+
+def apart(tensors, others):
+    return max(float((a - b).abs().max()) for a, b in zip(tensors, others, strict=True))
+
+
+def in_bfloat16(kind):
+    return FrozenLM(make_model(kind).bfloat16(), make_tokenizer(bos=kind == "llama"), name=f"tiny-{kind}")
+
+
+def lone_engine(lm, prompts, member, run_once):
+    return Engine(lm, [] if member == NO_PROMPT else [prompts[member]], run_once=run_once)
+
+
+def alone(lm, prompts, rows, candidates, run_once):
+    """Each row's label scores and greedy answer, by itself."""
+    scores, answers = [], []
+    for row, member, choices in zip(rows, MEMBER, candidates, strict=True):
+        engine = lone_engine(lm, prompts, member, run_once)
+        worn = [min(member, 0)]
+        scores += engine.label_scores([row], worn, [choices])
+        answers += written_ids(engine, [row], worn)
+    return scores, answers
+
+
+def written_ids(engine, rows, member):
+    """The tokens of each row's greedy answer."""
+    x, mask, worn = engine.inputs(rows, member)
+    return engine.lm.generate(x, mask, max_tokens=6, states=engine.states, member=worn).ids
+
+
+# 1: a mixed batch gives each row what it gets alone -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("run_once", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_a_mixed_batch_gets_what_it_gets_alone(kind, run_once):
+    lm = tiny_lm(kind)
+    prompts, rows = make_prompts(lm), make_rows()
+    candidates = make_candidates(rows)
+    engine = Engine(lm, prompts, max_tokens=10_000, run_once=run_once)
+    mixed = engine.label_scores(rows, MEMBER, candidates)
+    lone, lone_written = alone(lm, prompts, rows, candidates, run_once)
+    assert [len(scores) for scores in mixed] == [len(choices) for choices in candidates]
+    assert apart([flat(mixed)], [flat(lone)]) < TOLERANCE
+    assert written_ids(engine, rows, MEMBER) == lone_written
+
+
+@pytest.mark.parametrize("run_once", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_prompt_or_none_or_another_input_changes_a_rows_scores(kind, run_once):
+    lm = tiny_lm(kind)
+    rows = make_rows()
+    candidates = make_candidates(rows)
+    engine = Engine(lm, make_prompts(lm), run_once=run_once)
+    scores = {m: engine.label_scores(rows, [m] * len(rows), candidates) for m in (0, 1, 2, NO_PROMPT)}
+    shifted = engine.label_scores([*rows[1:], rows[0]], [0] * len(rows), candidates)
+    for others in [scores[1], scores[2], scores[NO_PROMPT], shifted]:
+        for row, other in zip(scores[0], others, strict=True):
+            assert apart([torch.tensor(row)], [torch.tensor(other)]) > 1000 * TOLERANCE
+    assert len(set(map(tuple, written_ids(engine, rows, MEMBER)))) > 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bfloat16_a_mixed_batch_differs_by_rounding_only(kind):
+    lm = in_bfloat16(kind)
+    prompts, rows = make_prompts(lm), make_rows()
+    candidates = make_candidates(rows)
+    engine = Engine(lm, prompts, max_tokens=10_000)
+    mixed = engine.label_scores(rows, MEMBER, candidates)
+    written = written_ids(engine, rows, MEMBER)
+    lone, lone_written = alone(lm, prompts, rows, candidates, True)
+    exact, _ = alone(tiny_lm(kind), prompts, rows, candidates, True)
+    difference = apart([flat(mixed)], [flat(lone)])
+    assert difference <= 2 * apart([flat(lone)], [flat(exact)])  # no more than bfloat16 itself costs
+    for row, scores in zip(mixed, lone, strict=True):
+        best, second = sorted(scores, reverse=True)[:2]
+        assert row.index(max(row)) == scores.index(best) or best - second <= difference
+    for i, (own, other) in enumerate(zip(written, lone_written, strict=True)):
+        if own != other:
+            assert gap_where_they_part(lm, prompts, rows[i], MEMBER[i], own, other) <= difference
+
+
+def gap_where_they_part(lm, prompts, row, member, own, other):
+    """How far apart the lone run's two best tokens are where two answers first differ."""
+    engine = lone_engine(lm, prompts, member, True)
+    answers = [(*own, 1), (*other, 1)]
+    same = next(n for n, (a, b) in enumerate(zip(*answers, strict=False)) if a != b)
+    ((one, two),) = engine.label_scores([row], [min(member, 0)], [[ids[: same + 1] for ids in answers]])
+    return abs(one - two)
+
+
+@pytest.mark.parametrize("kind", [*DECODERS, "t5", "mt5"])
+def test_it_never_matters_on_which_side_a_row_is_padded(kind):
+    lm = tiny_lm(kind)
+    generator = draw(5)
+    lengths = torch.tensor([4, 11, 8])
+    x = torch.zeros(3, 11, lm.width)
+    left, mask, left_mask = x.clone(), torch.zeros(3, 11, dtype=torch.bool), torch.zeros(3, 11, dtype=torch.bool)
+    for i, n in enumerate(lengths.tolist()):
+        row = torch.randn(n, lm.width, generator=generator)
+        x[i, :n], mask[i, :n], left[i, 11 - n :], left_mask[i, 11 - n :] = row, True, row, True
+    candidates = torch.randint(4, 330, (3, 2, 3), generator=generator)
+    every = torch.ones_like(candidates, dtype=torch.bool)
+    right_scores = lm.score(x, mask, candidates, every)
+    assert apart([lm.score(left, left_mask, candidates, every)], [right_scores]) < TOLERANCE
+    assert lm.generate(left, left_mask, max_tokens=5).ids == lm.generate(x, mask, max_tokens=5).ids
+    prompts, worn = torch.randn(2, 4, lm.width, generator=generator), torch.tensor([1, -1, 0])
+    sides = [prepend(prompts, torch.tensor([4, 2]), worn, x, mask, side=side) for side in ("right", "left")]
+    scores = [lm.score(*side, candidates, every) for side in sides]
+    assert apart([scores[0]], [scores[1]]) < TOLERANCE < apart([scores[0]], [right_scores])
+
+
+# The prompt run once ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_prompt_run_once_has_the_loss_and_gradient_of_one_in_front_of_every_row(kind):
+    lm = tiny_lm(kind)
+    prompts, rows = make_prompts(lm), make_rows()
+    worn = [0, 1, 2, 0, 1, 2, 0, 1]
+    once, once_losses, fewer = gradients(lm, prompts, rows, worn, max_tokens=70)
+    each, losses, tokens = gradients(lm, prompts, rows, worn, max_tokens=70, run_once=False)
+    assert once_losses == pytest.approx(losses, abs=TOLERANCE * 10)  # sums of 20 tokens and more
+    assert apart(once, each) < TOLERANCE
+    assert min(float(g.abs().mean()) for g in once) > 100 * TOLERANCE
+    assert fewer < tokens
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "qwen2-sliding", "mistral"])
+def test_a_window_hides_a_prompt_that_lies_behind_it(kind):
+    """With one layer, what is 6 tokens back is out of sight; another layer would see it through its neighbours."""
+    changes = {} if kind == "mistral" else {"layer_types": ["sliding_attention"]}
+    lm = tiny_lm(kind, num_hidden_layers=1, **changes)
+    rows = [Row(ids_of(12, draw(0)), (7, 1), False, 0), Row(ids_of(2, draw(0)), (7, 1), False, 1)]
+    one, other = make_prompts(lm, (4, 4))
+    for run_once in (True, False):
+        scores = Engine(lm, [one, other], run_once=run_once).label_scores(
+            rows * 2, [0, 0, 1, 1], [[(7, 1), (9, 8, 1)]] * 4
+        )
+        assert scores[0] == pytest.approx(scores[2], abs=TOLERANCE)
+        assert scores[1] != pytest.approx(scores[3], abs=0.01)
+
+
+# 2: k prompts together end where each ends alone --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["t5", "llama", "umt5"])
+def test_prompts_together_get_the_gradients_each_gets_alone(kind, dropout):
+    lm = tiny_lm(kind)
+    if dropout and not lm.is_encoder_decoder:
+        pytest.skip("dropout is for encoder-decoders")
+    prompts, rows = make_prompts(lm), make_rows()
+    worn, seeds = [0, 1, 2, 0, 1, 2, 0, 1], list(range(100, 108))
+    together, losses, _ = gradients(lm, prompts, rows, worn, max_tokens=60, dropout=dropout, seeds=seeds, z_loss=1e-4)
+    for k, prompt in enumerate(prompts):
+        own = [i for i, m in enumerate(worn) if m == k]
+        ((lone,), (loss,), _) = gradients(
+            lm, [prompt], [rows[i] for i in own], [0] * len(own), max_tokens=1000, dropout=dropout,
+            seeds=[seeds[i] for i in own], z_loss=1e-4,
+        )  # fmt: skip
+        assert apart([together[k]], [lone]) < TOLERANCE
+        assert loss == pytest.approx(losses[k], abs=TOLERANCE * 10)
+        assert float(lone.abs().mean()) > 0.01
+
+
+def make_members(lm, *, optimizer, dropout=0.0, steps=(30, 30, 30), seeds=(0, 1, 2)):
+    """Three members that differ in task, seed, prompt length and batch."""
+    form = default_format(lm)
+    prompts = make_prompts(lm)
+    members = []
+    for k, (prompt, num_steps, seed) in enumerate(zip(prompts, steps, seeds, strict=True)):
+        config = TrainConfig(
+            steps=num_steps, batch_size=3 + k, optimizer=optimizer, dropout=dropout, evaluate_every=num_steps
+        )
+        task = file_task(inputs="{text}", targets="{label}", labels=["yes", "no"], name=f"task{k}")
+        rows = make_rows((3, 19, 8, 5, 8, 12, 4, 7, 6, 9), seed=10 + k)
+        members.append(Member(name=f"m{k}", task=task, form=form, config=config, seed=seed, prompt=prompt, rows=rows))
+    return members
+
+
+@pytest.mark.parametrize(("kind", "dropout"), [("t5", 0.0), ("t5", 0.1), ("llama", 0.0)])
+@pytest.mark.parametrize("optimizer", [Adafactor(learning_rate=0.03), AdamW(learning_rate=0.01)])
+def test_prompts_trained_together_end_where_each_ends_alone(kind, dropout, optimizer):
+    lm = tiny_lm(kind)
+    members = make_members(lm, optimizer=optimizer, dropout=dropout, steps=(30, 20, 30))
+    together = fit(lm, members, max_tokens=120)
+    for member, result in zip(members, together, strict=True):
+        (lone,) = fit(lm, [member], max_tokens=1000)
+        assert apart([result.prompt], [lone.prompt]) < 1e-3 * optimizer.learning_rate
+        assert apart([result.prompt], [member.prompt]) > optimizer.learning_rate
+        assert result.step == lone.step == member.config.steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bfloat16_training_together_spreads_less_than_the_seeds(kind):
+    lm = in_bfloat16(kind)
+    members = make_members(lm, optimizer=Adafactor(learning_rate=0.03))
+    together = fit(lm, members, max_tokens=120)
+    lone = [fit(lm, [member])[0] for member in members]
+    other_seeds = [fit(lm, [replace(member, seed=member.seed + 10)])[0] for member in members]
+    for one, own, other in zip(together, lone, other_seeds, strict=True):
+        spread = (one.prompt - own.prompt).square().mean().sqrt()
+        assert spread < (own.prompt - other.prompt).square().mean().sqrt()
+
+
+def test_dropout_masks_are_shared_over_positions_and_drawn_by_row(t5):
+    seen = []
+    modules = [*t5._dropouts, *t5._attentions]
+    with t5.dropout(0.25, [5, 6, 5], [4, 9, 4], 3):
+        seen = [module.mask.clone() for module in modules]
+    assert all(module.mask is None for module in modules)
+    shared = torch.cat([mask.flatten(1) for mask in seen[: len(t5._dropouts)]], 1)
+    assert all(mask.shape[1] == 1 for mask in seen[: len(t5._dropouts)])
+    assert torch.equal(shared[0], shared[2]) and not torch.equal(shared[0], shared[1])
+    assert set(shared.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert float((shared == 0).float().mean()) == pytest.approx(0.25, abs=0.05)
+    before, after = t5.model.encoder.dropout.turns
+    assert t5._dropouts.index(before) != t5._dropouts.index(after)
+    assert not torch.equal(seen[t5._dropouts.index(before)], seen[t5._dropouts.index(after)])
+
+
+def test_dropout_masks_do_not_depend_on_what_a_row_is_batched_with(t5):
+    modules = [*t5._dropouts, *t5._attentions]
+    with t5.dropout(0.25, [5], [4], 2):
+        lone = [module.mask for module in modules]
+    with t5.dropout(0.25, [8, 5], [11, 4], 17):
+        for module, mask in zip(modules, lone, strict=True):
+            assert torch.equal(module.mask[1:, : mask.shape[1]], mask)
+
+
+def test_dropout_changes_the_loss_and_is_gone_afterwards(t5):
+    rows = make_rows()[:2]
+    prompts = make_prompts(t5)[:1]
+    sums = [
+        gradients(t5, prompts, rows, [0, 0], max_tokens=100, dropout=rate, seeds=seeds)[1][0]
+        for rate, seeds in [(0.0, None), (0.1, [1, 2]), (0.1, [3, 4]), (0.0, None)]
+    ]
+    assert sums[0] == sums[3] and len(set(sums)) == 3
+
+
+def test_a_decoder_only_model_refuses_dropout(llama):
+    with pytest.raises(
+        ValueError, match="dropout is for encoder-decoders; tiny-llama is decoder-only: set dropout to 0"
+    ):
+        gradients(llama, make_prompts(llama)[:1], make_rows()[:1], [0], max_tokens=100, dropout=0.1, seeds=[1])
+
+
+# 3: training changes the prompts and nothing else -------------------------------------------------------------
+
+
+def bytes_of(lm):
+    digest = hashlib.sha256()
+    for name, tensor in [*lm.model.named_parameters(), *lm.model.named_buffers()]:
+        digest.update(name.encode() + tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(("kind", "dropout"), [("t5", 0.1), ("llama", 0.0)])
+def test_training_changes_the_prompts_and_nothing_else(kind, dropout):
+    lm = tiny_lm(kind)
+    before, members = bytes_of(lm), make_members(lm, optimizer=AdamW(learning_rate=0.1), dropout=dropout)
+    starts = [member.prompt.clone() for member in members]
+    fitted = fit(lm, members)
+    assert bytes_of(lm) == before
+    assert all(p.grad is None and not p.requires_grad for p in lm.model.parameters())
+    assert [torch.equal(m.prompt, start) for m, start in zip(members, starts, strict=True)] == [True] * 3
+    assert all(apart([f.prompt], [start]) > 0.1 for f, start in zip(fitted, starts, strict=True))
+
+
+# 4: a prompt from a text scores as its ids in front of the input's --------------------------------------------
+
+
+@pytest.mark.parametrize("run_once", [True, False])
+@pytest.mark.parametrize("kind", [*FAMILIES])
+def test_a_prompt_from_a_text_scores_as_its_ids_in_front_of_the_inputs(kind, run_once):
+    lm = tiny_lm(kind)
+    text = "the film is a warm story"
+    ids = lm.tokenizer.encode(text)
+    values, _ = from_text(lm.embeddings, lm.tokenizer, len(ids), text=text, generator=draw(0))
+    rows = make_rows()
+    candidates = make_candidates(rows)
+    worn = Engine(lm, [values], run_once=run_once).label_scores(rows, [0] * len(rows), candidates)
+    longer = [replace(row, ids=(*ids, *row.ids)) for row in rows]
+    bare = Engine(lm, []).label_scores(longer, [NO_PROMPT] * len(rows), candidates)
+    without = Engine(lm, []).label_scores(rows, [NO_PROMPT] * len(rows), candidates)
+    assert apart([flat(worn)], [flat(bare)]) < TOLERANCE
+    assert apart([flat(worn)], [flat(without)]) > 0.1
+
+
+# 5: PEFT, from the folder we save ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_peft_loads_our_folder_and_gives_our_log_probs_and_tokens(kind, tmp_path):
+    from peft import PeftModel
+
+    lm = tiny_lm(kind)
+    values, rows = make_prompts(lm)[1], make_rows()
+    card = Card(
+        model_name=lm.name, model_fingerprint=lm.fingerprint, is_encoder_decoder=lm.is_encoder_decoder, width=lm.width
+    )
+    save_prompt(SoftPrompt(values, card), tmp_path)
+    model = PeftModel.from_pretrained(make_model(kind), tmp_path).eval()
+    engine = Engine(lm, [values])
+    for row in rows:
+        ((ours,),) = engine.label_scores([row], [0], [[row.target]])
+        assert ours == pytest.approx(float(peft_log_probs(model, row, lm.is_encoder_decoder).sum()), abs=TOLERANCE)
+        (ids,) = written_ids(engine, [row], [0])
+        assert [*ids, 1][:6] == peft_tokens(model, row)
+
+
+def peft_log_probs(model, row, is_encoder_decoder):
+    """What PEFT's forward gives each token of the target."""
+    target = torch.tensor(row.target)
+    with torch.no_grad():
+        if is_encoder_decoder:
+            logits = model(input_ids=torch.tensor([row.ids]), labels=target[None]).logits[0]
+        else:
+            logits = model(input_ids=torch.tensor([[*row.ids, *row.target]])).logits[0, -len(target) - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
+
+
+def peft_tokens(model, row):
+    """The new tokens of PEFT's greedy decoding."""
+    ids = torch.tensor([row.ids])
+    written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    tokens = written[0].tolist()
+    return tokens[1:] if model.config.is_encoder_decoder else tokens[len(row.ids) :]
+
+
+# 8: an ensemble in one pass equals the vote of separate passes -------------------------------------------------
+
+
+@pytest.mark.parametrize("scoring", ["rank", "generate"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ensemble_in_one_pass_equals_the_vote_of_separate_passes(kind, scoring):
+    lm = tiny_lm(kind)
+    labels = ["story", "film", "summer", "town", "night", "positive"]
+    task = file_task(inputs="{text}", targets="{label}", labels=labels if scoring == "rank" else None)
+    texts = ["the sea is warm", "a dull film", "it rained", "a street in the night was wet", "the story finds the town"]
+    examples = [Example(inputs=t, targets="positive", id=t, references=("positive",)) for t in texts]
+    form = replace(default_format(lm), max_target_length=4)
+    rows = encode_examples(examples, form, lm.tokenizer)
+    prompts = make_prompts(lm, (5, 9, 1, 4, 7))
+    many = [(m, e, r) for e, r in zip(examples, rows, strict=True) for m in range(5)]
+    member, crowd, crowd_rows = zip(*many, strict=True)
+    together = predict(Engine(lm, prompts), task, crowd, crowd_rows, list(member), form, scoring=scoring)
+    separate = [predict(Engine(lm, [p]), task, examples, rows, [0] * 5, form, scoring=scoring) for p in prompts]
+    in_one = ensemble(task, examples, [together[m::5] for m in range(5)])
+    voted = ensemble(task, examples, separate)
+    assert [v.text for v in in_one] == [v.text for v in voted]
+    assert [v.log_prob for v in in_one] == pytest.approx([v.log_prob for v in voted], abs=TOLERANCE)
+    assert len({p.text for answers in separate for p in answers}) > 1
+
+
+# 10: label scores equal the token log-probabilities summed the slow way ---------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES])
+def test_label_scores_equal_token_log_probs_summed_the_slow_way(kind):
+    lm = tiny_lm(kind)
+    rows = make_rows()
+    candidates = make_candidates(rows)
+    text = lm.tokenizer.encode("warm sea")
+    prompt = lm.embed(torch.tensor([text]))[0].detach()
+    fast = Engine(lm, [prompt]).label_scores(rows, [0] * len(rows), candidates)
+    slow = [
+        [slow_score(lm, [*text, *row.ids], ids) for ids in choices]
+        for row, choices in zip(rows, candidates, strict=True)
+    ]
+    assert apart([flat(fast)], [flat(slow)]) < TOLERANCE
+
+
+@torch.no_grad()
+def slow_score(lm, inputs, candidate):
+    """transformers' own forward on ids, one candidate at a time."""
+    target = torch.tensor(candidate)
+    if lm.is_encoder_decoder:
+        logits = lm.model(input_ids=torch.tensor([inputs]), labels=target[None]).logits[0]
+    else:
+        logits = lm.model(input_ids=torch.tensor([[*inputs, *candidate]])).logits[0, len(inputs) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(-1, target[:, None]).sum())
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES])
+def test_greedy_tokens_are_those_of_transformers_own_generation(kind):
+    lm = tiny_lm(kind)
+    for row in make_rows()[:4]:
+        batch = collate([row], [NO_PROMPT], 0, lm.device)
+        ours = lm.generate(lm.embed(batch.ids), batch.mask, max_tokens=8)
+        theirs = lm.model.generate(batch.ids, attention_mask=batch.mask.long(), max_new_tokens=8, do_sample=False)
+        new = theirs[0, 1:] if lm.is_encoder_decoder else theirs[0, batch.ids.shape[1] :]
+        new = new.tolist()
+        assert ours.ids[0] == (new[: new.index(1)] if 1 in new else new)

@@ -1,0 +1,522 @@
+"""Saved prompts put to use: scores equal those of each prompt alone, and answers survive bad rows and kills."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import tiny_lm
+
+from softprompt.data import default_format
+from softprompt.evaluation import append_rows, ensemble
+from softprompt.prediction import (
+    count_items,
+    evaluate_prompts,
+    open_prompts,
+    predict_file,
+    predict_records,
+    read_items,
+    read_lines,
+    task_of,
+)
+from softprompt.prompt import Card, SoftPrompt, save_prompt
+from softprompt.run import evaluate
+from softprompt.tasks import file_task, read_split
+
+WORDS = ["warm", "funny", "dull", "lifeless", "summer", "street", "story", "morning", "family", "sea"]
+
+
+@pytest.fixture
+def dev(tmp_path):
+    """Twenty labelled records of our own."""
+    records = [
+        {"id": f"r{i}", "text": f"a {WORDS[i % 10]} film {i}", "label": "good" if i % 3 else "bad"} for i in range(20)
+    ]
+    return written(tmp_path / "dev.jsonl", records)
+
+
+def written(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def saved_prompt(folder, lm, seed=0, *, length=3, **changes):
+    """A prompt of random numbers for the model, with a card as training writes it."""
+    values = torch.randn(length, lm.width, generator=torch.Generator().manual_seed(seed))
+    form = default_format(lm, max_target_length=8, inputs_template="text: {text}", targets_template="{label}")
+    card = {
+        "model_name": lm.name,
+        "model_fingerprint": lm.fingerprint,
+        "is_encoder_decoder": lm.is_encoder_decoder,
+        "width": lm.width,
+        "task": "own",
+        "labels": ("good", "bad"),
+        "text": form.to_json(),
+        "recipe": {"scoring": "rank", "steps": 40, "selection_score": seed / 10},
+        "dev_metrics": {"accuracy": 0.5},
+        "selection": "held-out",
+        "step": 10 * (seed + 1),
+        "seed": seed,
+    }
+    save_prompt(SoftPrompt(values, Card(**card | changes)), folder)
+    return folder
+
+
+@pytest.fixture
+def folders(lm, tmp_path):
+    return [saved_prompt(tmp_path / f"p{seed}", lm, seed, length=2 + seed) for seed in range(3)]
+
+
+def answers(saved, items, **options):
+    return list(predict_records(saved, items, **options))
+
+
+# Opening --------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_of_your_own_is_rebuilt_from_the_card(lm, tmp_path):
+    task = open_prompts(saved_prompt(tmp_path / "p", lm), model=lm).task
+    assert (task.name, task.labels, task.template) == ("own", ("good", "bad"), ("text: {text}", "{label}"))
+
+
+@pytest.mark.parametrize(
+    ("names", "metric"),
+    [({"accuracy": 1.0}, "accuracy"), ({"macro_f1": 1.0}, "macro_f1"), ({"pearson": 1.0}, "pearson"), ({}, "accuracy")],
+)
+def test_the_metric_of_your_own_task_is_the_one_it_was_scored_by(names, metric):
+    labels = ("1", "2", "3")
+    text = {"inputs_template": "{a}", "targets_template": "{b}"}
+    card = Card(
+        model_name="m", model_fingerprint=None, is_encoder_decoder=True, width=4, labels=labels, text=text,
+        task="own", dev_metrics=names,
+    )  # fmt: skip
+    task = task_of(card)
+    assert task is not None
+    examples = task.cast({"a": "x", "b": "2"}, "dev")
+    assert list(task.metrics(["2"], examples)) == [metric]
+
+
+def test_a_prompt_that_records_no_task_has_none():
+    card = Card(model_name="m", model_fingerprint=None, is_encoder_decoder=True, width=4)
+    assert task_of(card) is None
+
+
+def test_a_prompt_of_another_version_of_the_task_is_used_with_a_warning():
+    card = Card(
+        model_name="m", model_fingerprint=None, is_encoder_decoder=True, width=4, task="glue/sst2", task_version="0"
+    )
+    with pytest.warns(UserWarning, match="trained on version 0 of glue/sst2, and this is version 1: its texts"):
+        assert task_of(card).name == "glue/sst2"
+
+
+def test_no_prompt_is_an_error():
+    with pytest.raises(ValueError, match="no prompt was given; name at least one folder"):
+        open_prompts([])
+
+
+def test_a_prompt_without_a_model_asks_for_one(lm, tmp_path):
+    folder = saved_prompt(tmp_path / "p", lm, model_name=None)
+    with pytest.raises(ValueError, match="the prompt does not record its model; give it with --model"):
+        open_prompts(folder)
+
+
+def test_a_model_that_cannot_be_loaded_by_its_name_is_asked_for(lm, tmp_path):
+    folder = saved_prompt(tmp_path / "p", lm, model_name="./nowhere")
+    with pytest.raises(ValueError, match=r"no folder \./nowhere.*the prompt names that model: if it lies elsewhere"):
+        open_prompts(folder)
+
+
+def test_a_prompt_of_another_model_is_refused_by_its_fingerprint(tmp_path):
+    folder = saved_prompt(tmp_path / "p", tiny_lm("llama"))
+    with pytest.raises(ValueError, match=r"trained for tiny-llama .* but tiny-t5 .* is loaded"):
+        open_prompts(folder, model=tiny_lm("t5"))
+
+
+def test_prompts_of_different_tasks_are_refused(lm, tmp_path):
+    first, second = saved_prompt(tmp_path / "a", lm), saved_prompt(tmp_path / "b", lm, task="other")
+    with pytest.raises(ValueError, match=r"a is a prompt for own and .*b for other; use prompts of one task"):
+        open_prompts([first, second], model=lm)
+
+
+def test_prompts_trained_with_different_scoring_ask_for_one(lm, tmp_path):
+    first, second = saved_prompt(tmp_path / "a", lm), saved_prompt(tmp_path / "b", lm, recipe={"scoring": "generate"})
+    with pytest.raises(ValueError, match=r"a was trained with scoring rank and .*b with generate; give --scoring"):
+        open_prompts([first, second], model=lm)
+    assert open_prompts([first, second], model=lm, scoring="generate").scoring == "generate"
+    with pytest.raises(ValueError, match="no scoring named 'guess'"):
+        open_prompts([first, second], model=lm, scoring="guess")
+
+
+def test_a_prompt_without_a_text_format_gets_the_models_own_with_a_warning(lm, tmp_path):
+    folder = saved_prompt(tmp_path / "p", lm, text={}, task=None)
+    with pytest.warns(UserWarning, match=r"p does not record its text format; tiny-\w+'s usual one is taken"):
+        saved = open_prompts(folder, model=lm)
+    assert saved.forms[0].separator == default_format(lm).separator
+    with pytest.raises(ValueError, match="the prompt does not record its task; name it with --task"):
+        evaluate_prompts(saved, data={"dev": ["x.jsonl"]})
+
+
+def test_a_card_of_a_newer_text_format_is_refused_with_its_folder(lm, tmp_path):
+    folder = saved_prompt(tmp_path / "p", lm, text={"smell": "sweet"}, task="glue/sst2")
+    with pytest.raises(ValueError, match=r"p: the card's text format has unknown fields smell"):
+        open_prompts(folder, model=lm)
+
+
+def test_a_longer_label_of_another_task_finds_room(lm, tmp_path):
+    folder = saved_prompt(tmp_path / "p", lm)
+    long = "a label of a good many tokens, more than eight in any case"
+    task = file_task(inputs="{text}", targets="{label}", labels=("good", long))
+    saved = open_prompts(folder, model=lm, task=task)
+    assert saved.forms[0].max_target_length == len(lm.tokenizer.encode(" " + long)) + 1
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scoring", ["rank", "generate"])
+def test_scores_of_one_pass_are_those_of_each_prompt_alone(lm, folders, dev, scoring):
+    saved = open_prompts(folders, model=lm, scoring=scoring)
+    scores = evaluate_prompts(saved, data={"dev": [dev]}, ensemble=True)
+    examples = read_split(saved.task, "dev", {"dev": [dev]}).examples
+    alone = [
+        evaluate(lm, [prompt.values], saved.task, examples, saved.forms[0], scoring=scoring)[0]
+        for prompt in saved.prompts
+    ]
+    assert [e.metrics for e in scores.evaluations] == [e.metrics for e in alone]
+    for together, single in zip(scores.evaluations, alone, strict=True):
+        assert [p.text for p in together.predictions] == [p.text for p in single.predictions]
+        for a, b in zip(together.predictions, single.predictions, strict=True):
+            assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+    voted = ensemble(saved.task, examples, [e.predictions for e in alone])
+    assert [p.text for p in scores.ensemble.predictions] == [p.text for p in voted]
+
+
+def test_prompts_with_different_text_formats_each_keep_their_own(lm, tmp_path, dev):
+    form = default_format(lm, max_target_length=8, inputs_template="text: {text}", targets_template="{label}")
+    short = {**form.to_json(), "max_input_length": 16}
+    folders = [saved_prompt(tmp_path / "a", lm), saved_prompt(tmp_path / "b", lm, 1, text=short)]
+    both = evaluate_prompts(open_prompts(folders, model=lm), data={"dev": [dev]})
+    second = evaluate_prompts(open_prompts(folders[1], model=lm), data={"dev": [dev]})
+    assert both.num_cut == second.num_cut > 0
+    for a, b in zip(both.evaluations[1].predictions, second.evaluations[0].predictions, strict=True):
+        assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+
+
+def test_average_best_and_chosen_are_taken_from_the_prompts(lm, folders, dev):
+    scores = evaluate_prompts(open_prompts(folders, model=lm), data={"dev": [dev]})
+    values = [e.metrics["accuracy"] for e in scores.evaluations]
+    assert scores.average["accuracy"] == pytest.approx(sum(values) / 3)
+    assert values[scores.best] == max(values)
+    assert scores.chosen == 2, "the cards' selection scores are 0, 0.1 and 0.2"
+
+
+def test_no_prompt_is_chosen_where_a_card_lacks_its_selection_score(lm, folders, tmp_path, dev):
+    bare = saved_prompt(tmp_path / "bare", lm, recipe={"scoring": "rank"})
+    assert evaluate_prompts(open_prompts([*folders, bare], model=lm), data={"dev": [dev]}).chosen is None
+
+
+def test_rows_name_every_prompt_and_the_ensemble(lm, folders, dev, tmp_path):
+    scores = evaluate_prompts(open_prompts(folders, model=lm), data={"dev": [dev]}, ensemble=True, limit=7)
+    append_rows(tmp_path / "rows.jsonl", scores.rows())
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["experiment"] for row in rows] == ["eval", "eval", "eval", "ensemble"]
+    assert [row["step"] for row in rows] == [10, 20, 30, 10]
+    assert {row["num_examples"] for row in rows} == {7}
+    assert rows[3]["config"]["prompts"] == [str(folder) for folder in folders]
+    assert rows[1]["value"] == scores.evaluations[1].headline
+
+
+def test_an_ensemble_of_one_is_refused(lm, folders, dev):
+    with pytest.raises(ValueError, match="an ensemble needs at least two prompts"):
+        evaluate_prompts(open_prompts(folders[0], model=lm), data={"dev": [dev]}, ensemble=True)
+
+
+def test_a_limit_below_one_is_refused(lm, folders, dev):
+    with pytest.raises(ValueError, match="limit is 0, but must be 1 or more"):
+        evaluate_prompts(open_prompts(folders[0], model=lm), data={"dev": [dev]}, limit=0)
+
+
+def test_examples_without_labels_cannot_be_scored(lm, folders, tmp_path):
+    test = written(tmp_path / "test.jsonl", [{"text": "warm"}])
+    with pytest.raises(ValueError, match="example '1' of own test has no label, so nothing can be scored"):
+        evaluate_prompts(open_prompts(folders[0], model=lm), data={"test": [test]}, split="test")
+
+
+# Records --------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_and_its_record_get_the_same_answer(lm, folders):
+    saved = open_prompts(folders[0], model=lm)
+    line, record = answers(saved, [(1, "text: a warm film"), (2, {"text": "a warm film", "id": 7})])
+    assert line["inputs"] == "text: a warm film"
+    assert (record["text"], record["id"]) == ("a warm film", 7)
+    assert line["prediction"] == record["prediction"] in ("good", "bad")
+    assert line["log_prob"] == pytest.approx(record["log_prob"], abs=1e-4)
+    assert line["truncated"] is False
+
+
+def test_probabilities_are_the_labels_shares(lm, folders):
+    saved = open_prompts(folders[0], model=lm)
+    (line,) = answers(saved, [(1, {"text": "warm"})], with_probabilities=True)
+    assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert max(line["probabilities"], key=line["probabilities"].get) == line["prediction"]
+
+
+def test_probabilities_of_several_prompts_are_their_mean(lm, folders):
+    item = [(1, {"text": "warm"})]
+    alone = [answers(open_prompts(f, model=lm), item, with_probabilities=True)[0]["probabilities"] for f in folders]
+    (line,) = answers(open_prompts(folders, model=lm), item, with_probabilities=True)
+    for label in ("good", "bad"):
+        assert line["probabilities"][label] == pytest.approx(math.fsum(p[label] for p in alone) / 3, abs=1e-4)
+
+
+def test_probabilities_of_written_answers_are_refused(lm, folders):
+    saved = open_prompts(folders[0], model=lm, scoring="generate")
+    with pytest.raises(ValueError, match="probabilities come from label scoring; use --scoring rank"):
+        answers(saved, [(1, "a")], with_probabilities=True)
+
+
+def test_chunks_do_not_change_answers_or_their_order(lm, folders):
+    saved = open_prompts(folders, model=lm)
+    items = [(i, {"text": f"{word} film", "n": i}) for i, word in enumerate(WORDS, 1)]
+    whole, chunked = answers(saved, items), answers(saved, items, chunk=3)
+    assert [line["n"] for line in chunked] == list(range(1, 11))
+    assert [line["prediction"] for line in chunked] == [line["prediction"] for line in whole]
+
+
+def test_the_answer_column_is_never_read(lm, folders):
+    saved = open_prompts(folders[0], model=lm)
+    line, strange = answers(saved, [(1, {"text": "warm"}), (2, {"text": "warm", "label": "no such label"})])
+    assert strange["label"] == "no such label"
+    assert strange["prediction"] == line["prediction"]
+
+
+def test_a_column_of_finished_inputs_needs_no_template(lm, folders):
+    saved = open_prompts(folders[0], model=lm)
+    column, line = answers(saved, [(1, {"said": "text: warm"})], inputs_column="said") + answers(
+        saved, [(1, "text: warm")]
+    )
+    assert (column["said"], column["prediction"]) == ("text: warm", line["prediction"])
+
+
+def test_a_bad_row_is_one_error_line_among_the_answers(lm, folders):
+    saved = open_prompts(folders[0], model=lm)
+    items = [(1, "text: a"), (2, ValueError("not JSON (x)")), (3, ""), (4, {"txt": "a"}), (5, {"text": "b"})]
+    lines = answers(saved, items)
+    assert [line.get("error") for line in lines] == [
+        None,
+        "not JSON (x)",
+        "an input is empty; every input needs some text",
+        "no column 'text'; the columns are txt",
+        None,
+    ]
+    assert [line.get("line") for line in lines] == [None, 2, 3, 4, None]
+    assert lines[3]["txt"] == "a"
+
+
+def test_strict_gives_the_answers_before_the_bad_row_and_stops(lm, folders):
+    found = predict_records(open_prompts(folders[0], model=lm), [(1, "text: a"), (2, {})], strict=True)
+    assert next(found)["inputs"] == "text: a"
+    with pytest.raises(ValueError, match="line 2: no column 'text'; the columns are none"):
+        next(found)
+
+
+def test_a_record_of_several_examples_gets_a_list(lm, tmp_path):
+    form = default_format(lm, max_target_length=8)
+    folder = saved_prompt(tmp_path / "p", lm, task="superglue/multirc", labels=("False", "True"), text=form.to_json())
+    passage = {
+        "text": "The sea is warm in the summer.",
+        "questions": [
+            {"question": "Is it?", "idx": 0, "answers": [{"text": "yes", "idx": 0}, {"text": "no", "idx": 1}]}
+        ],
+    }
+    (line,) = answers(open_prompts(folder, model=lm), [(1, {"idx": 5, "passage": passage})])
+    assert line["idx"] == 5
+    assert [answer["id"] for answer in line["predictions"]] == ["5-0-0", "5-0-1"]
+    assert {answer["prediction"] for answer in line["predictions"]} <= {"False", "True"}
+
+
+def test_a_record_of_the_wrong_shape_is_an_error_line(lm, tmp_path):
+    form = default_format(lm, max_target_length=8)
+    folder = saved_prompt(tmp_path / "p", lm, task="superglue/multirc", labels=("False", "True"), text=form.to_json())
+    (line,) = answers(open_prompts(folder, model=lm), [(1, {"passage": {"text": "a", "questions": 3}})])
+    assert line["error"].startswith("not a record of superglue/multirc (TypeError: ")
+
+
+def test_free_text_without_labels_cannot_be_ranked(lm, tmp_path):
+    form = default_format(lm, max_target_length=8)
+    folder = saved_prompt(tmp_path / "p", lm, task="mrqa/squad", labels=(), text=form.to_json())
+    (line,) = answers(open_prompts(folder, model=lm), [(1, "question: a context: b")])
+    assert line["error"] == "mrqa/squad has no labels to rank for this input; use --scoring generate"
+
+
+def test_an_input_the_model_cannot_take_is_an_error_line(tmp_path):
+    lm = tiny_lm("gpt2")
+    form = default_format(lm, max_target_length=8, max_input_length=512)
+    folder = saved_prompt(tmp_path / "p", lm, text=form.to_json(), task="glue/sst2", labels=("negative", "positive"))
+    long, short = answers(open_prompts(folder, model=lm), [(1, "warm sea " * 200), (2, "warm sea")])
+    assert "but tiny-gpt2 takes 256" in long["error"]
+    assert short["prediction"] in ("negative", "positive")
+
+
+def test_a_long_input_is_cut_and_says_so(lm, tmp_path):
+    form = default_format(lm, max_target_length=8, max_input_length=24)
+    folder = saved_prompt(tmp_path / "p", lm, text=form.to_json(), task="glue/sst2", labels=("negative", "positive"))
+    lines = answers(open_prompts(folder, model=lm), [(1, "warm sea " * 30), (2, "sea")])
+    assert [line["truncated"] for line in lines] == [True, False]
+
+
+# Files ----------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_records_in_braces_and_else_text():
+    lines = ["﻿first\n".encode(), b'{"a": 1}\r\n', b" plain \n", b'{"a": \n', b"\xff\n", b"[1]\n"]
+    found = [(number, str(item) if isinstance(item, ValueError) else item) for number, item in read_lines(lines)]
+    assert found == [
+        (1, "first"),
+        (2, {"a": 1}),
+        (3, " plain "),
+        (4, "not JSON (Expecting value)"),
+        (5, "not UTF-8 text (byte 0xff)"),
+        (6, "[1]"),
+    ]
+
+
+def test_a_file_of_records_is_read_by_its_name(tmp_path):
+    (tmp_path / "a.csv").write_text('text,n\n"warm, dry",1\nshort\ndull,2\n')
+    (tmp_path / "a.tsv").write_text('text\tn\n"warm\t1\n')
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "a.json").write_text('[{"text": "warm"}]')
+    (tmp_path / "a.jsonl").write_text('{"text": "warm"}\n\nplain\n[1]\n')
+
+    def read(name):
+        return [(number, str(item) if isinstance(item, ValueError) else item) for number, item in read_items(name)]
+
+    assert read(tmp_path / "a.csv") == [
+        (2, {"text": "warm, dry", "n": "1"}),
+        (3, "1 fields, but there are 2 columns"),
+        (4, {"text": "dull", "n": "2"}),
+    ]
+    assert read(tmp_path / "a.tsv") == [(2, {"text": '"warm', "n": "1"})]
+    assert read(tmp_path / "a.txt") == [(1, "one"), (2, "two")]
+    assert read(tmp_path / "a.json") == [(1, {"text": "warm"})]
+    assert [item for _, item in read(tmp_path / "a.jsonl")] == [
+        {"text": "warm"},
+        "not JSON (Expecting value)",
+        "wanted an object, got [1]",
+    ]
+
+
+def test_parquet_is_read_and_counted(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": ["warm", "dull"]}), tmp_path / "a.parquet")
+    assert list(read_items(tmp_path / "a.parquet")) == [(1, {"text": "warm"}), (2, {"text": "dull"})]
+    assert count_items(tmp_path / "a.parquet") == 2
+
+
+def test_items_are_counted_without_reading_them(tmp_path):
+    (tmp_path / "a.csv").write_text("text\na\nb\n")
+    (tmp_path / "a.txt").write_text("a\nb\n")
+    (tmp_path / "a.json").write_text("[]")
+    assert [count_items(tmp_path / name) for name in ("a.csv", "a.txt", "a.json")] == [2, 2, None]
+
+
+def test_a_missing_file_and_a_broken_table_are_errors(tmp_path):
+    with pytest.raises(ValueError, match=r"no file .*none\.csv; name a file of records or of lines"):
+        list(read_items(tmp_path / "none.csv"))
+    (tmp_path / "a.csv").write_text('text\n"never closed\n')
+    with pytest.raises(ValueError, match=r"a\.csv, line 2: not CSV \(unexpected end of data\)"):
+        list(read_items(tmp_path / "a.csv"))
+
+
+def test_a_file_is_answered_line_by_line_and_whole(lm, folders, dev, tmp_path):
+    seen = []
+    written = predict_file(open_prompts(folders, model=lm), dev, tmp_path / "out.jsonl", progress=seen.append)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert (written.num_rows, written.num_errors, sum(seen)) == (20, 0, 20)
+    assert [line["id"] for line in lines] == [f"r{i}" for i in range(20)]
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"id": "r8", "te'])
+def test_a_resumed_file_is_the_file_of_one_run(lm, folders, dev, tmp_path, torn):
+    saved, output = open_prompts(folders[0], model=lm), tmp_path / "out.jsonl"
+    predict_file(saved, dev, output)
+    whole = parsed(output)
+    output.unlink()
+    bad = dev.read_text().splitlines()
+    broken = written_lines(tmp_path / "broken.jsonl", [*bad[:8], "{", *bad[9:]])
+    with pytest.raises(ValueError, match="line 9: not JSON"):
+        predict_file(saved, broken, output, strict=True)
+    partial = tmp_path / "out.jsonl.partial"
+    assert [json.loads(line) for line in partial.read_text().splitlines()] == whole[:8]
+    assert not output.exists()
+    with open(partial, "ab") as file:
+        file.write(torn)
+    broken.write_text(dev.read_text())
+    seen = []
+    written = predict_file(saved, broken, output, strict=True, resume=True, progress=seen.append)
+    assert [json.loads(line) for line in output.read_text().splitlines()] == whole
+    assert (written.num_rows, seen[0], sum(seen)) == (20, 8, 20)
+
+
+def parsed(path):
+    """The answers in a file; their log-probabilities are those of other batches, so only nearly equal."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{**line, "log_prob": pytest.approx(line["log_prob"], abs=1e-4)} for line in lines]
+
+
+def written_lines(path, lines):
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_resuming_a_finished_file_changes_nothing(lm, folders, dev, tmp_path):
+    saved, output = open_prompts(folders[0], model=lm), tmp_path / "out.jsonl"
+    predict_file(saved, dev, output)
+    before = output.read_bytes()
+    assert predict_file(saved, dev, output, resume=True).num_rows == 20
+    assert output.read_bytes() == before
+
+
+def test_a_file_that_is_there_is_not_replaced_by_accident(lm, folders, dev, tmp_path):
+    saved, output = open_prompts(folders[0], model=lm), tmp_path / "out.jsonl"
+    output.write_text("mine")
+    with pytest.raises(ValueError, match=r"out\.jsonl is there already; --overwrite replaces it"):
+        predict_file(saved, dev, output)
+    assert output.read_text() == "mine"
+    assert predict_file(saved, dev, output, overwrite=True).num_rows == 20
+    (tmp_path / "out.jsonl.partial").write_text("")
+    with pytest.raises(ValueError, match=r"out\.jsonl\.partial holds part of an earlier run; --resume goes on"):
+        predict_file(saved, dev, output)
+
+
+def test_another_prompt_does_not_go_on_with_a_partial_file(lm, folders, dev, tmp_path):
+    output = tmp_path / "out.jsonl"
+    broken = written_lines(tmp_path / "broken.jsonl", ["{"])
+    with pytest.raises(ValueError, match="line 1"):
+        predict_file(open_prompts(folders[0], model=lm), broken, output, strict=True)
+    with pytest.raises(ValueError, match=r"was begun with prompts \[.*\], and now it is \[.*give the same settings"):
+        predict_file(open_prompts(folders[1], model=lm), broken, output, resume=True)
+    (tmp_path / "out.jsonl.partial.settings").unlink()
+    with pytest.raises(ValueError, match=r"has no out\.jsonl\.partial\.settings beside it"):
+        predict_file(open_prompts(folders[0], model=lm), broken, output, resume=True)
+
+
+def test_a_full_disk_says_what_was_written_and_keeps_it(llama, tmp_path):
+    import resource
+
+    saved = open_prompts(saved_prompt(tmp_path / "p", llama), model=llama)
+    lines = [f"text: film {i}\n".encode() for i in range(40)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not write .*out\.jsonl\.partial \(File too large\); the \d+ rows"):
+            predict_file(saved, lines, tmp_path / "out.jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert predict_file(saved, lines, tmp_path / "out.jsonl", resume=True).num_rows == 40
+    kept = [json.loads(line)["inputs"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert kept == [f"text: film {i}" for i in range(40)]
