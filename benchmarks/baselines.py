@@ -29,13 +29,12 @@ from tqdm import tqdm
 
 from softprompt.backbone import SMOLLM2, FrozenLM, load
 from softprompt.data import SEPARATOR, TextFormat, collate, encode_examples, encode_target, micro_batches
-from softprompt.evaluation import Evaluation, Result, append_rows, judge, surroundings
+from softprompt.evaluation import Evaluation, Result, append_rows, judge, read_rows, surroundings
 from softprompt.inference import MAX_TOKENS, Prediction, Progress
-from softprompt.run import Data, RunConfig, Split, Watch, evaluate, prepare
+from softprompt.run import Data, RunConfig, Split, Watch, evaluate, model_of_row, prepare
 from softprompt.tasks import Example, Task, get_task, read_split, without_overlap
 
 METHODS = ("majority", "tfidf", "probe", "zero-shot")
-MODEL_NAMES = {SMOLLM2: "SmolLM2-135M-Instruct, Q4_1 dequantised"}
 POLARITY = "classification/sentence_polarity"
 POLARITY_FOLDER = Path("runs/sentence_polarity")
 
@@ -301,17 +300,6 @@ def limited(split: Split, limit: int) -> Split:
 
 
 # Rows --------------------------------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path) -> list[Result]:
-    """The rows of a results file; none if there is no file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [Result(**json.loads(line)) for line in lines]
-
-
-def model_of_row(name: str) -> str:
-    """What a row calls a model."""
-    return MODEL_NAMES.get(name, name)
 
 
 def right_answers(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> str:

@@ -105,8 +105,8 @@ def compare(
     check_equal(lm, prompt_length, options.max_tokens, draw(pool, 2, 0))
     members = Members(lm, prompt_length, options.max_tokens)
     together, in_turn = [], []
-    for round in range(options.alternations):
-        rows = draw(pool, batch_size, round + 1)
+    for number in range(options.alternations):
+        rows = draw(pool, batch_size, number + 1)
         together.append(seconds_of(members.together, rows))
         in_turn.append(seconds_of(members.in_turn, rows))
     rows = draw(pool, batch_size, 1)

@@ -60,6 +60,11 @@ class Side:
         """Whether the model is one of the T5 shapes."""
         return self.model in SHAPES
 
+    @property
+    def pads_to_max_length(self) -> bool:
+        """Whether every forward pass has one shape, as in PEFT's guides."""
+        return self.name in ("documented", "bfloat16")
+
 
 class Layout(NamedTuple):
     """How a side cuts a step's rows into forward passes; each side reads its own fields."""
@@ -196,7 +201,7 @@ class Peft:
         from peft import PromptTuningConfig, TaskType, get_peft_model
 
         self.side = side
-        self.is_best = side.name == "best"
+        self.is_best = not side.pads_to_max_length
         kind = TaskType.SEQ_2_SEQ_LM if side.is_encoder_decoder else TaskType.CAUSAL_LM
         once = {"num_transformer_submodules": 1} if self.is_best else {}  # by default PEFT trains two prompts on T5
         base = hf_model(side)

@@ -27,16 +27,14 @@ from baselines import (
     bars,
     data_folder,
     data_of,
-    model_of_row,
-    read_rows,
     right_answers,
     write_whole,
 )
 
 from softprompt.backbone import SMOLLM2, FrozenLM
-from softprompt.evaluation import Result, append_rows
+from softprompt.evaluation import Result, append_rows, read_rows
 from softprompt.inference import Prediction
-from softprompt.run import RunConfig, Trained, Watch, load_model, train
+from softprompt.run import RunConfig, Trained, Watch, load_model, model_of_row, train
 from softprompt.tasks import get_task, read_split
 
 EXPERIMENT = "smollm2_tasks"

@@ -20,12 +20,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from baselines import bars, data_folder, read_rows, right_answers
+from baselines import bars, data_folder, right_answers
 from smollm2_study import add_settings, config_of, in_own_folder, kept_predictions, train_rows
 
 from softprompt.backbone import FrozenLM
 from softprompt.data import TextFormat
-from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge
+from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows
 from softprompt.prompt import load_prompt
 from softprompt.run import RunConfig, Watch, evaluate, load_model
 from softprompt.tasks import Example, get_task, read_split

@@ -65,6 +65,47 @@ def tasks(results: Path) -> str:
     return tasks_table(results / "smollm2_tasks.jsonl", results / "baselines.jsonl")
 
 
+def train_speed(results: Path) -> str:
+    """A training step of PEFT's over ours, for each set and rival; the newest row of each."""
+    newest = {
+        (row["model"], row["task"], row["rival"], row["dropout"]): row for row in read(results / "train_speed.jsonl")
+    }
+    if not newest:
+        return nothing_yet("benchmarks/train_speed.py")
+    lines = [
+        "| model | set | rival | dropout of both | rival s | ours s | rival / ours | wanted | share of peak, rival, ours |",
+        "|---|---|---|--:|--:|--:|--:|--:|---|",
+    ]
+    rows = list(newest.values())
+    for row in rows:
+        wanted = "" if row["needed"] is None else f"{row['needed']:g}{'' if row['reached'] else ' (missed)'}"
+        shares = f"{row['theirs']['share_of_matmul_peak']:.0%}, {row['ours']['share_of_matmul_peak']:.0%}"
+        lines.append(
+            f"| {row['model']} | {row['task']} | {row['rival']}, {row['theirs']['padding']} | {row['dropout']} "
+            f"| {row['theirs']['seconds']:.2f} | {row['ours']['seconds']:.2f} | {row['ratio']:.2f} | {wanted} | {shares} |"
+        )
+    last = rows[-1]
+    note = f"Batch {last['batch_size']}, prompt length {last['prompt_length']}; medians; {where(last)}, PEFT {last['peft']}."
+    return "\n".join([*lines, "", note])
+
+
+def members(results: Path) -> str:
+    """Five members together against one after another; the newest row of each."""
+    newest = {(row["prompt_length"], row["batch_size"]): row for row in read(results / "members.jsonl")}
+    if not newest:
+        return nothing_yet("benchmarks/members.py")
+    lines = [
+        "| prompt length | batch of each | in turn / together, time | MB in turn | MB together |",
+        "|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['prompt_length']} | {row['batch_size']} | {row['ratio']:.2f} "
+        f"| {row['one_after_another_peak_mb']:,} | {row['together_peak_mb']:,} |"
+        for row in newest.values()
+    ]
+    return "\n".join([*lines, "", f"SmolLM2-135M, SST-2; {where([*newest.values()][-1])}."])
+
+
 def nothing_yet(command: str) -> str:
     """What stands where no row has been committed."""
     return f"No rows yet: `python {command}` makes them."
@@ -80,7 +121,13 @@ def where(row: dict[str, Any]) -> str:
     return f"{row['device']}, {row['dtype']}, torch {row['versions']['torch']}, commit {row['commit']}"
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"demo": demo, "sst2": sst2, "tasks": tasks}
+TABLES: dict[str, Callable[[Path], str]] = {
+    "demo": demo,
+    "sst2": sst2,
+    "tasks": tasks,
+    "train_speed": train_speed,
+    "members": members,
+}
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from sides import SHAPES, SMOLLM2, Layout, Side, Worker, count_flops, matmul_peak, t5_tokenizer
+from sides import DOCUMENTED_BATCH, SHAPES, SMOLLM2, Layout, Side, Worker, count_flops, matmul_peak, t5_tokenizer
 
 from softprompt.backbone import FrozenLM, Tokenizer, load
 from softprompt.data import Row, TextFormat, default_format, encode_examples
@@ -171,12 +171,13 @@ def timed_in(case: Case, sides: Sequence[Side], layout: Layout) -> list[Timed]:
     timed = []
     for side in sides:
         for rate in rates(case.model):
-            fixed = side.name in ("documented", "bfloat16")
-            if fixed and rate != rates(case.model)[-1]:
+            if side.pads_to_max_length:
+                if rate == rates(case.model)[-1]:
+                    own = layout._replace(device_batch=DOCUMENTED_BATCH)
+                    timed.append(Timed(side, rate, own, DOCUMENTED_BATCH))
                 continue
-            rows = layout.device_batch if fixed else BATCH_SIZE // case.part
-            own = layout if fixed else layout._replace(device_batch=max(1, layout.device_batch // case.part))
-            timed.append(Timed(side, rate, own, rows))
+            own = layout._replace(device_batch=max(1, layout.device_batch // case.part))
+            timed.append(Timed(side, rate, own, BATCH_SIZE // case.part))
     return timed
 
 
@@ -194,18 +195,18 @@ def run_case(
         workers[t.side.name].time(some, t.dropout, t.layout)
     for worker in workers.values():
         worker.reset_peak()
-    for round in range(options.alternations):
-        step = rows[round * BATCH_SIZE :][:BATCH_SIZE]
+    for number in range(options.alternations):
+        step = rows[number * BATCH_SIZE :][:BATCH_SIZE]
         for t in timed:
-            time_once(t, case, workers[t.side.name], step, round)
+            time_once(t, case, workers[t.side.name], step, number)
     for t in timed:
         t.peak_mb = workers[t.side.name].peak_mb()
     return timed
 
 
-def time_once(t: Timed, case: Case, worker: Worker, step: Sequence[Row], round: int) -> None:
-    """One sample. Rows that all have one length need no more than one forward pass to know the step's time."""
-    taken = list(step[: t.rows_timed]) if t.rows_timed == t.layout.device_batch else part_of(step, case.part, round)
+def time_once(t: Timed, case: Case, worker: Worker, step: Sequence[Row], number: int) -> None:
+    """One sample. Where all passes of a step have one shape, one pass is timed for all."""
+    taken = list(step[: t.rows_timed]) if t.side.pads_to_max_length else part_of(step, case.part, number)
     share = BATCH_SIZE / len(taken)
     t.seconds.append(worker.time(taken, t.dropout, t.layout) * share)
     passes = worker.passes(taken, t.layout)
@@ -381,7 +382,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help="try sizes of micro-batches instead; no rows")
     parser.add_argument("--models", nargs="+", choices=[*SHAPES, SMOLLM2])
     parser.add_argument("--sets", nargs="+", choices=list(SETS))
-    parser.add_argument("--whole", action="store_true", help="time every row of every step (over an hour)")
+    parser.add_argument("--whole", action="store_true", help="time every row, never one in four (over an hour)")
     parser.add_argument("--alternations", type=int, default=5)
     parser.add_argument("--prompt-length", type=int, default=100)
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS["cpu"], help="ours: tokens of a micro-batch")

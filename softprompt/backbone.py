@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -288,8 +289,11 @@ class FrozenLM:
     def compile(self) -> None:
         """Compile each block; costs seconds to minutes once, pays over hundreds of steps."""
         if not self.is_compiled:
-            for block in self.blocks():
-                block.compile(dynamic=True)
+            # All blocks share one code object, whose graphs differ by kind of block, gradient, cache and dropout.
+            limits = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, 64)
+            for number, block in enumerate(self.blocks()):
+                block.forward = _compiled(block.forward, number)
             self.is_compiled = True
 
     def checkpoint_activations(self) -> None:
@@ -757,6 +761,48 @@ def _check_decoder_only(model: Any, config: Any, name: str) -> None:
     raise ValueError(f"{name} is of type {config.model_type!r}, which {why}; give a Llama-type, Gemma, Qwen or GPT-2")
 
 
+class _OneLayer:
+    """One layer of a cache, for a compiled block.
+
+    transformers' own cache finds the layer by its number, which would compile every block anew.
+    """
+
+    def __init__(self, layer: Any):
+        self.keys: Tensor | None = layer.keys
+        self.values: Tensor | None = layer.values
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], -2)
+        self.values = values if self.values is None else torch.cat([self.values, values], -2)
+        return self.keys, self.values
+
+
+def _compiled(forward: Any, number: int) -> Any:
+    """A block's forward, compiled; an encoder-decoder's single decoding steps are too small to gain by it."""
+    from transformers import DynamicCache, EncoderDecoderCache
+    from transformers.cache_utils import DynamicLayer
+
+    compiled = torch.compile(forward, dynamic=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        caches = (DynamicCache, EncoderDecoderCache)
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, caches)), None)
+        if cache is None:
+            return compiled(*args, **kwargs)
+        if isinstance(cache, EncoderDecoderCache):
+            return forward(*args, **kwargs)
+        own = _OneLayer(cache.layers[number] if number < len(cache.layers) else DynamicLayer())
+        kwargs = {name: own if value is cache else value for name, value in kwargs.items()}
+        output = compiled(*[own if value is cache else value for value in args], **kwargs)
+        if number == len(cache.layers):
+            cache.update(own.keys, own.values, number)
+        else:
+            cache.layers[number].keys, cache.layers[number].values = own.keys, own.values
+        return output
+
+    return run
+
+
 def _checkpointed(forward: Any) -> Any:
     from torch.utils.checkpoint import checkpoint
 
@@ -787,15 +833,16 @@ def load(
     place = choose_device(device)
     number = choose_dtype(dtype, place)
     _keep_freed_memory()
-    options = _weight_options(quantize, number, place)
+    options: dict[str, Any] = {"dtype": number}
+    if quantize is not None:
+        options |= {"quantization_config": _quantisation(quantize, number), "device_map": {"": place}}
     path, name = _resolve(str(source))
-    if str(path).endswith(".gguf"):
-        with _dequantised(Path(path), name) as folder:
-            model, tokenizer = _read_model(folder, name, options)
-    else:
-        model, tokenizer = _read_model(path, name, options)
-    digest = _digest_of_table(model.get_input_embeddings().weight)
-    lm = FrozenLM(model if quantize else model.to(place, number), tokenizer, name=name, embedding_digest=digest)
+    with _dequantised(Path(path), name) if str(path).endswith(".gguf") else contextlib.nullcontext(path) as folder:
+        model, tokenizer = _read_model(folder, name, options)
+        # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
+        exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
+    digest = _digest_of_table(exact.get_input_embeddings().weight)
+    lm = FrozenLM(model if quantize else model.to(place), tokenizer, name=name, embedding_digest=digest)
     if checkpoint_activations:
         lm.checkpoint_activations()
     return lm
@@ -862,11 +909,11 @@ def _resolve(source: str) -> tuple[str | Path, str]:
     if source.endswith(".gguf"):
         if not path.is_file():
             raise ValueError(f"no file {source}; give a GGUF file that exists")
-        return path, path.stem
+        return path, source
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{source} holds no config.json; give a folder that holds a model")
-        return path, path.resolve().name
+        return path, source
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ValueError(f"no folder {source}; give a local folder, a GGUF file, a hub id or {SMOLLM2!r}")
     return source, source
@@ -957,16 +1004,6 @@ def _readable(name: str) -> Iterator[None]:
         raise ValueError(f"cannot load a model from {name!r}: {first}") from None
 
 
-def _weight_options(quantize: str | None, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What transformers is told about the weights; ValueError for a quantisation that cannot be."""
-    if quantize is None:
-        # The fingerprint takes the checkpoint's embedding table rounded to bfloat16, not to float16 first.
-        return {"dtype": torch.float32 if dtype == torch.float16 else dtype}
-    if dtype == torch.float16:
-        raise ValueError(f"--quantize {quantize} goes with --dtype float32 or bfloat16, not float16")
-    return {"dtype": dtype, "quantization_config": _quantisation(quantize, dtype), "device_map": {"": device}}
-
-
 def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
     if quantize not in ("8bit", "4bit"):
         raise ValueError(f"no quantisation named {quantize!r}; choose 8bit or 4bit")
@@ -974,6 +1011,8 @@ def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
         raise ValueError(f"--quantize {quantize} needs bitsandbytes; pip install 'softprompt[quantized]'")
     from transformers import BitsAndBytesConfig
 
+    # It says at every single product that 8-bit products are made of float16 numbers.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
@@ -983,12 +1022,12 @@ def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
 def _quiet() -> Iterator[None]:
     """Loading without transformers' own bars and advice; errors still come through."""
     from transformers import modeling_gguf_pytorch_utils as gguf_reader
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     bar_of_gguf = gguf_reader.tqdm  # a bar of its own, which the switch above does not reach
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     gguf_reader.tqdm = partial(bar_of_gguf, disable=True)
     try:
         with warnings.catch_warnings():
@@ -996,9 +1035,9 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         gguf_reader.tqdm = bar_of_gguf
-        logging.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 def _digest_of_table(table: Tensor) -> bytes:

@@ -9,12 +9,14 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,9 +70,20 @@ def _notes_for_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", category=UserWarning, module="softprompt")
+        warnings.filterwarnings("default", category=UserWarning, module="softprompt|__main__")
         warnings.showwarning = show
         yield
+
+
+@contextlib.contextmanager
+def _writing(place: str | Path) -> Iterator[None]:
+    """An error of the operating system says what could not be written, if it does not already."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None or isinstance(error, BrokenPipeError):
+            raise
+        raise OSError(f"could not write to {error.filename or place}: {error.strerror}") from error
 
 
 def _say(text: str) -> None:
@@ -232,6 +245,7 @@ TRAIN_FLAGS: dict[str, dict[str, _Flag]] = {
         "steps": _Flag(int, "optimizer steps", OF_PRESET),
         "minutes": _Flag(float, "stop training, selection included, after this time"),
         "batch_size": _Flag(int, "examples a step, for each prompt", OF_PRESET),
+        "optimizer": _Flag(str, "the paper's Adafactor, or AdamW", OF_PRESET, ("adafactor", "adamw")),
         "learning_rate": _Flag(float, "of several the selection chooses", OF_PRESET, is_list=True),
         "dropout": _Flag(float, "dropout in the frozen model, encoder-decoders only", OF_PRESET),
         "max_train": _Flag(int, "use only so many training examples, drawn by seed", "all"),
@@ -239,7 +253,10 @@ TRAIN_FLAGS: dict[str, dict[str, _Flag]] = {
     },
     "what is kept": {
         "select": _Flag(
-            str, "what chooses step and setting: held-out training rows or the dev set", "held-out", ("held-out", "dev")
+            str,
+            "what chooses step and setting: held-out training rows, their cross-validation, or the dev set",
+            "auto: cross-validation under 500 examples, else held-out",
+            ("auto", "held-out", "cross-validation", "dev"),
         ),
         "scoring": _Flag(
             str, "write the answer, or rank the labels", f"{OF_PRESET}; generate for free text", ("generate", "rank")
@@ -391,13 +408,10 @@ def _train(args: argparse.Namespace) -> int:
         message=_say, phase=display.phase, step=display.step, score=display.score, begin=display.begin
     )  # fmt: skip
     try:
-        delivered = train(config, lm=lm, watch=watch)
+        with _writing(config.out):
+            delivered = train(config, lm=lm, watch=watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(display, config)) from None
-    except OSError as error:
-        if error.strerror is None:  # worded already
-            raise
-        raise OSError(f"could not write to {error.filename or config.out}: {error.strerror}") from error
     finally:
         display.close()
     print(_train_table(delivered, config))
@@ -479,8 +493,7 @@ class _Display:
     """A run's progress: bars where stderr is a terminal, lines where it is not, and TensorBoard's logs."""
 
     def __init__(self, logs: Path):
-        self.logs = logs
-        self.writer: Any = None
+        self.logs: _Logs | None = _Logs(logs)
         self.bar: Any = None
         self.phases: list[Any] = []
         self.at = self.steps = self.rows = self.begun_at = 0
@@ -515,7 +528,7 @@ class _Display:
 
     def score(self, step: int, name: str, loss: float, score: float | None) -> None:
         """A prompt was scored on its selection rows; `loss` is the mean since the last time."""
-        self._log(step, name, loss, score)
+        self._log(step, {f"loss/{name}": loss} | ({} if score is None else {f"score/{name}": score}))
         shown = "" if score is None else f", score {score:.4f}"
         best = self.best.get(name)
         mark = ""
@@ -545,8 +558,8 @@ class _Display:
         for bar in [*self.phases, self.bar]:
             if bar is not None:
                 bar.close()
-        if self.writer is not None:
-            self.writer.close()
+        if self.logs is not None:
+            self.logs.close()
 
     def _now(self, loss: float) -> str:
         rows, tokens = self.speeds
@@ -558,15 +571,46 @@ class _Display:
         done = step - self.begun_at
         return _duration((now - self.started) / done * (self.steps - step))
 
-    def _log(self, step: int, name: str, loss: float, score: float | None) -> None:
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        if self.logs is None:
+            return
+        try:
+            self.logs.write(step, values)
+        except OSError as error:
+            _say(f"no more TensorBoard logs: {_one_line(error)}")
+            self.logs = None
 
-            self.writer = SummaryWriter(str(self.logs), purge_step=step)
-        tag = name.replace(" ", "_")
-        self.writer.add_scalar(f"loss/{tag}", loss, step)
-        if score is not None:
-            self.writer.add_scalar(f"score/{tag}", score, step)
+
+class _Logs:
+    """TensorBoard's event file. Its own writer works in a thread, where a full disk cannot be caught."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.file: Any = None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add scalars by tag. What earlier runs logged from the first step written here on is hidden."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        proto: Any = import_module("tensorboard.compat.proto.event_pb2")
+        summary: Any = import_module("tensorboard.compat.proto.summary_pb2")
+        now = time.time()
+        if self.file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.folder / f"events.out.tfevents.{now:.6f}.{os.getpid()}", "wb", buffering=0)  # noqa: SIM115
+            begin = proto.Event(wall_time=now, step=step, session_log=proto.SessionLog(status=proto.SessionLog.START))
+            for event in (proto.Event(wall_time=now, file_version="brain.Event:2"), begin):
+                RecordWriter(self.file).write(event.SerializeToString())
+        scalars = [
+            summary.Summary.Value(tag=tag.replace(" ", "_"), simple_value=value) for tag, value in values.items()
+        ]
+        event = proto.Event(wall_time=now, step=step, summary=summary.Summary(value=scalars))
+        RecordWriter(self.file).write(event.SerializeToString())
+
+    def close(self) -> None:
+        """Close the file, if one was begun."""
+        if self.file is not None:
+            self.file.close()
 
 
 def _train_table(delivered: Sequence[Any], config: Any) -> str:
@@ -582,8 +626,8 @@ def _train_table(delivered: Sequence[Any], config: Any) -> str:
                 *(_number(metrics.get(n)) for n in names),
             ]
         )
-    folders = [str(one.folder) for one in delivered]
-    model = f" --model {config.model}" if Path(config.model).exists() else ""
+    folders = [shlex.quote(str(one.folder)) for one in delivered]
+    model = f" --model {shlex.quote(config.model)}" if Path(config.model).exists() else ""
     tasks = {one.prompt.card.task for one in delivered}
     if len(folders) > 1 and len(tasks) == 1:
         text = _data_words(config.data)
@@ -598,8 +642,9 @@ def _data_words(data: Any) -> str:
     if data is None:
         return ""
     if isinstance(data, Mapping):
-        return " --data " + " ".join(f"{split}={','.join(map(str, files))}" for split, files in data.items())
-    return f" --data {data}"
+        named = [f"{split}={','.join(map(str, files))}" for split, files in data.items()]
+        return f" --data {shlex.join(named)}"
+    return f" --data {shlex.quote(str(data))}"
 
 
 def _estimate_table(cost: Any, lm: Any) -> str:
@@ -695,7 +740,8 @@ def _eval(args: argparse.Namespace) -> int:
         display.close()
     print(json.dumps(_eval_json(scores), ensure_ascii=False) if args.json else _eval_table(scores))
     if args.rows:
-        append_rows(Path(args.rows), scores.rows())
+        with _writing(args.rows):
+            append_rows(Path(args.rows), scores.rows())
     return 0
 
 
@@ -832,7 +878,8 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
 def _convert(args: argparse.Namespace) -> int:
     from softprompt.formats import convert
 
-    prompt = convert(args.source, args.out, to_kind=args.to_kind, from_kind=args.from_kind, model_name=args.model)
+    with _writing(args.out):
+        prompt = convert(args.source, args.out, to_kind=args.to_kind, from_kind=args.from_kind, model_name=args.model)
     print(f"{args.out}: {_counted(prompt.length, 'prompt token')} of width {prompt.width}, {args.to_kind}")
     return 0
 
@@ -872,7 +919,9 @@ def _task_list() -> str:
     rows = [["task", "labels", "metrics"]]
     for name, task in TASKS.items():
         labels = ", ".join(task.labels) if task.labels else "free text"
-        rows.append([name, labels if len(labels) <= 48 else f"{len(task.labels)} labels", ", ".join(_metrics_of(task))])
+        rows.append(
+            [name, labels if len(labels) <= 48 else f"{len(task.labels or ())} labels", ", ".join(_metrics_of(task))]
+        )
     return f"{_table(rows)}\n\nsoftprompt tasks T --data DIR shows a task's examples as the model will read them"
 
 

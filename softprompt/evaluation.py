@@ -180,12 +180,21 @@ def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def read_rows(path: Path) -> list[Result]:
+    """The rows of a JSONL file; none where there is no file."""
+    return [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def append_rows(path: Path, rows: Sequence[Result]) -> None:
-    """Add rows to a JSONL file; what stood there stays whole even if this is interrupted."""
+    """Add rows to a JSONL file."""
+    write_rows(path, [*read_rows(path), *rows])
+
+
+def write_rows(path: Path, rows: Sequence[Result]) -> None:
+    """Make a JSONL file of rows; what stood there stays whole if this is interrupted."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_text() if path.exists() else ""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(before + "".join(row.to_json() + "\n" for row in rows))
+    temporary.write_text("".join(row.to_json() + "\n" for row in rows))
     os.replace(temporary, path)
 
 

@@ -16,9 +16,9 @@ from softprompt.backbone import NO_PROMPT, FrozenLM, PromptStates
 from softprompt.data import Row, collate, micro_batches, pad_candidates
 from softprompt.prompt import prepend, stack
 
-# Tokens of a micro-batch, padding and prompts in front included. Ours: on a processor small ones waste the least on
-# padding and keep a block's activations in its cache; a GPU wants to be full.
-MAX_TOKENS = {"cpu": 512, "cuda": 32_768, "mps": 8_192}
+# Tokens of a micro-batch at most, padding and prompts in front included. Ours: on a processor 512 to 1,024 are the
+# fastest for T5 small (docs/log.md, 2026-11-23); a GPU wants to be full.
+MAX_TOKENS = {"cpu": 1_024, "cuda": 32_768, "mps": 8_192}
 
 OUT_OF_MEMORY = (
     "out of memory even with one row at a time; use a shorter --max-input-length, fewer prompts at once, "
@@ -139,7 +139,7 @@ class Engine:
     ) -> None:
         """Call `compute` with the places of each micro-batch, of half the size from where memory runs out."""
         in_front = 0 if self.states is not None else int(self.lengths.max())
-        waiting = list(micro_batches(lengths, self.max_tokens, extra=in_front))
+        waiting = micro_batches(lengths, self.max_tokens, extra=in_front)
         while waiting:
             places = waiting[0]
             try:

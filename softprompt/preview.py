@@ -13,7 +13,7 @@ import torch
 
 from softprompt.backbone import FrozenLM
 from softprompt.data import default_format, encode_all_inputs
-from softprompt.run import RunConfig, _members, _plan, load_model, prepare, tasks_of
+from softprompt.run import RunConfig, load_model, members_of, plan_prompts, prepare, tasks_of
 from softprompt.tasks import UNLABELLED, Example
 from softprompt.training import Member, fit
 
@@ -114,7 +114,7 @@ def estimate(config: RunConfig, *, lm: FrozenLM | None = None) -> Estimate:
     """
     lm = lm or load_model(config)
     splits = [prepare(config, task, lm) for task in tasks_of(config)]
-    members = _members([plan for split in splits for plan in _plan(config, split, lm)], lm)
+    members = members_of([plan for split in splits for plan in plan_prompts(config, split, lm)], lm)
     fit(lm, [_shortened(_with_longest_rows(member), steps=1, num_scored=1) for member in members])
     step_s, scoring_s = _timed(lm, [_shortened(member, steps=NUM_TIMED, num_scored=NUM_SCORED) for member in members])
     rows = [min(len(member.selection), member.config.num_selection) for member in members]
@@ -168,6 +168,7 @@ def _peak_bytes(device: torch.device) -> int:
     except ImportError:  # Windows
         import psutil
 
-        return psutil.Process().memory_info().peak_wset
+        memory: Any = psutil.Process().memory_info()
+        return memory.peak_wset
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kilobytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from softprompt.backbone import SMOLLM2, FrozenLM, load
 from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
-from softprompt.evaluation import Evaluation, Result, append_rows, judge, predict, surroundings
+from softprompt.evaluation import Evaluation, Result, check_scoring, judge, predict, read_rows, surroundings, write_rows
 from softprompt.inference import Engine, Progress
 from softprompt.optimizers import Adafactor, AdamW, optimizer
 from softprompt.prompt import Card, SoftPrompt, initial_prompt, save_prompt
@@ -33,6 +33,7 @@ from softprompt.tasks import (
     file_task,
     folds,
     get_task,
+    has_split,
     hold_out,
     read_split,
     without_overlap,
@@ -44,6 +45,7 @@ SELECTIONS = ("auto", "held-out", "cross-validation", "dev")
 Data = str | Path | Mapping[str, Sequence[str | Path]] | None
 
 MODELS = {SMOLLM2: "SmolLM2-135M-Instruct, Q4_1 dequantised"}  # what rows call a model whose name says too little
+ROWS = "results.jsonl"  # in a run's folder: one row for each prompt
 SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
 SMALL = 500  # ours, docs/design.md: below this many examples the held-out part is cross-validation folds
 NUM_FOLDS = 3  # ours: members of the same run, so each costs as much as one more seed
@@ -189,6 +191,8 @@ class RunConfig:
             raise ValueError("give either task names, or templates for inputs and targets of your own files")
         if bool(self.inputs) != bool(self.targets):
             raise ValueError("a task of your own needs both inputs and targets templates")
+        if self.scoring is not None:
+            check_scoring(self.scoring)
         if not self.seeds:
             raise ValueError("give at least one seed")
         if len(set(self.seeds)) != len(self.seeds):
@@ -245,8 +249,8 @@ def train(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None 
     splits = [prepare(config, task, lm) for task in tasks_of(config)]
     for split in splits:
         _tell_split(split, watch)
-    plans = [plan for split in splits for plan in _plan(config, split, lm)]
-    members = _members(plans, lm)
+    plans = [plan for split in splits for plan in plan_prompts(config, split, lm)]
+    members = members_of(plans, lm)
     watch.begin(max(member.config.steps for member in members), sum(member.config.batch_size for member in members))
     config.out.mkdir(parents=True, exist_ok=True)
     fitted = fit(
@@ -260,15 +264,14 @@ def train(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None 
         on_message=watch.message,
     )
     by_name = {member.name: result for member, result in zip(members, fitted, strict=True)}
+    several = len(splits) > 1 or len(config.seeds) > 1
     delivered = []
     for split in splits:
         own = [plan for plan in plans if plan.split is split]
         chosen = _choose(own, by_name)
+        kept = [_keep(config, lm, plan, by_name[plan.name], several) for plan in own if plan.setting == chosen]
         _write_settings(config.out, own, by_name, chosen)
-        several = len(splits) > 1 or len(config.seeds) > 1
-        for plan in own:
-            if plan.setting == chosen:
-                delivered.append(_deliver(config, lm, plan, by_name[plan.name], several, watch))
+        delivered += _score_once(config, lm, split, kept, watch) if split.dev else [trained for _, trained in kept]
     return delivered
 
 
@@ -317,7 +320,7 @@ def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str])
 def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     """Training, selection and dev examples; what overlaps dev has left the training part."""
     reading = read_split(task, "train", config.data)
-    dev = read_split(task, "dev", config.data).examples if has_dev(task, config.data) else []
+    dev = read_split(task, "dev", config.data).examples if has_split(task, "dev", config.data) else []
     examples, overlap = without_overlap(reading.examples, dev)
     notes: dict[str, Any] = {"train": reading.note, "share_of_official": reading.share, "overlap_with_dev": overlap}
     if config.max_train is not None:
@@ -339,16 +342,11 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     return Split(task, form, kept, [held[i] for i in order], [], dev, "held-out", notes)
 
 
-def has_dev(task: Task, data: Data) -> bool:
-    """Whether there is a dev set to score: always, but for files by split that name none."""
-    return not isinstance(data, Mapping) or "dev" in data
-
-
 # Members --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Plan:
+class Plan:
     """One prompt to train, and where it came from."""
 
     name: str
@@ -360,7 +358,7 @@ class _Plan:
     init: dict[str, Any]
 
 
-def _plan(config: RunConfig, split: Split, lm: FrozenLM) -> list[_Plan]:
+def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
     """One plan for each setting and seed."""
     preset = PRESETS[config.preset]
     base = _train_config(config, split, lm)
@@ -381,7 +379,7 @@ def _plan(config: RunConfig, split: Split, lm: FrozenLM) -> list[_Plan]:
         )
         name = f"{split.task.name} p{length} lr{rate:g} seed{seed}"
         trained = replace(base, optimizer=replace(base.optimizer, learning_rate=rate))
-        plans.append(_Plan(name, split, (length, rate), seed, trained, values, init))
+        plans.append(Plan(name, split, (length, rate), seed, trained, values, init))
     return plans
 
 
@@ -411,7 +409,7 @@ def _initial_texts(split: Split) -> list[str]:
     return [(" " if split.form.leading_space else "") + text for text in texts]
 
 
-def _members(plans: Sequence[_Plan], lm: FrozenLM) -> list[Member]:
+def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
     """The plans as members, each after the folds (if any) that choose its step.
 
     The folds of a setting belong to its first seed and serve the others too.
@@ -442,7 +440,7 @@ def _encode(split: Split, lm: FrozenLM) -> tuple[list[Row], list[Row]]:
     return rows, selection
 
 
-def _fold_members(plan: _Plan, lm: FrozenLM) -> list[Member]:
+def _fold_members(plan: Plan, lm: FrozenLM) -> list[Member]:
     made = []
     for number, (kept, held) in enumerate(plan.split.folds):
         rows = encode_examples(kept, plan.split.form, lm.tokenizer)
@@ -452,7 +450,7 @@ def _fold_members(plan: _Plan, lm: FrozenLM) -> list[Member]:
 
 
 def _member(
-    plan: _Plan,
+    plan: Plan,
     name: str,
     rows: list[Row],
     selection: list[Example],
@@ -476,7 +474,7 @@ def _member(
 # After training -------------------------------------------------------------------------------------------------
 
 
-def _choose(plans: Sequence[_Plan], fitted: Mapping[str, Fitted]) -> tuple[int, float]:
+def _choose(plans: Sequence[Plan], fitted: Mapping[str, Fitted]) -> tuple[int, float]:
     """The setting with the best mean selection score over its seeds; the first, where nothing was scored."""
     scores: dict[tuple[int, float], list[float]] = {}
     for plan in plans:
@@ -485,7 +483,7 @@ def _choose(plans: Sequence[_Plan], fitted: Mapping[str, Fitted]) -> tuple[int, 
     return max(scores, key=lambda setting: fmean(scores[setting]))
 
 
-def _write_settings(out: Path, plans: Sequence[_Plan], fitted: Mapping[str, Fitted], chosen: tuple[int, float]) -> None:
+def _write_settings(out: Path, plans: Sequence[Plan], fitted: Mapping[str, Fitted], chosen: tuple[int, float]) -> None:
     """Every setting tried and its curve, as JSON lines beside the prompts."""
     lines = []
     for plan in plans:
@@ -509,20 +507,30 @@ def _write_settings(out: Path, plans: Sequence[_Plan], fitted: Mapping[str, Fitt
     path.write_text("\n".join(lines) + "\n")
 
 
-def _deliver(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, several: bool, watch: Watch) -> Trained:
-    """Score the official dev set once, save the prompt and its row."""
-    split = plan.split
-    scoring = plan.train.scoring
-    dev = None
-    if split.dev:
-        dev = evaluate(lm, [fitted.prompt], split.task, split.dev, split.form, scoring=scoring, watch=watch)[0]
-    prompt = SoftPrompt(fitted.prompt, _card(config, lm, plan, fitted, dev))
-    name = f"{split.task.name.replace('/', '-')}-seed-{plan.seed}" if several else ""
-    folder = config.out / name
-    save_prompt(prompt, folder)
-    if dev is not None:
-        append_rows(config.out / "results.jsonl", [_result(config, lm, plan, fitted, dev)])
-    return Trained(prompt, folder, fitted, dev)
+def _keep(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, several: bool) -> tuple[Plan, Trained]:
+    """Save a chosen prompt at once, so that nothing later can lose it."""
+    prompt = SoftPrompt(fitted.prompt, _card(config, lm, plan, fitted, None))
+    name = f"{plan.split.task.name.replace('/', '-')}-seed-{plan.seed}" if several else ""
+    save_prompt(prompt, config.out / name)
+    return plan, Trained(prompt, config.out / name, fitted, None)
+
+
+def _score_once(
+    config: RunConfig, lm: FrozenLM, split: Split, kept: Sequence[tuple[Plan, Trained]], watch: Watch
+) -> list[Trained]:
+    """Score the dev set once, all the split's prompts in one pass, and write it into cards and rows."""
+    values = [trained.prompt.values for _, trained in kept]
+    scoring = kept[0][0].train.scoring
+    scores = evaluate(lm, values, split.task, split.dev, split.form, scoring=scoring, watch=watch)
+    delivered, rows = [], []
+    for (plan, trained), dev in zip(kept, scores, strict=True):
+        prompt = SoftPrompt(trained.prompt.values, _card(config, lm, plan, trained.fitted, dev))
+        save_prompt(prompt, trained.folder)
+        delivered.append(replace(trained, prompt=prompt, dev=dev))
+        rows.append(_result(config, lm, plan, trained.fitted, dev))
+    others = [row for row in read_rows(config.out / ROWS) if row.task != split.task.name]
+    write_rows(config.out / ROWS, [*others, *rows])
+    return delivered
 
 
 def evaluate(
@@ -556,7 +564,7 @@ def evaluate(
     return [judge(task, examples, answers[place :: len(worn)]) for place in range(len(worn))]
 
 
-def _card(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: Evaluation | None) -> Card:
+def _card(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Evaluation | None) -> Card:
     task = plan.split.task
     recipe = {**asdict(plan.train), "metric": config.metric, "group_by": config.group_by}
     return Card(
@@ -578,12 +586,12 @@ def _card(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: Eva
     )
 
 
-def _result(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: Evaluation) -> Result:
+def _result(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Evaluation) -> Result:
     own = {**asdict(config), "out": str(config.out), "data": None if config.data is None else "given"}
     return Result(
         experiment="train",
         config={**own, "train": json.loads(json.dumps(asdict(plan.train))), "prompt_length": plan.setting[0]},
-        model=MODELS.get(lm.name, lm.name),
+        model=model_of_row(lm.name),
         task=plan.split.task.name,
         split="dev",
         selection=plan.split.selected_on,
@@ -599,6 +607,11 @@ def _result(config: RunConfig, lm: FrozenLM, plan: _Plan, fitted: Fitted, dev: E
         notes={**plan.split.notes, "history": fitted.history},
         **surroundings(lm.device, lm.dtype),
     )
+
+
+def model_of_row(name: str) -> str:
+    """What rows call a model."""
+    return MODELS.get(name, name)
 
 
 def _tell_split(split: Split, watch: Watch) -> None:

@@ -394,7 +394,8 @@ class _Run:
     def _update(self, state: _State, i: int, grad: Tensor, loss: float) -> None:
         member = self.members[i]
         if not math.isfinite(loss) or not bool(grad.isfinite().all()):
-            self._stop(state, i, f"loss {loss} at step {state.step + 1} is no longer a number")
+            what = "gradient" if math.isfinite(loss) else "loss"
+            self._stop(state, i, f"the {what} at step {state.step + 1} is no longer a number")
             return
         config = member.config
         config.optimizer.update(

@@ -4,7 +4,12 @@ Padding and grouping change the order of float sums; equal means within 1e-5 in 
 """
 
 import hashlib
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +26,7 @@ from softprompt.training import Member, TrainConfig, fit, gradients
 
 TOLERANCE = 1e-5
 KINDS = ["t5", "llama"]
+MODELING = [f"transformers.models.{kind}.modeling_{kind}" for kind in KINDS]
 DECODERS = [kind for kind in FAMILIES if kind not in ENCODER_DECODERS]
 # With the input's 3 to 19 tokens these reach past a window of 6 from the first token that has one.
 PROMPT_LENGTHS = (5, 9, 1)
@@ -199,12 +205,9 @@ def test_a_window_hides_a_prompt_that_lies_behind_it(kind):
 # 2: k prompts together end where each ends alone --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("kind", ["t5", "llama", "umt5"])
+@pytest.mark.parametrize(("kind", "dropout"), [("llama", 0.0), ("t5", 0.0), ("t5", 0.3), ("umt5", 0.3)])
 def test_prompts_together_get_the_gradients_each_gets_alone(kind, dropout):
     lm = tiny_lm(kind)
-    if dropout and not lm.is_encoder_decoder:
-        pytest.skip("dropout is for encoder-decoders")
     prompts, rows = make_prompts(lm), make_rows()
     worn, seeds = [0, 1, 2, 0, 1, 2, 0, 1], list(range(100, 108))
     together, losses, _ = gradients(lm, prompts, rows, worn, max_tokens=60, dropout=dropout, seeds=seeds, z_loss=1e-4)
@@ -384,6 +387,118 @@ def peft_tokens(model, row):
     return tokens[1:] if model.config.is_encoder_decoder else tokens[len(row.ids) :]
 
 
+# 7: killed and resumed equals never killed, bit for bit ---------------------------------------------------------
+
+
+def members_that_choose(lm, *, steps=16):
+    """Two members with selection rows, so that the best step is carried over too."""
+    form = default_format(lm)
+    task = file_task(inputs="{text}", targets="{label}", labels=["sea", "film"])
+    texts = ["the sea is warm", "a dull film", "it rained in the night", "the street was wet", "the story finds a town"]
+    selection = [Example(inputs=t, targets="sea", id=t, references=("sea",)) for t in texts]
+    rate = {"t5": 0.1}.get(lm.name.removeprefix("tiny-"), 0.0)
+    optimizers = [Adafactor(learning_rate=0.1), AdamW(learning_rate=0.05, schedule="linear", warmup_steps=3)]
+    return [
+        Member(
+            name=f"m{k}", task=task, form=form, seed=k, prompt=make_prompts(lm)[k],
+            rows=make_rows((3, 19, 8, 5, 8, 12, 4, 7, 6, 9), seed=10 + k),
+            config=TrainConfig(
+                steps=steps - 3 * k, batch_size=3 + k, optimizer=optimizers[k], dropout=rate, evaluate_every=4,
+                scoring="rank",
+            ),
+            selection=selection, selection_rows=encode_examples(selection, form, lm.tokenizer),
+        )
+        for k in range(2)
+    ]  # fmt: skip
+
+
+def train_in_a_process(make, folder, moment, number, pipe):
+    """Train; when the moment has come say so and (but for `step`) wait there for the end; else send the prompts."""
+    torch.set_num_threads(1)
+    lm, members = make()
+    calls = {"step": 0, "fsync": 0, "replace": 0, "replaced": 0}
+
+    def reached(name):
+        calls[name] += 1
+        if (name, calls[name]) == (moment, number):
+            pipe.send("now")
+            time.sleep(0 if name == "step" else 600)
+
+    fsync, replace_file = os.fsync, os.replace
+    os.fsync = lambda file: (reached("fsync"), fsync(file))
+    os.replace = lambda old, new: (reached("replace"), replace_file(old, new), reached("replaced"))
+    fitted = fit(
+        lm, members, folder=folder, resume=True, checkpoint_every_s=0.0,
+        on_step=lambda step, loss, tokens: reached("step"),
+    )  # fmt: skip
+    pipe.send([(result.steps_run, result.prompt.tolist()) for result in fitted])
+
+
+def in_a_process(make, folder, moment="never", number=0):
+    """Start a run, or go on with one; kill it with SIGKILL at the moment, or return what it ends with."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers.models.auto", "softprompt.training", *MODELING])
+    here, there = context.Pipe()
+    process = context.Process(target=train_in_a_process, args=(make, folder, moment, number, there))
+    process.start()
+    assert here.poll(250)
+    told = here.recv()
+    if moment != "never":
+        assert told == "now"
+        process.kill()
+    process.join(20)
+    assert process.exitcode == (0 if moment == "never" else -signal.SIGKILL)
+    return told
+
+
+def choosing(kind):
+    lm = tiny_lm(kind)
+    return lm, members_that_choose(lm)
+
+
+def compiled():
+    lm = tiny_lm("llama")
+    lm.compile()
+    return lm, make_members(lm, optimizer=AdamW(learning_rate=0.05), steps=(8, 8, 6))
+
+
+def without_seconds(fitted):
+    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in fitted.history]
+    return fitted.step, fitted.score, fitted.steps_run, fitted.stopped, history
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_any_moment_and_resumed_equals_never_killed(kind, tmp_path, one_thread):
+    lm = tiny_lm(kind)
+    never = fit(lm, members_that_choose(lm))
+    for moment, number in [("step", 3), ("fsync", 3), ("replace", 4), ("replaced", 2), ("step", 1)]:
+        in_a_process(partial(choosing, kind), tmp_path, moment, number)
+    steps = []
+    resumed = fit(
+        lm, members_that_choose(lm), folder=tmp_path, resume=True, on_step=lambda step, loss, tokens: steps.append(step)
+    )
+    assert 4 < steps[0] < 14 and steps[-1] == 16
+    for one, other in zip(never, resumed, strict=True):
+        assert torch.equal(one.prompt, other.prompt)
+        assert without_seconds(one) == without_seconds(other)
+    assert [len(fitted.history) for fitted in resumed] == [4, 4]
+
+
+def test_killed_and_resumed_equals_never_killed_with_compiled_blocks_too(tmp_path):
+    in_a_process(compiled, tmp_path / "killed", "step", 4)
+    resumed = in_a_process(compiled, tmp_path / "killed")
+    assert resumed == in_a_process(compiled, tmp_path / "never")
+    assert [steps for steps, _ in resumed] == [8, 8, 6]
+
+
 # 8: an ensemble in one pass equals the vote of separate passes -------------------------------------------------
 
 
@@ -391,7 +506,7 @@ def peft_tokens(model, row):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_ensemble_in_one_pass_equals_the_vote_of_separate_passes(kind, scoring):
     lm = tiny_lm(kind)
-    labels = ["story", "film", "summer", "town", "night", "positive"]
+    labels = list("abcdefgh")
     task = file_task(inputs="{text}", targets="{label}", labels=labels if scoring == "rank" else None)
     texts = ["the sea is warm", "a dull film", "it rained", "a street in the night was wet", "the story finds the town"]
     examples = [Example(inputs=t, targets="positive", id=t, references=("positive",)) for t in texts]

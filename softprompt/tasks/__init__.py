@@ -2,7 +2,7 @@
 
 from softprompt.tasks.catalog import TASKS, get_task
 from softprompt.tasks.own_file import file_task
-from softprompt.tasks.reading import Reading, read_examples, read_split
+from softprompt.tasks.reading import Reading, has_split, read_examples, read_split
 from softprompt.tasks.records import read_records
 from softprompt.tasks.selection import folds, hold_out, without_overlap
 from softprompt.tasks.task import (
@@ -27,6 +27,7 @@ __all__ = [
     "file_task",
     "folds",
     "get_task",
+    "has_split",
     "headline",
     "hold_out",
     "illegal_rate",

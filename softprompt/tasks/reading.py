@@ -79,6 +79,15 @@ def read_split(task: Task, split: str, data: Data | None = None) -> Reading:
     )
 
 
+def has_split(task: Task, split: str, data: Data | None = None) -> bool:
+    """Whether there is anything to read for a split: named files, official files in the folder, or the hub's."""
+    if data is None:
+        return task.hub is not None and split in task.hub.splits
+    if isinstance(data, Mapping):
+        return bool(data.get(split))
+    return any(_found_in(folder, task, split) for folder in _folders(task, Path(data)))
+
+
 def check_split(split: str) -> None:
     """Raises ValueError, offering the nearest name, unless it is 'train', 'dev' or 'test'."""
     if split in SPLITS:

@@ -1,0 +1,778 @@
+"""The command line as a user meets it: what each command writes, every error line, and how it stops."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_llama, make_t5, make_tokenizer
+
+import softprompt
+from softprompt import cli
+from softprompt.backbone import load
+from softprompt.data import default_format
+from softprompt.evaluation import SCORINGS
+from softprompt.prompt import Card, SoftPrompt, load_prompt, save_prompt
+from softprompt.run import PRESETS, SELECTIONS, RunConfig, train
+from softprompt.tasks.own_file import METRICS
+
+ROOT = Path(__file__).parent.parent
+OWN = ["--inputs", "text: {text}", "--targets", "{label}", "--labels", "good,bad"]
+SHORT = ["--steps", "6", "--evaluate-every", "3", "--batch-size", "4", "--prompt-length", "4", "--learning-rate", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of a tiny Llama and a tiny T5, as transformers saves them."""
+    folder = tmp_path_factory.mktemp("models")
+    for kind, model in (("llama", make_llama()), ("t5", make_t5())):
+        model.save_pretrained(folder / kind)
+        make_tokenizer(bos=kind == "llama").save_pretrained(folder / kind)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, models):
+    """A working folder with `llama`, `t5`, `train.jsonl` and `dev.jsonl` in it."""
+    for kind in ("llama", "t5"):
+        (tmp_path / kind).symlink_to(models / kind)
+    for split, count in (("train", 40), ("dev", 12)):
+        records = [
+            {"text": f"a {split} film that is {'warm' if i % 2 else 'dull'} {i}", "label": "good" if i % 2 else "bad"}
+            for i in range(count)
+        ]
+        write(tmp_path / f"{split}.jsonl", records)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command: its exit code, stdout and stderr."""
+
+    def call(*words):
+        code = cli.main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def training(*words, model="./llama"):
+    return ["train", "--model", model, "--data", "train=train.jsonl", "dev=dev.jsonl", *OWN, *SHORT, *words]
+
+
+@pytest.fixture
+def prompts(here):
+    """Three prompts of random numbers for `llama`, as training would save them."""
+    lm = load("./llama")
+    form = default_format(lm, max_target_length=8, inputs_template="text: {text}", targets_template="{label}")
+    for seed in range(3):
+        card = Card(
+            model_name=lm.name, model_fingerprint=lm.fingerprint, is_encoder_decoder=False, width=lm.width,
+            task="own", labels=("good", "bad"), text=form.to_json(), selection="held-out", step=5, seed=seed,
+            recipe={"scoring": "rank", "selection_score": seed / 10}, dev_metrics={"accuracy": 0.5},
+        )  # fmt: skip
+        values = torch.randn(3, lm.width, generator=torch.Generator().manual_seed(seed))
+        save_prompt(SoftPrompt(values, card), here / f"p{seed}")
+    return ["p0", "p1", "p2"]
+
+
+def type_in(monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+@contextmanager
+def in_a_process(*words, **options):
+    """The command line in a process of its own, stderr and stdout as text."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "softprompt.cli", *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def done_in_a_process(*words, **options):
+    """What a finished process printed: its exit code, stdout and stderr."""
+    with in_a_process(*words, **options) as process:
+        out, err = process.communicate(timeout=200)
+        return process.returncode, out, err
+
+
+# The package ----------------------------------------------------------------------------------------------------
+
+
+def imported_by(code):
+    """Which of the heavy libraries are imported after running the code in a new process."""
+    told = "import sys; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{told}"], capture_output=True, text=True, check=True, env=environment
+    )
+    return done.stdout.splitlines()[-1]
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert imported_by("import softprompt; assert 'train' in dir(softprompt)") == "[]"
+
+
+def test_asking_for_help_imports_nothing_heavy():
+    assert imported_by("from softprompt import cli; cli.main(['--help']); cli.main(['train', '--help'])") == "[]"
+
+
+def test_help_comes_at_once():
+    started = time.monotonic()
+    code, out, _ = done_in_a_process("--help")
+    assert time.monotonic() - started < 1.5
+    assert code == 0
+    assert "Teach one frozen language model many tasks by prompt tuning" in out
+
+
+def test_public_names_are_few_sorted_and_all_there():
+    names = softprompt.__all__
+    assert names == sorted(names) and len(names) < 25
+    for name in names:
+        assert getattr(softprompt, name).__doc__, name
+    assert set(names) <= set(dir(softprompt))
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'softprompt' has no attribute 'trane'"):
+        softprompt.trane  # noqa: B018
+
+
+# Parsing --------------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_packages(run):
+    assert run("--version") == (0, f"softprompt {version('softprompt')}\n", "")
+
+
+def test_an_unknown_command_offers_the_nearest(run):
+    assert run("trian") == (2, "", "softprompt: no command named 'trian'; did you mean 'train'?\n")
+    code, _, err = run("zzz")
+    assert (code, err) == (
+        2,
+        "softprompt: no command named 'zzz'; there are train, eval, predict, convert, tasks\n",
+    )
+
+
+def test_no_command_is_one_line(run):
+    code, _, err = run()
+    assert (code, err) == (2, "softprompt: the following arguments are required: COMMAND; see softprompt --help\n")
+
+
+def test_an_unknown_flag_offers_the_nearest(run):
+    code, _, err = run("train", "--lerning-rate", "3")
+    assert code == 2
+    assert err == (
+        "softprompt train: unknown argument '--lerning-rate' (did you mean --learning-rate?); "
+        "see softprompt train --help\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--steps", "many"], "argument --steps: wanted a whole number, got 'many'"),
+        (["--seeds", "0,x"], "argument --seeds: wanted whole numbers with commas between, got '0,x'"),
+        (["--learning-rate", "fast"], "argument --learning-rate: wanted numbers with commas between, got 'fast'"),
+        (["--preset", "papr"], "argument --preset: invalid choice: 'papr' (choose from"),
+    ],
+)
+def test_a_flag_of_the_wrong_kind_is_one_line(run, words, line):
+    code, _, err = run("train", *words)
+    assert code == 2
+    assert err.startswith(f"softprompt train: {line}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_itself_with_examples(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"softprompt {command}" in out.split("examples:")[1]
+
+
+def test_the_examples_in_the_help_are_understood(here):
+    import shlex
+
+    for _, _, _, _, examples in cli.COMMANDS.values():
+        for line in "\n".join(examples).replace("\\\n", "").splitlines():
+            words = shlex.split(line.split("|")[-1])
+            assert words[0] == "softprompt"
+            assert cli._parsed(words[1:]).command == words[1]
+
+
+def test_every_setting_of_a_run_is_a_flag():
+    flags = [name for group in cli.TRAIN_FLAGS.values() for name in group]
+    assert sorted([*flags, "data"]) == sorted(field.name for field in fields(RunConfig))
+
+
+def test_defaults_in_the_help_are_those_of_the_run():
+    shown = {name: flag for group in cli.TRAIN_FLAGS.values() for name, flag in group.items()}
+    for field in fields(RunConfig):
+        flag = shown.get(field.name)
+        if flag is None or field.name in ("model", "task"):
+            continue
+        if isinstance(field.default, bool):
+            assert (flag.default == "no") == (field.default is False), field.name
+        elif field.default is None:
+            assert flag.default == "" or not flag.default[0].isdigit(), field.name
+        else:
+            value = field.default[0] if isinstance(field.default, tuple) else field.default
+            assert flag.default.split(":")[0] == str(value), field.name
+
+
+def test_choices_in_the_help_are_those_of_the_library():
+    shown = {name: flag.choices for group in cli.TRAIN_FLAGS.values() for name, flag in group.items()}
+    assert shown["preset"] == tuple(PRESETS)
+    assert shown["metric"] == tuple(METRICS)
+    assert shown["select"] == SELECTIONS
+    assert sorted(shown["scoring"]) == sorted(SCORINGS)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (None, None),
+        (["folder"], "folder"),
+        (["a=x.jsonl,y.csv", "b=z.jsonl"], {"a": ["x.jsonl", "y.csv"], "b": ["z.jsonl"]}),
+        (["train.jsonl"], {"test": ["train.jsonl"]}),
+    ],
+)
+def test_data_is_a_folder_or_files_by_split(here, words, wanted):
+    assert cli._data(words, split="test") == wanted
+
+
+def test_a_dev_file_of_your_own_stands_beside_the_training_file(here):
+    assert cli._data(["train.jsonl"], split="train", dev="a,b") == {"train": ["train.jsonl"], "dev": ["a", "b"]}
+
+
+# Training -------------------------------------------------------------------------------------------------------
+
+
+def test_training_gives_the_prompt_that_python_gives(run, here):
+    code, out, err = run(*training("--out", "ours", "--seeds", "3"))
+    assert code == 0, err
+    config = RunConfig(
+        model="./llama", data={"train": ["train.jsonl"], "dev": ["dev.jsonl"]}, out=here / "theirs",
+        inputs="text: {text}", targets="{label}", labels=("good", "bad"), steps=6, evaluate_every=3, batch_size=4,
+        prompt_length=(4,), learning_rate=(0.1,), seeds=(3,),
+    )  # fmt: skip
+    (theirs,) = train(config)
+    ours = load_prompt(here / "ours")
+    assert ours.sha256 == theirs.prompt.sha256
+    rows = out.splitlines()
+    assert rows[0].split() == ["prompt", "best", "step", "selection", "score", "dev", "accuracy"]
+    assert rows[1].split() == [
+        "ours",
+        str(theirs.fitted.step),
+        f"{theirs.fitted.score:.4f}",
+        f"{theirs.dev.metrics['accuracy']:.4f}",
+    ]
+    assert rows[-1] == "next: softprompt predict --model ./llama --prompt ours"
+
+
+def test_training_tells_its_steps_scores_and_stages(run, here):
+    _, _, err = run(*training("--out", "out"))
+    lines = err.splitlines()
+    assert re.fullmatch(r"\./llama: 0\.0 million frozen parameters, \w+ on cpu", lines[0])
+    pace = r"loss [\d.]+, [\d,.]+ rows/s, [\d,]+ tokens/s, .* left"
+    assert any(re.fullmatch(rf"step 1 of 6: {pace}", line) for line in lines), err
+    scored = [line for line in lines if re.match(r"step \d: own p4 lr0\.1 seed0: loss [\d.]+, score [\d.]+", line)]
+    assert [line.split(":")[0] for line in scored] == ["step 3", "step 6"]
+    assert scored[0].endswith(" (best)")
+    assert "score own: 12 rows" in lines
+
+
+def test_the_next_command_after_several_seeds_is_their_ensemble(run, here):
+    code, out, _ = run(*training("--out", "out", "--seeds", "0,1"))
+    words = out.splitlines()[-1].removeprefix("next: softprompt ").split()
+    assert code == 0 and words[:2] == ["eval", "--ensemble"]
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[2:]] == [
+        "out/own-seed-0",
+        "out/own-seed-1",
+        "average",
+        "best",
+        "chosen",
+        "ensemble",
+    ]
+
+
+def test_logs_hold_every_loss_and_score(run, here):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    code, _, err = run(*training("--out", "out"))
+    assert code == 0
+    logs = EventAccumulator(str(here / "out" / "logs"))
+    logs.Reload()
+    told = re.findall(r"step (\d): own p4 lr0\.1 seed0: loss ([\d.]+), score ([\d.]+)", err)
+    for tag, place in (("loss/own_p4_lr0.1_seed0", 1), ("score/own_p4_lr0.1_seed0", 2)):
+        events = logs.Scalars(tag)
+        assert [event.step for event in events] == [3, 6]
+        assert [event.value for event in events] == pytest.approx([float(line[place]) for line in told], abs=1e-3)
+
+
+def test_a_prompt_is_not_trained_over_by_accident(run, here, prompts):
+    before = load_prompt("p0").sha256
+    assert run(*training("--out", "p0")) == (
+        2,
+        "",
+        "softprompt train: p0 holds a prompt already; give another --out, or --overwrite\n",
+    )
+    assert load_prompt("p0").sha256 == before
+    assert run(*training("--out", "p0", "--overwrite"))[0] == 0
+    assert load_prompt("p0").sha256 != before
+    code, _, err = run(*training("--out", "."))
+    assert (code, err) == (2, "softprompt train: . holds a prompt already; give another --out, or --overwrite\n")
+
+
+def test_an_unfinished_run_is_not_started_over_by_accident(run, here):
+    (here / "out").mkdir()
+    (here / "out" / "checkpoint.safetensors").write_bytes(b"")
+    code, _, err = run(*training("--out", "out"))
+    assert (code, err) == (
+        2,
+        "softprompt train: out holds an unfinished run; --resume goes on with it, --overwrite starts again\n",
+    )
+
+
+def test_resuming_nothing_starts_and_says_so(run, here):
+    code, _, err = run(*training("--out", "out", "--resume"))
+    assert code == 0
+    assert "out holds no checkpoint to go on from; starting at step 1" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "which model? give --model with a hub id, a local folder, a GGUF file, or smollm2-135m"),
+        (
+            ["--model", "m"],
+            "which task? give --task (see `softprompt tasks`), or --inputs and --targets for your files",
+        ),
+        (["--model", "m", *OWN], "where are your files? give --data train=FILE[,FILE] dev=FILE"),
+        (["--model", "m", "--task", "glue/sst3"], "no task named 'glue/sst3'; did you mean 'glue/sst2'?"),
+        (
+            ["--model", "m", "--task", "rte", "--inputs", "{a}", "--data", "d"],
+            "give either task names, or templates for inputs and targets of your own files",
+        ),
+        (["--model", "m", "--task", "cb", "--data", "d", "--dev", "f"], "--dev goes with --data train=FILE"),
+        (["--model", "m", "--task", "cb", "--data", "d", "train=f"], "--data takes one folder, or files by split"),
+        (["--model", "./none", "--task", "cb"], "no folder ./none; give a local folder, a GGUF file, a hub id or"),
+        (["--model", "m", "--task", "cb", "--threads", "0"], "--threads is 0, but must be 1 or more"),
+        (["--model", "m", "--task", "cb", "--minutes", "0"], "minutes is 0.0, but must be above 0"),
+    ],
+)
+def test_what_training_cannot_begin_with_is_one_line(run, here, words, line):
+    code, out, err = run("train", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"softprompt train: {line}") and err.count("\n") == 1
+
+
+def test_a_bad_record_is_one_line_with_its_place(run, here):
+    with open("train.jsonl", "a") as file:
+        file.write('{"text": "fine", "label": "god"}\n')
+    code, _, err = run(*training("--out", "out"))
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        "softprompt train: train.jsonl, line 41: unknown label 'god'; the labels are good, bad; did you mean 'good'?"
+    )
+    assert not (here / "out").exists()
+
+
+def test_debugging_shows_the_traceback(here, monkeypatch):
+    monkeypatch.setenv("SOFTPROMPT_DEBUG", "1")
+    with pytest.raises(ValueError, match="which model"):
+        cli.main(["train"])
+
+
+def test_a_full_disk_says_what_could_not_be_written(run, here):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        code, _, err = run(*training("--out", "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        "softprompt train: could not save the prompt to out (File too large); what it held before is whole; "
+        "free some space or choose another folder"
+    )
+    assert "no more TensorBoard logs: File too large" in err.splitlines()
+    assert not list((here / "out").glob("*.safetensors"))
+
+
+def test_an_estimate_is_printed_and_nothing_written(run, here):
+    code, out, _ = run(*training("--out", "out", "--estimate", "--minutes", "3"))
+    assert code == 0
+    assert [line.split("  ")[0] for line in out.splitlines()] == [
+        "frozen model",
+        "peak memory",
+        "one step",
+        "steps",
+        "evaluations",
+        "dev set",
+        "--minutes",
+        "total",
+    ]
+    assert "training ends after 3 min 0 s at the latest" in out
+    assert not (here / "out").exists()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_prompt(here):
+    """Ctrl-C in a real process: code 130, one line, and --resume ends where an uninterrupted run does."""
+    words = [*training("--out", "stopped"), "--steps", "400", "--evaluate-every", "200", "--seeds", "0"]
+    read = []
+    with in_a_process(*words, cwd=here) as process:
+        for line in process.stderr:
+            read.append(line)
+            if line.startswith("step 1 of 400"):
+                break
+        process.send_signal(signal.SIGINT)
+        read += process.communicate(timeout=120)[1].splitlines()
+        assert process.returncode == 130, read
+    stopped = r"softprompt train: stopped at step (\d+) of 400; the same command with --resume goes on from there"
+    assert re.fullmatch(stopped, read[-1]), read
+    assert not any("Traceback" in line for line in read)
+    assert not (here / "stopped" / "adapter_config.json").exists()
+    at = words.index("stopped")
+    assert done_in_a_process(*words, "--resume", cwd=here)[0] == 0
+    assert done_in_a_process(*words[:at], "whole", *words[at + 1 :], cwd=here)[0] == 0
+    assert load_prompt(here / "stopped").sha256 == load_prompt(here / "whole").sha256
+
+
+# Recipes --------------------------------------------------------------------------------------------------------
+
+RECIPE = """
+model: ./llama
+data: {train: train.jsonl, dev: [dev.jsonl]}
+inputs: "text: {text}"
+targets: "{label}"
+labels: [good, bad]
+prompt-length: 4
+learning_rate: [0.1, 0.2]
+steps: 6
+chat: false
+patience: null
+"""
+
+
+def configured(*words):
+    return cli._run_config(cli._parsed(["train", *words]))
+
+
+def test_flags_override_the_recipe(here):
+    Path("r.yaml").write_text(RECIPE)
+    config = configured("--config", "r.yaml", "--steps", "9", "--seeds", "1,2", "--chat")
+    assert (config.steps, config.seeds, config.chat) == (9, (1, 2), True)
+    assert (config.prompt_length, config.learning_rate, config.labels) == ((4,), (0.1, 0.2), ("good", "bad"))
+    assert config.data == {"train": ["train.jsonl"], "dev": ["dev.jsonl"]}
+
+
+def test_a_recipe_may_name_a_folder_and_several_tasks(here):
+    Path("r.yaml").write_text("model: m\ntask: [glue/rte, cb]\ndata: folder\n")
+    config = configured("--config", "r.yaml")
+    assert (config.task, config.data) == (("glue/rte", "cb"), "folder")
+
+
+def test_tasks_may_be_repeated_or_stand_between_commas():
+    assert configured("--model", "m", "--task", "a,b", "--task", "c").task == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("stepz: 3", "r.yaml: no setting named 'stepz'; did you mean 'steps'?"),
+        ("steps: many", "r.yaml: steps is 'many': wanted a whole number, got 'many'"),
+        ("chat: 3", "r.yaml: chat is 3, but must be true or false"),
+        ("preset: papr", "r.yaml: preset is 'papr', but must be one of paper, google-code, fast"),
+        ("data: 3", "r.yaml: data is 3, but must be a folder, or files under train, dev and test"),
+        ("just words", "r.yaml holds no settings; write a line for each, such as 'steps: 500'"),
+        ("a: [1\nb: 2", "r.yaml, line 2: not YAML (expected ',' or ']', but got ':')"),
+    ],
+)
+def test_a_bad_recipe_is_one_line(run, here, text, line):
+    Path("r.yaml").write_text(text)
+    assert run("train", "--config", "r.yaml") == (2, "", f"softprompt train: {line}\n")
+
+
+def test_a_recipe_that_is_not_there_is_one_line(run, here):
+    assert run("train", "--config", "r.yaml")[2] == "softprompt train: r.yaml: No such file or directory\n"
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_prompts_average_best_chosen_and_ensemble(run, prompts):
+    code, out, err = run("eval", "--model", "./llama", "--prompt", *prompts, "--ensemble", "--data", "dev=dev.jsonl")
+    assert code == 0, err
+    head, columns, *rows = out.splitlines()
+    assert head == "own dev: 12 examples from dev.jsonl; 12 examples scored, labels ranked"
+    assert columns.split() == ["prompt", "accuracy", "illegal"]
+    values = [float(row.split()[-2]) for row in rows]
+    assert [row.split()[0] for row in rows] == [*prompts, "average", "best", "chosen", "ensemble"]
+    assert values[3] == pytest.approx(sum(values[:3]) / 3, abs=1e-4)
+    assert values[4] == max(values[:3])
+    assert rows[5].startswith("chosen by selection: p2 ") and values[5] == values[2]
+
+
+def test_json_and_rows_say_the_same_as_the_table(run, prompts):
+    words = ["--model", "./llama", "--prompt", *prompts, "--data", "dev=dev.jsonl", "--limit", "5"]
+    code, out, _ = run("eval", *words, "--json", "--rows", "rows.jsonl", "--ensemble")
+    told = json.loads(out)
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    assert code == 0
+    assert [entry["prompt"] for entry in told["prompts"]] == prompts
+    assert [entry["metrics"] for entry in told["prompts"]] == [row["metrics"] for row in rows[:3]]
+    assert told["ensemble"]["value"] == rows[3]["value"]
+    assert (told["num_examples"], told["chosen"]) == (5, "p2")
+
+
+def test_rows_that_cannot_be_written_are_one_line(run, prompts):
+    words = ["--model", "./llama", "--prompt", "p0", "--data", "dev=dev.jsonl", "--rows", "dev.jsonl/rows.jsonl"]
+    code, out, err = run("eval", *words)
+    assert (code, out.splitlines()[0].split(":")[0]) == (2, "own dev")
+    assert err.splitlines()[-1].startswith("softprompt eval: could not write to dev.jsonl")
+
+
+def test_written_answers_report_their_illegal_rate(run, prompts):
+    words = ["--model", "./llama", "--prompt", "p0", "--data", "dev=dev.jsonl", "--scoring", "generate"]
+    code, out, _ = run("eval", *words)
+    assert code == 0
+    assert "answers generated" in out.splitlines()[0]
+    assert float(out.splitlines()[2].split()[-1]) == 1.0, "a random prompt writes no label"
+
+
+def test_a_prompt_of_another_model_is_one_line(run, prompts):
+    code, out, err = run("eval", "--model", "./t5", "--prompt", "p0", "--data", "dev=dev.jsonl")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(
+        r"softprompt eval: the prompt was trained for \./llama \(.*\), but \./t5 \(.*\) is loaded; load \./llama, "
+        r"or train a new prompt for \./t5\n",
+        err,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--prompt", "nowhere"], "there is no prompt folder nowhere; give the folder that `softprompt train` wrote"),
+        (["--prompt", "p0", "--inputs", "{a}"], "your own files need both --inputs and --targets, and no task name"),
+        (
+            ["--prompt", "p0", "--model", "./llama", "--data", "dev=dev.jsonl", "--split", "validation"],
+            "no split named 'validation'; there are train, dev, test; did you mean 'dev'?",
+        ),
+        (["--prompt", "p0", "--model", "./llama", "--data", "dev=none.jsonl"], "no file none.jsonl"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line(run, prompts, words, line):
+    code, out, err = run("eval", *words)
+    assert (code, out) == (2, "")
+    assert line in err and err.count("\n") == 1
+
+
+def test_a_warning_is_a_note_of_one_line(run, prompts, here):
+    assert run("convert", "p0", "--to", "tgis", "--out", "tgis")[0] == 0
+    assert run("convert", "tgis", "--to", "peft", "--out", "bare")[0] == 0
+    words = ["eval", "--model", "./llama", "--prompt", "bare", "--data", "dev=dev.jsonl", *OWN]
+    code, _, err = done_in_a_process(*words, cwd=here)
+    assert code == 0
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: the prompt (for an unnamed model) records no model fingerprint, so only its width (16) was checked "
+        "against ./llama",
+        "note: bare does not record its text format; ./llama's usual one is taken",
+    ]
+    assert "Warning" not in err and ".py" not in err
+
+
+def test_a_model_that_is_dequantised_first_says_so(here, monkeypatch, capsys):
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(here / "cache"))
+    (here / "small.gguf").write_bytes(b"GGUF")
+    cli._say_if_slow("small.gguf")
+    line = f"dequantising small.gguf for the first time; about half a minute, then it is kept in {here / 'cache'}\n"
+    assert capsys.readouterr().err == line
+    (here / "cache" / "models" / "small-1").mkdir(parents=True)
+    (here / "cache" / "models" / "small-1" / "config.json").write_text("{}")
+    for source in ("small.gguf", "none.gguf", "./llama", None):
+        cli._say_if_slow(source)
+    assert capsys.readouterr().err == ""
+
+
+# Prediction -----------------------------------------------------------------------------------------------------
+
+
+def test_lines_and_records_come_out_in_order(run, prompts, monkeypatch):
+    type_in(monkeypatch, 'text: a warm film\n{"text": "a dull film", "id": 7}\n\n{"txt": 1}\n')
+    code, out, err = run("predict", "--model", "./llama", "--prompt", *prompts, "--scores")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [list(line) for line in lines] == [
+        ["inputs", "prediction", "log_prob", "truncated", "probabilities"],
+        ["text", "id", "prediction", "log_prob", "truncated", "probabilities"],
+        ["inputs", "error", "line"],
+        ["txt", "error", "line"],
+    ]
+    assert lines[0]["prediction"] in ("good", "bad")
+    assert err.splitlines()[-1] == "2 rows answered, 2 not (their lines hold an error)"
+
+
+def test_a_file_is_answered_into_a_file(run, prompts):
+    words = ["predict", "--model", "./llama", "--prompt", "p0", "--input", "dev.jsonl", "--output", "out.jsonl"]
+    code, out, err = run(*words)
+    assert (code, out) == (0, "")
+    assert err.splitlines()[-1] == "12 rows answered, in out.jsonl"
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == [
+        json.loads(line)["text"] for line in Path("dev.jsonl").read_text().splitlines()
+    ]
+    code, _, err = run(*words)
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        "softprompt predict: out.jsonl is there already; --overwrite replaces it, or give another name"
+    )
+    assert run(*words, "--overwrite")[0] == 0
+    assert run(*words, "--resume")[2].splitlines()[-1] == "12 rows answered, in out.jsonl"
+
+
+def test_a_strict_file_stops_at_its_bad_row_and_goes_on_when_it_is_mended(run, prompts):
+    good = Path("dev.jsonl").read_text()
+    Path("in.jsonl").write_text(good.replace('{"text": "a dev film that is warm 5"', "{", 1))
+    words = ["predict", "--model", "./llama", "--prompt", "p0", "--input", "in.jsonl", "--output", "out.jsonl"]
+    code, _, err = run(*words, "--strict")
+    assert code == 2
+    assert "softprompt predict: line 6: not JSON" in err.splitlines()[-1]
+    assert len(Path("out.jsonl.partial").read_text().splitlines()) == 5
+    Path("in.jsonl").write_text(good)
+    code, _, err = run(*words, "--strict", "--resume")
+    assert code == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--resume"], "--resume goes on with a file, so it needs --output"),
+        (["--input", "none.csv"], "no file none.csv; name a file of records or of lines, or leave --input for stdin"),
+        (
+            ["--model", "./llama", "--scoring", "generate", "--scores"],
+            "probabilities come from label scoring; use --scoring rank, or leave --scores out",
+        ),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(run, prompts, monkeypatch, words, line):
+    type_in(monkeypatch, "text: a\n")
+    assert run("predict", "--prompt", "p0", *words) == (2, "", f"softprompt predict: {line}\n")
+
+
+def test_interrupted_answers_go_on_where_they_stopped(prompts, here):
+    words = ["predict", "--model", "./llama", "--prompt", "p0", "--output", "out.jsonl"]
+    with in_a_process(*words, cwd=here, stdin=subprocess.PIPE) as process:
+        while not (here / "out.jsonl.partial").exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read().splitlines()
+        assert process.wait(timeout=60) == 130
+    assert told[-1] == "softprompt predict: stopped; the same command with --resume goes on with out.jsonl"
+    with in_a_process(*words, "--resume", cwd=here, stdin=subprocess.PIPE) as process:
+        process.communicate("text: a\ntext: b\n", timeout=60)
+        assert process.returncode == 0
+    assert len((here / "out.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_reader_that_goes_away_ends_the_answers_quietly(prompts, here):
+    words = ["predict", "--model", "./llama", "--prompt", "p0", "--input", "train.jsonl"]
+    with in_a_process(*words, cwd=here) as process:
+        process.stdout.close()
+        told = process.stderr.read()
+        assert process.wait(timeout=120) == 141
+        assert "Traceback" not in told
+
+
+# Conversion and tasks -------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_goes_round_through_all_forms(run, prompts):
+    assert run("convert", "p1", "--from", "peft", "--to", "t5x", "--out", "a.npy") == (
+        0,
+        "a.npy: 3 prompt tokens of width 16, t5x\n",
+        "",
+    )
+    assert run("convert", "a.npy", "--to", "peft", "--out", "b", "--model", "llama")[0] == 0
+    assert load_prompt("b").sha256 == load_prompt("p1").sha256
+    assert load_prompt("b").card.model_name == "llama"
+    code, _, err = run("convert", "none", "--to", "peft", "--out", "c")
+    assert (code, err) == (2, "softprompt convert: there is no file or folder none\n")
+
+
+def test_the_list_of_tasks_has_labels_and_metrics(run):
+    code, out, _ = run("tasks")
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
+    assert code == 0
+    assert lines["glue/mrpc"] == ["not_equivalent,", "equivalent", "f1,", "accuracy"]
+    assert lines["mrqa/squad"] == ["free", "text", "em,", "f1"]
+    assert lines["glue/stsb"] == ["26", "labels", "pearson,", "spearman"]
+
+
+def test_a_task_shows_its_examples_as_the_model_reads_them(run, here):
+    folder = here / "data" / "glue" / "SST-2"
+    folder.mkdir(parents=True)
+    (folder / "train.tsv").write_text("sentence\tlabel\na warm story\t1\ndull\t0\na warm family by the sea\t1\n")
+    words = ["tasks", "sst2", "--data", "data", "--limit", "1", "--model", "./llama", "--max-input-length", "16"]
+    code, out, err = run(*words)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[:6] == [
+        "glue/sst2 train: 3 of 67,349 official examples from train.tsv (0.0% of them)",
+        "metrics: accuracy",
+        "labels: negative (1), positive (2)",
+        "",
+        "id:      2",
+        "inputs:  sentence: a warm story",
+    ]
+    assert "targets: positive" in lines
+    assert re.fullmatch(r"inputs  +\d+  +\d+  +\d+  +\d+", lines[-3])
+    assert re.fullmatch(r"\d of 3 inputs longer than 16 tokens, and so cut", lines[-1])
+
+
+def test_files_of_your_own_are_shown_too(run, here):
+    code, out, _ = run("tasks", *OWN, "--data", "train.jsonl", "--limit", "0")
+    assert code == 0
+    assert out.splitlines() == [
+        "own train: 40 examples from train.jsonl",
+        "metrics: accuracy",
+        "labels: good (20), bad (20)",
+    ]
+
+
+def test_a_task_one_letter_off_is_one_line(run):
+    assert run("tasks", "boolk")[2] == "softprompt tasks: no task named 'boolk'; did you mean 'boolq'?\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.26, "0.3 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3_700, "1 h 1 min")]
+)
+def test_durations_are_for_people(seconds, text):
+    assert cli._duration(seconds) == text

@@ -1,0 +1,537 @@
+"""The training loop: that it learns, stops, resumes and fails as it says."""
+
+import itertools
+import json
+import random
+import resource
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_lm
+
+from softprompt.backbone import FrozenLM
+from softprompt.data import Row, collate, default_format, encode_examples
+from softprompt.inference import Engine
+from softprompt.optimizers import Adafactor, AdamW
+from softprompt.tasks import Example, file_task
+from softprompt.training import CHECKPOINT, DIVERGED_STEPS, Member, TrainConfig, fit, gradients
+
+FIRST, SECOND = (11, 1), (12, 1)  # the two labels' ids, end of sequence included
+SORT, MIRROR = 50, 51  # the two skills a `skilled` model has, as tokens in front of the input
+LABELS = ["sea", "film"]
+TASK = file_task(inputs="{text}", targets="{label}", labels=LABELS)
+
+
+def skill_rows(num_rows, seed, *, skill=None, shuffled=False):
+    """An input holds token 40 or 41 among others; SORT answers FIRST or SECOND by it, MIRROR the other way round.
+
+    Without `skill` the skill's token stands in front; with it, nothing in the row says which is meant.
+    """
+    draw = random.Random(seed)
+    rows = []
+    for index in range(num_rows):
+        kind, named = draw.randrange(2), draw.choice((SORT, MIRROR))
+        ids = [draw.randrange(60, 80) for _ in range(draw.randrange(2, 5))]
+        ids.insert(draw.randrange(len(ids) + 1), 40 + kind)
+        label = draw.randrange(2) if shuffled else kind ^ ((skill or named) == MIRROR)
+        rows.append(Row((*((named,) if skill is None else ()), *ids), (FIRST, SECOND)[label], False, index))
+    return rows
+
+
+@pytest.fixture(scope="module", params=["t5", "llama"])
+def skilled(request):
+    """A tiny model that has both skills, and so something for a prompt to ask for: all its weights were trained."""
+    lm = tiny_lm(request.param)
+    parameters = list(lm.model.requires_grad_(True).parameters())
+    optimizer = torch.optim.Adam(parameters, lr=5e-3)
+    for step in range(250):
+        batch = collate(skill_rows(64, 1000 + step), [0] * 64, 0, lm.device)
+        loss = lm.loss(lm.embed(batch.ids), batch.mask, batch.targets, batch.targets_mask).sum() / 64
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+    return FrozenLM(lm.model, lm.tokenizer._tokenizer, name=lm.name) if not lm.is_encoder_decoder else frozen(lm)
+
+
+def frozen(lm):
+    lm.model.requires_grad_(False)
+    for parameter in lm.model.parameters():
+        parameter.grad = None
+    return lm
+
+
+def start(lm, seed=0, length=4):
+    return torch.randn(length, lm.width, generator=torch.Generator().manual_seed(seed))
+
+
+def config(**changes):
+    return TrainConfig(**{"steps": 6, "batch_size": 2, "optimizer": AdamW(learning_rate=0.1)} | changes)
+
+
+def member(lm, name="m", *, rows=None, seed=0, selection=0, folds=(), length=4, **changes):
+    """A member; `selection` is how many held-out examples choose its step."""
+    texts = ["the sea is warm", "a dull film", "it rained", "a wet street", "the town", "summer"][:selection]
+    held = [Example(inputs=t, targets=LABELS[i % 2], id=t, references=(LABELS[i % 2],)) for i, t in enumerate(texts)]
+    form = default_format(lm)
+    return Member(
+        name=name, task=TASK, form=form, config=config(**{"scoring": "rank"} | changes), seed=seed,
+        prompt=start(lm, seed, length), rows=rows or skill_rows(9, seed), selection=held,
+        selection_rows=encode_examples(held, form, lm.tokenizer), folds=folds,
+    )  # fmt: skip
+
+
+def mean_loss(lm, prompt, rows):
+    return gradients(lm, [prompt], rows, [0] * len(rows), max_tokens=4000)[1][0] / len(rows)
+
+
+def accuracy(lm, prompt, rows):
+    scores = Engine(lm, [prompt], max_tokens=4000).label_scores(rows, [0] * len(rows), [[FIRST, SECOND]] * len(rows))
+    right = [(one > other) == (row.target == FIRST) for (one, other), row in zip(scores, rows, strict=True)]
+    return sum(right) / len(right)
+
+
+# It learns ------------------------------------------------------------------------------------------------------
+
+
+def test_members_learn_each_its_own_skill_and_nothing_from_shuffled_labels(skilled):
+    sets = {
+        "sort": skill_rows(300, 1, skill=SORT),
+        "mirror": skill_rows(300, 1, skill=MIRROR),
+        "shuffled": skill_rows(300, 1, skill=SORT, shuffled=True),
+    }
+    members = [
+        member(skilled, name, rows=rows, steps=60, batch_size=32, evaluate_every=20, length=3 + i)
+        for i, (name, rows) in enumerate(sets.items())
+    ]
+    sort, mirror, shuffled = (result.prompt for result in fit(skilled, members, max_tokens=4000))
+    held = {SORT: skill_rows(200, 2, skill=SORT), MIRROR: skill_rows(200, 2, skill=MIRROR)}
+    for prompt, own, other in [(sort, SORT, MIRROR), (mirror, MIRROR, SORT)]:
+        assert accuracy(skilled, prompt, held[own]) > 0.97
+        assert accuracy(skilled, prompt, held[other]) < 0.03
+        assert mean_loss(skilled, prompt, held[own]) < 0.1
+    assert mean_loss(skilled, shuffled, held[SORT]) > 0.5
+    starts = [mean_loss(skilled, m.prompt, rows) for m, rows in zip(members[:2], held.values(), strict=True)]
+    assert max(starts) > 0.5
+
+
+def test_adafactor_with_the_papers_settings_learns_too(skilled):
+    rows, held = skill_rows(300, 1, skill=MIRROR), skill_rows(200, 2, skill=MIRROR)
+    (result,) = fit(skilled, [member(skilled, rows=rows, steps=60, batch_size=32, optimizer=Adafactor())])
+    assert accuracy(skilled, result.prompt, held) > 0.97
+    assert result.history[-1]["loss"] < 1.0 and result.history[-1]["step"] == 60
+
+
+# Members --------------------------------------------------------------------------------------------------------
+
+
+def test_members_with_different_steps_and_evaluations_keep_their_own_pace(llama):
+    told = []
+    members = [
+        member(llama, "short", steps=4, evaluate_every=2, selection=4),
+        member(llama, "long", steps=9, evaluate_every=4, selection=4, seed=1),
+        member(llama, "blind", steps=7, evaluate_every=5, seed=2),
+    ]
+    fitted = fit(llama, members, on_score=lambda step, i, loss, score: told.append((step, i, score is None)))
+    assert [(step, i) for step, i, _ in told] == [(2, 0), (4, 0), (4, 1), (5, 2), (7, 2), (8, 1), (9, 1)]
+    assert [unscored for _, i, unscored in told] == [i == 2 for _, i, _ in told]
+    assert [f.steps_run for f in fitted] == [4, 9, 7]
+    assert [[entry["step"] for entry in f.history] for f in fitted] == [[2, 4], [4, 8, 9], [5, 7]]
+    assert fitted[2].step == 7 and fitted[2].score is None
+
+
+def test_the_best_step_is_kept_and_ties_go_to_the_first(llama):
+    (fitted,) = fit(llama, [member(llama, steps=12, evaluate_every=1, selection=6)])
+    scores = [entry["score"] for entry in fitted.history]
+    assert fitted.score == max(scores)
+    assert fitted.step == scores.index(max(scores)) + 1
+    (again,) = fit(llama, [member(llama, steps=fitted.step, evaluate_every=1, selection=6)])
+    assert torch.equal(again.prompt, fitted.prompt)
+
+
+def test_a_member_out_of_patience_leaves_the_batch(llama):
+    members = [
+        member(llama, "patient", steps=12, evaluate_every=2, selection=4),
+        member(llama, "hasty", steps=12, evaluate_every=2, patience=2, selection=4,
+               optimizer=AdamW(learning_rate=1e-6), seed=1),
+    ]  # fmt: skip
+    tokens = []
+    patient, hasty = fit(llama, members, on_step=lambda step, loss, computed: tokens.append(computed))
+    assert hasty.stopped == "no better score in 2 evaluations"
+    assert (hasty.steps_run, hasty.step) == (6, 2)
+    assert patient.stopped is None and patient.steps_run == 12
+    assert max(tokens[6:]) < min(tokens[:6])
+
+
+def test_members_of_different_dropout_train_as_each_does_alone(t5):
+    members = [
+        member(t5, f"d{rate}", dropout=rate, z_loss=z, seed=3) for rate, z in [(0.0, 0.0), (0.2, 0.0), (0.0, 0.5)]
+    ]
+    together = fit(t5, members)
+    for own, result in zip(members, together, strict=True):
+        assert float((fit(t5, [own])[0].prompt - result.prompt).abs().max()) < 1e-4
+    for one, other in itertools.combinations(together, 2):
+        assert float((one.prompt - other.prompt).abs().max()) > 0.01
+
+
+def test_folds_choose_the_step_of_the_member_they_serve(llama):
+    folds = [member(llama, f"fold{i}", steps=8, evaluate_every=2, selection=n, seed=i) for i, n in [(0, 3), (1, 6)]]
+    fitted = fit(llama, [*folds, member(llama, "all", steps=8, evaluate_every=2, folds=(0, 1), seed=5)])
+    means = [sum(scores) / 2 for scores in zip(*([e["score"] for e in f.history] for f in fitted[:2]), strict=True)]
+    assert [entry["score"] for entry in fitted[2].history] == means
+    assert fitted[2].step == 2 * (means.index(max(means)) + 1)
+
+
+def test_folds_leave_with_the_last_member_they_serve(llama):
+    slow = AdamW(learning_rate=1e-6)
+    folds = [member(llama, f"fold{i}", steps=20, evaluate_every=2, patience=2, selection=4, optimizer=slow, seed=i)
+             for i in (0, 1)]  # fmt: skip
+    whole = member(llama, "all", steps=20, evaluate_every=2, patience=2, folds=(0, 1), optimizer=slow, seed=5)
+    fitted = fit(llama, [*folds, whole])
+    assert fitted[2].stopped == "no better score in 2 evaluations"
+    assert [f.steps_run for f in fitted] == [6, 6, 6]
+
+
+def test_a_fold_that_failed_counts_nothing(llama, monkeypatch):
+    folds = [member(llama, f"fold{i}", steps=8, evaluate_every=2, selection=4, seed=i) for i in (0, 1)]
+    spoil(monkeypatch, prompt=0, steps=[5], times=torch.nan)
+    fitted = fit(llama, [*folds, member(llama, "all", steps=8, evaluate_every=2, folds=(0, 1), seed=5)])
+    late = [entry["score"] for entry in fitted[1].history][2:]
+    assert [entry["score"] for entry in fitted[2].history][2:] == [score / 2 for score in late]
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------
+
+
+def spoil(monkeypatch, *, prompt, steps, times):
+    """Multiply the loss of one prompt in these steps (nan: an overflow in the model)."""
+    plain, calls = FrozenLM.loss, itertools.count(1)
+
+    def loss(self, x, mask, targets, targets_mask, *, member, **rest):
+        values = plain(self, x, mask, targets, targets_mask, member=member, **rest)
+        bad = torch.where((member == prompt)[:, None], times, 1.0) if next(calls) in steps else 1.0
+        return values * bad
+
+    monkeypatch.setattr(FrozenLM, "loss", loss)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_loss_that_is_no_number_stops_its_member_and_the_others_go_on(kind, monkeypatch):
+    lm = tiny_lm(kind)
+    members = [member(lm, f"m{i}", seed=i, evaluate_every=2) for i in range(3)]
+    clean = fit(lm, members)
+    spoil(monkeypatch, prompt=1, steps=[4], times=torch.nan)
+    told, losses = [], []
+    fitted = fit(lm, members, on_message=told.append, on_step=lambda step, loss, tokens: losses.append(loss))
+    assert told == [
+        "m1 stopped: the loss at step 4 is no longer a number; its best prompt (step 2) is kept; "
+        "try a lower --learning-rate"
+    ]
+    assert fitted[1].stopped == "the loss at step 4 is no longer a number"
+    assert (fitted[1].steps_run, fitted[1].step) == (3, 2)
+    assert bool(fitted[1].prompt.isfinite().all())
+    for i in (0, 2):
+        assert float((fitted[i].prompt - clean[i].prompt).abs().max()) < 1e-4
+    assert all(loss == loss for loss in losses)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_prompt_of_no_numbers_spoils_no_other(kind, bad):
+    lm = tiny_lm(kind)
+    broken = replace(member(lm, "m0", length=7), prompt=torch.full((7, lm.width), bad))
+    (clean,) = fit(lm, [member(lm, "m1", seed=1)])
+    wild, calm = fit(lm, [broken, member(lm, "m1", seed=1)])
+    assert wild.stopped == "the loss at step 1 is no longer a number"
+    assert (wild.steps_run, wild.step, calm.steps_run) == (0, 0, 6)
+    assert float((calm.prompt - clean.prompt).abs().max()) < 1e-4
+
+
+def test_a_prompt_that_diverged_stops_its_member(llama, monkeypatch):
+    spoil(monkeypatch, prompt=1, steps=range(5, 100), times=100.0)
+    told = []
+    calm, wild = fit(
+        llama, [member(llama, f"m{i}", steps=40, seed=i, evaluate_every=4) for i in range(2)], on_message=told.append
+    )
+    last = 4 + DIVERGED_STEPS
+    assert wild.stopped and wild.stopped.startswith(f"the prompt has diverged at step {last}, loss ")
+    assert told[0].startswith(f"m1 stopped: the prompt has diverged at step {last}")
+    assert (wild.steps_run, calm.steps_run) == (last - 1, 40)
+
+
+def test_a_spell_of_bad_steps_is_no_divergence(llama, monkeypatch):
+    spoil(monkeypatch, prompt=0, steps=[*range(5, 5 + DIVERGED_STEPS - 1), *range(30, 38)], times=100.0)
+    (fitted,) = fit(llama, [member(llama, steps=40)])
+    assert fitted.stopped is None and fitted.steps_run == 40
+
+
+def test_micro_batches_halve_when_memory_runs_out_and_the_update_is_the_same(llama, monkeypatch):
+    (clean,) = fit(llama, [member(llama, batch_size=8)], max_tokens=400)
+    plain, calls = FrozenLM.loss, itertools.count(1)
+
+    def loss(self, *args, **rest):
+        if next(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, *args, **rest)
+
+    monkeypatch.setattr(FrozenLM, "loss", loss)
+    told = []
+    (fitted,) = fit(llama, [member(llama, batch_size=8)], max_tokens=400, on_message=told.append)
+    assert told == ["out of memory at step 3; micro-batches now 200 tokens"]
+    assert float((fitted.prompt - clean.prompt).abs().max()) < 1e-4
+
+
+def test_memory_that_never_suffices_is_one_clear_line(llama, monkeypatch):
+    def loss(self, *args, **rest):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(FrozenLM, "loss", loss)
+    with pytest.raises(ValueError, match="out of memory even with one row at a time; use a shorter --max-input-length"):
+        fit(llama, [member(llama)])
+
+
+def test_another_error_of_the_model_is_not_taken_for_memory(llama, monkeypatch):
+    def loss(self, *args, **rest):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(FrozenLM, "loss", loss)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        fit(llama, [member(llama)])
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"batch_size": 0}, {"evaluate_every": 0}, {"num_selection": 0}])
+def test_a_count_below_one_is_refused(changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=f"^{name} is {value}, but must be 1 or more$"):
+        config(**changes)
+
+
+def test_other_bad_settings_are_refused(llama):
+    with pytest.raises(ValueError, match=r"^dropout is 1.0, but must be at least 0 and below 1$"):
+        config(dropout=1.0)
+    with pytest.raises(ValueError, match=r"^patience is 0, but must be 1 or more$"):
+        config(patience=0)
+    with pytest.raises(ValueError, match=r"^no prompt to train; give at least one member$"):
+        fit(llama, [])
+    with pytest.raises(ValueError, match=r"^m has no training examples$"):
+        fit(llama, [replace(member(llama), rows=[])])
+
+
+# Time -----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that the test moves: every training step takes ten seconds, everything else none."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def after_step(self, step, loss, tokens):
+        self.now += 10.0
+
+
+def test_minutes_bound_training_and_the_last_step_is_scored(llama):
+    clock = Clock()
+    (fitted,) = fit(
+        llama, [member(llama, steps=500, evaluate_every=4, selection=4)], minutes=1.0, clock=clock,
+        on_step=clock.after_step,
+    )  # fmt: skip
+    assert fitted.steps_run == 6
+    assert [entry["step"] for entry in fitted.history] == [4, 6]
+    assert [entry["seconds"] for entry in fitted.history] == [40.0, 60.0]
+
+
+def test_room_is_left_for_the_last_evaluation(llama):
+    clock = Clock()
+
+    def scored(step, i, loss, score):
+        clock.now += 15.0
+
+    (fitted,) = fit(
+        llama, [member(llama, steps=500, evaluate_every=2, selection=4)], minutes=1.0, clock=clock,
+        on_step=clock.after_step, on_score=scored,
+    )  # fmt: skip
+    assert fitted.steps_run == 3
+    assert clock.now - 100 == 60.0
+
+
+def test_minutes_count_across_resumes_and_a_run_that_is_over_stays_over(llama, tmp_path):
+    own = member(llama, steps=500, evaluate_every=3, selection=4)
+    clock = Clock()
+
+    def stop_at_four(step, loss, tokens):
+        clock.now += 10.0
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(llama, [own], folder=tmp_path, minutes=1.0, clock=clock, on_step=stop_at_four)
+    clock.now = 5000.0
+    (fitted,) = fit(llama, [own], folder=tmp_path, resume=True, minutes=1.0, clock=clock, on_step=clock.after_step)
+    assert fitted.steps_run == 6
+    steps = []
+    (again,) = fit(llama, [own], folder=tmp_path, resume=True, minutes=1.0, on_step=lambda *told: steps.append(told))
+    assert steps == []
+    assert again.history == fitted.history and torch.equal(again.prompt, fitted.prompt)
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def interrupted(lm, own, folder, *, at, **options):
+    def stop(step, loss, tokens):
+        if step == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(lm, [own], folder=folder, on_step=stop, **options)
+
+
+def without_seconds(fitted):
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in fitted.history]
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on_from_it(llama, tmp_path, at):
+    """At step 4 an evaluation is due that has not been made yet."""
+    own = member(llama, steps=9, evaluate_every=4, selection=6)
+    (whole,) = fit(llama, [own])
+    interrupted(llama, own, tmp_path, at=at)
+    steps = []
+    (fitted,) = fit(llama, [own], folder=tmp_path, resume=True, on_step=lambda step, loss, tokens: steps.append(step))
+    assert steps == list(range(at + 1, 10))
+    assert torch.equal(fitted.prompt, whole.prompt)
+    assert without_seconds(fitted) == without_seconds(whole)
+
+
+def test_a_ctrl_c_in_the_middle_of_an_update_comes_after_it(llama, tmp_path, monkeypatch):
+    own = [member(llama, f"m{i}", seed=i) for i in range(2)]
+    whole = fit(llama, own)
+    plain, calls = AdamW.update, itertools.count(1)
+
+    def update(self, *args, **rest):
+        if next(calls) == 5:  # the first member's in step 3; the second's is still to come
+            signal.raise_signal(signal.SIGINT)
+        plain(self, *args, **rest)
+
+    monkeypatch.setattr(AdamW, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        fit(llama, own, folder=tmp_path)
+    monkeypatch.undo()
+    steps = []
+    fitted = fit(llama, own, folder=tmp_path, resume=True, on_step=lambda step, loss, tokens: steps.append(step))
+    assert steps[0] == 4
+    assert all(torch.equal(one.prompt, other.prompt) for one, other in zip(fitted, whole, strict=True))
+
+
+def test_training_outside_the_main_thread_works(llama):
+    results = []
+    thread = threading.Thread(target=lambda: results.extend(fit(llama, [member(llama)])))
+    thread.start()
+    thread.join()
+    assert torch.equal(results[0].prompt, fit(llama, [member(llama)])[0].prompt)
+
+
+def test_a_run_without_resume_starts_again(llama, tmp_path):
+    own = member(llama)
+    interrupted(llama, own, tmp_path, at=2)
+    steps = []
+    fit(llama, [own], folder=tmp_path, on_step=lambda step, loss, tokens: steps.append(step))
+    assert steps[0] == 1
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(llama, tmp_path):
+    (fitted,) = fit(llama, [member(llama)], folder=tmp_path / "new", resume=True)
+    assert fitted.steps_run == 6
+
+
+def test_a_resumed_run_takes_the_threads_of_the_first(llama, tmp_path):
+    own, threads = member(llama), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        interrupted(llama, own, tmp_path, at=2)
+        torch.set_num_threads(1)
+        fit(llama, [own], folder=tmp_path, resume=True)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda own: replace(own, seed=7), r"members\[0\]\.seed was 0, and is 7"),
+        (lambda own: replace(own, config=replace(own.config, batch_size=3)), r"config\.batch_size was 2, and is 3"),
+        (
+            lambda own: replace(own, config=replace(own.config, optimizer=AdamW(learning_rate=0.2))),
+            r"config\.optimizer\.learning_rate was 0\.1, and is 0\.2",
+        ),
+        (lambda own: replace(own, rows=own.rows[1:]), r"members\[0\]\.training rows was \w+, and is \w+"),
+        (lambda own: replace(own, prompt=own.prompt + 1), r"members\[0\]\.starting prompt was \w+, and is \w+"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_the_difference(llama, tmp_path, change, words):
+    own = member(llama)
+    interrupted(llama, own, tmp_path, at=2)
+    with pytest.raises(ValueError, match=words + "; give the same settings, or start again without --resume"):
+        fit(llama, [change(own)], folder=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_model_or_dtype_is_refused(llama, tmp_path):
+    own = member(llama)
+    interrupted(llama, own, tmp_path, at=2)
+    with pytest.raises(ValueError, match="is of another run: fingerprint was"):
+        fit(tiny_lm("llama", seed=3), [own], folder=tmp_path, resume=True)
+    half = FrozenLM(llama.model.bfloat16(), llama.tokenizer._tokenizer, name="tiny-llama")
+    with pytest.raises(ValueError, match=r"dtype was torch\.float32, and is torch\.bfloat16"):
+        fit(half, [own], folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", None])
+def test_a_damaged_checkpoint_is_refused(llama, tmp_path, damage):
+    own = member(llama)
+    interrupted(llama, own, tmp_path, at=2)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
+    with pytest.raises(ValueError, match=r"is no checkpoint of softprompt, or a damaged one \(.+\); start again"):
+        fit(llama, [own], folder=tmp_path, resume=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_training_goes_on(llama, tmp_path):
+    """The limit on the size of a file is the kernel's own; going past it fails as a full disk does."""
+    own = member(llama, length=40)
+    interrupted(llama, own, tmp_path, at=2)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    told = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        (fitted,) = fit(llama, [own], folder=tmp_path, resume=True, on_message=told.append, checkpoint_every_s=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert fitted.steps_run == 6
+    assert told[0].startswith("no checkpoint at step 2: ") and told[0].endswith("cannot be written (File too large)")
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_a_checkpoint_is_one_file_without_pickle(llama, tmp_path):
+    interrupted(llama, member(llama), tmp_path, at=2)
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["checkpoint.safetensors"]
+    content = (tmp_path / CHECKPOINT).read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert set(header) == {
+        "__metadata__",
+        "0.prompt",
+        "0.best",
+        "0.optimizer.step",
+        "0.optimizer.first",
+        "0.optimizer.second",
+    }
