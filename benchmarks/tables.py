@@ -73,20 +73,21 @@ def train_speed(results: Path) -> str:
     if not newest:
         return nothing_yet("benchmarks/train_speed.py")
     lines = [
-        "| model | set | rival | dropout of both | rival s | ours s | rival / ours | wanted | share of peak, rival, ours |",
+        "| model | set | rival | dropout of both | rival s | ours s | ratio | wanted | share of peak: rival, ours |",
         "|---|---|---|--:|--:|--:|--:|--:|---|",
     ]
     rows = list(newest.values())
     for row in rows:
         wanted = "" if row["needed"] is None else f"{row['needed']:g}{'' if row['reached'] else ' (missed)'}"
         shares = f"{row['theirs']['share_of_matmul_peak']:.0%}, {row['ours']['share_of_matmul_peak']:.0%}"
+        seconds = f"{row['theirs']['seconds']:.2f} | {row['ours']['seconds']:.2f}"
         lines.append(
             f"| {row['model']} | {row['task']} | {row['rival']}, {row['theirs']['padding']} | {row['dropout']} "
-            f"| {row['theirs']['seconds']:.2f} | {row['ours']['seconds']:.2f} | {row['ratio']:.2f} | {wanted} | {shares} |"
+            f"| {seconds} | {row['ratio']:.2f} | {wanted} | {shares} |"
         )
     last = rows[-1]
-    note = f"Batch {last['batch_size']}, prompt length {last['prompt_length']}; medians; {where(last)}, PEFT {last['peft']}."
-    return "\n".join([*lines, "", note])
+    note = f"Batch {last['batch_size']}, prompt length {last['prompt_length']}; medians"
+    return "\n".join([*lines, "", f"{note}; {where(last)}, PEFT {last['peft']}."])
 
 
 def members(results: Path) -> str:

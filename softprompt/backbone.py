@@ -197,9 +197,9 @@ class SharedDropout(nn.Module):
 class _StackDropout(nn.Module):
     """The one dropout that a T5 stack calls twice: on its embedded input, then on its last state."""
 
-    def __init__(self) -> None:
+    def __init__(self, once: SharedDropout, again: SharedDropout) -> None:
         super().__init__()
-        self.turns = nn.ModuleList([SharedDropout(), SharedDropout()])
+        self.turns = nn.ModuleList([once, again])
         self.turn = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -279,7 +279,7 @@ class FrozenLM:
         size = min(self.tokenizer.size, self._table.weight.shape[0])
         return self.embed(torch.arange(size, device=self.device)[None])[0]
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[Any]:
         """The transformer blocks, in order; an encoder's before its decoder's."""
         if self.is_encoder_decoder:
             return [*self.model.encoder.block, *self.model.decoder.block]
@@ -319,7 +319,7 @@ class FrozenLM:
         real = columns[None] < lengths[:, None]  # [k p]
         cache = DynamicCache()
         self._decoder_only(prompts, self._causal(columns.expand(real.shape), real), columns.expand(real.shape), cache)
-        layers = cache.layers
+        layers: list[Any] = cache.layers
         return PromptStates([layer.keys for layer in layers], [layer.values for layer in layers], lengths)
 
     def loss(
@@ -438,9 +438,10 @@ class FrozenLM:
         for module in list(self.model.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Dropout):
-                    shared = _StackDropout() if hasattr(module, "final_layer_norm") else SharedDropout()
-                    setattr(module, name, shared)
-                    self._dropouts += shared.turns if isinstance(shared, _StackDropout) else [shared]
+                    once, again = SharedDropout(), SharedDropout()
+                    is_stack = hasattr(module, "final_layer_norm")
+                    setattr(module, name, _StackDropout(once, again) if is_stack else once)
+                    self._dropouts += [once, again] if is_stack else [once]
             if hasattr(module, "v") and hasattr(module, "n_heads"):
                 module.v = _DroppedValues(module.v, module.n_heads)
                 self._attentions.append(module.v)
@@ -786,7 +787,7 @@ def _compiled(forward: Any, number: int) -> Any:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         caches = (DynamicCache, EncoderDecoderCache)
-        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, caches)), None)
+        cache: Any = next((value for value in (*args, *kwargs.values()) if isinstance(value, caches)), None)
         if cache is None:
             return compiled(*args, **kwargs)
         if isinstance(cache, EncoderDecoderCache):
@@ -976,7 +977,7 @@ def _dequantise(gguf: Path, name: str, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**place)
     with _quiet():
         # transformers refuses to save a model read from GGUF, so the same model is built afresh around its weights.
-        config = read.config
+        config: Any = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -1021,9 +1022,10 @@ def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Loading without transformers' own bars and advice; errors still come through."""
-    from transformers import modeling_gguf_pytorch_utils as gguf_reader
+    import transformers.modeling_gguf_pytorch_utils
     from transformers.utils import logging as transformers_logging
 
+    gguf_reader: Any = transformers.modeling_gguf_pytorch_utils
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     bar_of_gguf = gguf_reader.tqdm  # a bar of its own, which the switch above does not reach
     transformers_logging.set_verbosity_error()

@@ -255,13 +255,14 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, *, extra: int = 0) ->
     besides its own (a prompt in front). One row is always allowed.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    least, cuts = [0] * (len(order) + 1), [0] * len(order)  # cost of the rows from here on; where the next pass begins
+    least = np.zeros(len(order) + 1, dtype=np.int64)  # the cost of the rows from here on
+    cuts = [0] * len(order)  # where the pass that begins here ends
     for first in reversed(range(len(order))):
         width = lengths[order[first]] + extra
-        room = max(max_tokens // max(width, 1), 1)
-        ends = range(first + 1, min(first + room, len(order)) + 1)
-        cuts[first] = min(ends, key=lambda end: (end - first) * width + least[end])
-        least[first] = (cuts[first] - first) * width + PASS_TOKENS + least[cuts[first]]
+        taken = np.arange(1, min(max(max_tokens // max(width, 1), 1), len(order) - first) + 1)
+        costs = taken * width + least[first + taken]
+        best = int(costs.argmin())
+        cuts[first], least[first] = first + best + 1, costs[best] + PASS_TOKENS
     batches, first = [], 0
     while first < len(order):
         batches.append(order[first : cuts[first]])

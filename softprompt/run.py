@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
@@ -262,6 +263,7 @@ def train(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None 
         on_step=watch.step,
         on_score=lambda step, i, loss, score: watch.score(step, members[i].name, loss, score),
         on_message=watch.message,
+        on_phase=watch.phase,
     )
     by_name = {member.name: result for member, result in zip(members, fitted, strict=True)}
     several = len(splits) > 1 or len(config.seeds) > 1
@@ -306,7 +308,7 @@ def tasks_of(config: RunConfig) -> list[Task]:
 
 def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
     """How a run's text becomes ids; the target length is that of the longest label or training target."""
-    longest = max((len(lm.tokenizer.encode(" " + text)) + 1 for text in texts), default=32)
+    longest = max((len(ids) + 1 for ids in lm.tokenizer.encode_all([" " + text for text in texts])), default=32)
     changes: dict[str, Any] = {"max_input_length": config.max_input_length}
     if config.separator is not None:
         changes["separator"] = config.separator
@@ -338,8 +340,17 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
         parts = folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
         return Split(task, form, examples, [], parts, dev, "cross-validation", notes)
     kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
-    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
-    return Split(task, form, kept, [held[i] for i in order], [], dev, "held-out", notes)
+    return Split(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+
+
+def _shuffled_groups(examples: Sequence[Example]) -> list[Example]:
+    """The examples in an order of their own, those that are scored together side by side."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.group or example.id, []).append(example)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    in_groups = list(groups.values())
+    return [example for i in order for example in in_groups[i]]
 
 
 # Members --------------------------------------------------------------------------------------------------------
@@ -395,6 +406,8 @@ def _train_config(config: RunConfig, split: Split, lm: FrozenLM) -> TrainConfig:
         given["optimizer"] = Adafactor()
     if not lm.is_encoder_decoder:
         given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
+    if split.selected_on == "dev":
+        given.setdefault("num_selection", len(split.dev))
     if split.task.labels is None and not any(example.choices for example in split.train[:1]):
         given.setdefault("scoring", "generate")
     if config.optimizer is not None:
@@ -504,7 +517,9 @@ def _write_settings(out: Path, plans: Sequence[Plan], fitted: Mapping[str, Fitte
         }
         lines.append(json.dumps(record))
     path = out / f"{plans[0].split.task.name.replace('/', '-')}.settings.jsonl"
-    path.write_text("\n".join(lines) + "\n")
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text("\n".join(lines) + "\n")
+    os.replace(temporary, path)
 
 
 def _keep(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, several: bool) -> tuple[Plan, Trained]:

@@ -31,7 +31,7 @@ from torch import Tensor
 from softprompt.backbone import FrozenLM, PromptStates
 from softprompt.data import Row, TextFormat, collate, micro_batches, order_of_step, shared_start
 from softprompt.evaluation import judge, predict
-from softprompt.inference import MAX_TOKENS, OUT_OF_MEMORY, Engine, is_out_of_memory
+from softprompt.inference import MAX_TOKENS, OUT_OF_MEMORY, Engine, Progress, is_out_of_memory
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prompt import prepend, stack
 from softprompt.tasks import Example, Task
@@ -157,14 +157,16 @@ def fit(
     on_step: Callable[[int, float, int], None] | None = None,
     on_score: Callable[[int, int, float, float | None], None] | None = None,
     on_message: Callable[[str], None] = lambda message: None,
+    on_phase: Callable[[str, int], Progress] | None = None,
     checkpoint_every_s: float = 60.0,
 ) -> list[Fitted]:
     """Train all members together and return each at its best step.
 
     folder: where the checkpoint is kept (None: nowhere). minutes: bound on training and selection together,
     counted across resumes. on_step(step, mean loss, tokens) after each step; on_score(step, member, loss, score)
-    after each evaluation; on_message for a member that stops or a checkpoint that cannot be written. Raises
-    ValueError for a checkpoint that is damaged or of another run, KeyboardInterrupt after writing one.
+    after each evaluation; on_message for a member that stops or a checkpoint that cannot be written; on_phase(name,
+    rows) when scoring begins gives what is told of finished rows. Raises ValueError for a checkpoint that is damaged
+    or of another run, KeyboardInterrupt after writing one.
     """
     run = _Run(lm, members, max_tokens, on_message)
     keeper = _Keeper(folder / CHECKPOINT if folder else None, run, clock, checkpoint_every_s)
@@ -176,7 +178,7 @@ def fit(
             left = math.inf if minutes is None else minutes * 60 - state.seconds - state.evaluation_seconds
             due = run.due(state, at_the_end=left <= 0)
             if due:
-                run.evaluate(state, due, on_score)
+                run.evaluate(state, due, on_score, on_phase)
                 state.evaluation_seconds = clock() - started - state.seconds
                 state.seconds = clock() - started
             keeper.write(state, now=bool(due))
@@ -440,9 +442,10 @@ class _Run:
         state: _State,
         due: Sequence[int],
         on_score: Callable[[int, int, float, float | None], None] | None,
+        on_phase: Callable[[str, int], Progress] | None = None,
     ) -> None:
         """Score members, keep their best prompts, stop those out of patience."""
-        scores = self._scores(state, due)
+        scores = self._scores(state, due, on_phase)
         losses = {i: state.loss_sums[i] / max(state.loss_counts[i], 1) for i in due}
         for i in due:
             if self.members[i].folds:
@@ -459,7 +462,9 @@ class _Run:
             if on_score:
                 on_score(state.step, i, losses[i], scores.get(i))
 
-    def _scores(self, state: _State, current: Sequence[int]) -> dict[int, float]:
+    def _scores(
+        self, state: _State, current: Sequence[int], on_phase: Callable[[str, int], Progress] | None
+    ) -> dict[int, float]:
         """The selection score of each member that has selection rows; members of one task share their batches."""
         scored = [i for i in current if self.members[i].selection]
         if not scored:
@@ -474,7 +479,9 @@ class _Run:
             first = self.members[scored[places[0]]]
             pairs = [(p, e, r) for p in places for e, r in self._selected(self.members[scored[p]])]
             worn, examples, rows = zip(*pairs, strict=True)
-            answers = predict(engine, first.task, examples, rows, worn, first.form, scoring=first.config.scoring)
+            told = on_phase(f"score {first.task.name}, selection", len(rows)) if on_phase else None
+            scoring = first.config.scoring
+            answers = predict(engine, first.task, examples, rows, worn, first.form, scoring=scoring, progress=told)
             for p in places:
                 own = [(e, a) for w, e, a in zip(worn, examples, answers, strict=True) if w == p]
                 judged = judge(first.task, [e for e, _ in own], [a for _, a in own])

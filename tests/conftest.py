@@ -10,7 +10,18 @@ from jaxtyping import install_import_hook
 # Every jaxtyping annotation is checked at run time in tests: a prompt of width 17 for a model of
 # width 16 fails at the call.
 # `tasks` has no tensors, and checking every record of a real data set would take minutes.
-TENSOR_MODULES = "backbone data prompt formats optimizers inference evaluation training run prediction".split()
+TENSOR_MODULES = [
+    "backbone",
+    "data",
+    "prompt",
+    "formats",
+    "optimizers",
+    "inference",
+    "evaluation",
+    "training",
+    "run",
+    "prediction",
+]
 install_import_hook([f"softprompt.{name}" for name in TENSOR_MODULES], "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -46,7 +46,7 @@ def cache(tmp_path, monkeypatch):
 def test_a_folder_loads_as_the_model_that_was_saved(kind, tmp_path, capfd):
     lm = load(save_model(tmp_path / "tiny", kind), dtype="float32", device="cpu")
     assert capfd.readouterr().err.count("Loading") == 0
-    assert lm.name == "tiny" and lm.dtype == torch.float32 and lm.device.type == "cpu"
+    assert lm.name == str(tmp_path / "tiny") and lm.dtype == torch.float32 and lm.device.type == "cpu"
     made = tiny_lm(kind)
     assert torch.equal(scores(lm), scores(made))
     assert (lm.width, lm.num_layers, lm.num_heads) == (16, 2, 2)
@@ -104,7 +104,7 @@ def test_a_damaged_folder_is_one_clear_line(damage, tmp_path):
         (folder / "model.safetensors").unlink()
     else:
         (folder / damage).write_bytes((folder / damage).read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"^cannot load a model from 'tiny': .+$"):
+    with pytest.raises(ValueError, match=r"^cannot load a model from '\S+tiny(\.gguf)?': .+$"):
         load(folder)
 
 
@@ -323,7 +323,7 @@ def test_a_gguf_file_is_dequantised_once_into_the_cache(tmp_path, capfd):
     lm = load(path, dtype="float32")
     told = capfd.readouterr()
     assert (told.out, told.err) == ("", "")
-    assert lm.name == "tiny"
+    assert lm.name == str(path)
     rounded = make_model("llama")
     for parameter in rounded.parameters():
         parameter.data = parameter.data.bfloat16().float()
@@ -341,7 +341,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_work_goes_on(tmp_path, m
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.warns(
-        UserWarning, match=r"^the cache \S+ cannot be written \(Not a directory\), so tiny is dequant.+$"
+        UserWarning, match=r"^the cache \S+ cannot be written \(Not a directory\), so \S+tiny.gguf is dequant.+$"
     ):
         lm = load(path, dtype="float32")
     assert lm.fingerprint == FrozenLM(make_model("llama").bfloat16(), lm.tokenizer._tokenizer, name="x").fingerprint
@@ -350,7 +350,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_work_goes_on(tmp_path, m
 def test_a_damaged_gguf_file_is_one_clear_line_and_leaves_no_cache(tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"^cannot load a model from 'tiny': .+$"):
+    with pytest.raises(ValueError, match=r"^cannot load a model from '\S+tiny(\.gguf)?': .+$"):
         load(path)
     assert not [place for place in (tmp_path / "cache" / "models").iterdir() if place.is_dir()]
 

@@ -25,6 +25,7 @@ LAYERS = [
     "preview",
     "cli",
     "__init__",
+    "__main__",
 ]
 ONLY_IN = {"transformers": {"backbone"}, "sklearn": set(), "peft": set(), "datasets": {"tasks"}, "argparse": {"cli"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
