@@ -386,13 +386,14 @@ class FrozenLM:
         ids: list[list[int]] = [[] for _ in range(x.shape[0])]
         for _ in range(max_tokens):
             log_probs = step(tokens).log_softmax(-1)  # [b v]
-            best, tokens = log_probs.max(-1)
+            best, chosen = log_probs.max(-1)
             total += torch.where(done, 0.0, best)
-            done = done | (tokens == self.tokenizer.eos_id)
+            done = done | (chosen == self.tokenizer.eos_id)
             for row in (~done).nonzero()[:, 0].tolist():
-                ids[row].append(int(tokens[row]))
+                ids[row].append(int(chosen[row]))
             if done.all():
                 break
+            tokens = chosen
         return Generated(ids, total.tolist())
 
     def mean_state(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
