@@ -43,8 +43,7 @@ def main() -> None:
         data={"train": [HERE / "train.jsonl"], "dev": [HERE / "dev.jsonl"]},
         out=arguments.out,
         select="held-out",
-        batch_size=16,
-        steps=150,
+        steps=130,
         evaluate_every=25,
         minutes=arguments.minutes,
     )

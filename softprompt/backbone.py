@@ -23,6 +23,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -918,6 +919,8 @@ def _resolve(source: str) -> tuple[str | Path, str]:
         return path, source
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ValueError(f"no folder {source}; give a local folder, a GGUF file, a hub id or {SMOLLM2!r}")
+    if get_close_matches(source, [SMOLLM2]):
+        raise ValueError(f"no model named {source!r}; did you mean {SMOLLM2!r}?")
     return source, source
 
 

@@ -95,17 +95,18 @@ PRESETS: dict[str, Preset] = {
             scoring="generate",
         ),
     ),
-    # Ours, for a budget of minutes: each number from the rows of results/fast_preset.jsonl.
+    # Ours, for a budget of minutes on two cores: the settings of the first row of results/sst2.jsonl; the rate and the
+    # steps from docs/log.md, 2026-11-22 and 2026-11-23.
     "fast": Preset(
         prompt_length=20,
         init="class-labels",
         uniform_low=-0.5,
         train=TrainConfig(
             preset="fast",
-            steps=500,
-            batch_size=32,
-            optimizer=AdamW(learning_rate=0.01, schedule="linear", warmup_steps=10),
-            evaluate_every=50,
+            steps=600,
+            batch_size=16,
+            optimizer=AdamW(learning_rate=0.03, schedule="linear", warmup_steps=10),
+            evaluate_every=100,
             num_selection=256,
             scoring="rank",
         ),

@@ -456,3 +456,8 @@ def test_a_gpu_is_taken_by_itself_and_computes_in_bfloat16_where_it_can(cuda, tm
     assert lm.dtype == (torch.bfloat16 if native else torch.float32)
     with pytest.raises(ValueError, match="device 'cuda:99' is not there; this machine has"):
         choose_device("cuda:99")
+
+
+def test_a_name_near_the_packaged_model_offers_it():
+    with pytest.raises(ValueError, match="no model named 'smolm2'; did you mean 'smollm2-135m'"):
+        load("smolm2")
