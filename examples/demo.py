@@ -31,7 +31,7 @@ def main() -> None:
     """Train a prompt, show what it learned."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="a model that softprompt.load takes")
-    parser.add_argument("--minutes", type=float, default=4.0, help="bound on training (default: 4)")
+    parser.add_argument("--minutes", type=float, default=4.5, help="bound on training (default: 4.5)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where the prompt goes")
     parser.add_argument("--record", type=Path, help="also write what is printed at the end to this file")
     arguments = parser.parse_args()
@@ -43,8 +43,9 @@ def main() -> None:
         data={"train": [HERE / "train.jsonl"], "dev": [HERE / "dev.jsonl"]},
         out=arguments.out,
         select="held-out",
-        steps=130,
-        evaluate_every=25,
+        batch_size=8,
+        steps=220,
+        evaluate_every=55,
         minutes=arguments.minutes,
     )
     started = time.monotonic()
