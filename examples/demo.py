@@ -60,6 +60,7 @@ def main() -> None:
     lines.append(f"All of it took {time.monotonic() - started:.0f} s after installation.")
     print("\n".join(lines))
     if arguments.record:
+        arguments.record.parent.mkdir(parents=True, exist_ok=True)
         arguments.record.write_text("\n".join(lines) + "\n")
 
 
