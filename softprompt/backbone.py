@@ -447,6 +447,11 @@ class FrozenLM:
             if hasattr(module, "v") and hasattr(module, "n_heads"):
                 module.v = _DroppedValues(module.v, module.n_heads)
                 self._attentions.append(module.v)
+        for block in self.model.decoder.block:
+            cross = block.layer[1].EncDecAttention
+            # Quantised weights cannot be moved to the other side of a product; umT5 calls its attention otherwise.
+            if type(cross.k) is nn.Linear and self.config.model_type != "umt5":
+                block.layer[1].EncDecAttention = _CrossAttention(cross)
         self._stack_sizes = self._describe_dropouts()
 
     def _describe_dropouts(self) -> list[int]:
@@ -460,7 +465,7 @@ class FrozenLM:
     def _draw_masks(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int) -> None:
         heads, keep = self.config.num_heads, 1 - rate
         widest = max(lengths)
-        cross = [b.layer[1].EncDecAttention.v for b in self.model.decoder.block]
+        cross = [_plain(b.layer[1].EncDecAttention).v for b in self.model.decoder.block]
         own = [b.layer[0].SelfAttention.v for b in self.model.decoder.block]
         encoder = [b.layer[0].SelfAttention.v for b in self.model.encoder.block]
         over_inputs, over_targets = [*encoder, *cross], own
@@ -723,6 +728,56 @@ class _DroppedValues(nn.Module):
             return values
         by_head = values.unflatten(-1, (self.num_heads, -1))
         return (by_head * self.mask[..., None].to(values.dtype)).flatten(-2)
+
+
+class _CrossAttention(nn.Module):
+    """T5's attention to the encoder, made for targets that are few beside the inputs.
+
+    The keys' and values' weights go to the few queries instead of to every input: (W_q q)·(W_k x) is
+    (W_kᵀ W_q q)·x, and a weighted sum of W_v x is W_v of the weighted sum. The same numbers but for rounding, for
+    less work while the queries are fewer than a head is wide.
+    """
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        plain: Any = self.attention
+        heads, width = plain.n_heads, plain.key_value_proj_dim
+        if past_key_values is not None or hidden_states.shape[1] >= width or key_value_states is None:
+            return plain(
+                hidden_states,
+                mask=mask,
+                key_value_states=key_value_states,
+                position_bias=position_bias,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        x = key_value_states
+        queries = plain.q(hidden_states).unflatten(-1, (heads, width)).transpose(1, 2)  # [b h l e]
+        queries = queries @ plain.k.weight.unflatten(0, (heads, width))  # [b h l d]
+        scores = (queries.flatten(1, 2) @ x.mT).unflatten(1, (heads, -1)).float()  # [b h l s]
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        shares = scores.softmax(-1)
+        if plain.v.mask is not None:
+            shares = shares * plain.v.mask.transpose(1, 2)[:, :, None]
+        read = (shares.to(x.dtype).flatten(1, 2) @ x).unflatten(1, (heads, -1))  # [b h l d]
+        values = read @ plain.v.projection.weight.unflatten(0, (heads, width)).mT  # [b h l e]
+        return plain.o(values.transpose(1, 2).flatten(2)), position_bias, None
+
+
+def _plain(attention: Any) -> Any:
+    return attention.attention if isinstance(attention, _CrossAttention) else attention
 
 
 def _child(seed: int, stream: int) -> torch.Generator:
