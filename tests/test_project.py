@@ -7,26 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import TENSOR_MODULES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt"
-LAYERS = [
-    "tasks",
-    "backbone",
-    "data",
-    "prompt",
-    "formats",
-    "optimizers",
-    "inference",
-    "evaluation",
-    "training",
-    "run",
-    "prediction",
-    "preview",
-    "cli",
-    "__init__",
-    "__main__",
-]
+LAYERS = ["tasks", *TENSOR_MODULES, "preview", "cli", "__init__", "__main__"]
 ONLY_IN = {"transformers": {"backbone"}, "sklearn": set(), "peft": set(), "datasets": {"tasks"}, "argparse": {"cli"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
