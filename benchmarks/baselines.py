@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from softprompt.backbone import SMOLLM2, FrozenLM, load
+from softprompt.backbone import FrozenLM
 from softprompt.data import SEPARATOR, TextFormat, collate, encode_examples, encode_target, micro_batches
 from softprompt.evaluation import Evaluation, Result, append_rows, judge, read_rows, surroundings
 from softprompt.inference import MAX_TOKENS, Prediction, Progress
+from softprompt.loading import SMOLLM2, load
 from softprompt.run import Data, RunConfig, Split, Watch, evaluate, model_of_row, prepare
 from softprompt.tasks import Example, Task, get_task, read_split, without_overlap
 

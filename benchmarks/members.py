@@ -25,10 +25,11 @@ from sides import SMOLLM2, peak_memory_mb, reset_peak_memory
 from torch import Tensor
 from train_speed import append
 
-from softprompt.backbone import FrozenLM, load
+from softprompt.backbone import FrozenLM
 from softprompt.data import Row, default_format, encode_examples
 from softprompt.evaluation import surroundings
 from softprompt.inference import MAX_TOKENS
+from softprompt.loading import load
 from softprompt.optimizers import AdamW
 from softprompt.tasks import get_task, read_examples
 from softprompt.training import gradients

@@ -143,11 +143,11 @@ class Ours:
     """`softprompt.training.gradients` and an optimizer update."""
 
     def __init__(self, side: Side):
-        from softprompt import backbone
+        from softprompt import backbone, loading
         from softprompt.optimizers import AdamW
 
         if side.keep_freed_memory:
-            backbone._keep_freed_memory()
+            loading.keep_freed_memory()
         if side.is_encoder_decoder:
             self.lm = backbone.FrozenLM(hf_model(side), t5_tokenizer(side.source), name=side.model)
         else:

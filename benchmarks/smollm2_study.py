@@ -31,9 +31,10 @@ from baselines import (
     write_whole,
 )
 
-from softprompt.backbone import SMOLLM2, FrozenLM
+from softprompt.backbone import FrozenLM
 from softprompt.evaluation import Result, append_rows, read_rows
 from softprompt.inference import Prediction
+from softprompt.loading import SMOLLM2
 from softprompt.run import RunConfig, Trained, Watch, load_model, model_of_row, train
 from softprompt.tasks import get_task, read_split
 

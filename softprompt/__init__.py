@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from softprompt.backbone import FrozenLM, load
+    from softprompt.backbone import FrozenLM
     from softprompt.data import TextFormat
     from softprompt.evaluation import Evaluation, Result
     from softprompt.formats import convert
     from softprompt.inference import Engine
+    from softprompt.loading import load
     from softprompt.prediction import evaluate_prompts, open_prompts, predict_file, predict_records
     from softprompt.preview import estimate, token_lengths
     from softprompt.prompt import Card, SoftPrompt, load_prompt, save_prompt
@@ -46,11 +47,12 @@ __all__ = [
 ]
 
 _MODULES = {
-    "backbone": ("FrozenLM", "load"),
+    "backbone": ("FrozenLM",),
     "data": ("TextFormat",),
     "evaluation": ("Evaluation", "Result"),
     "formats": ("convert",),
     "inference": ("Engine",),
+    "loading": ("load",),
     "prediction": ("evaluate_prompts", "open_prompts", "predict_file", "predict_records"),
     "preview": ("estimate", "token_lengths"),
     "prompt": ("Card", "SoftPrompt", "load_prompt", "save_prompt"),

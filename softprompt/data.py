@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from softprompt.backbone import FrozenLM, Tokenizer
+from softprompt.backbone import FrozenLM
 from softprompt.tasks import Example
+from softprompt.tokenizer import Tokenizer
 
 # What a pass costs besides its tokens, in tokens. Ours: 30 to 150 give the same speed within 2 % on T5 small and
 # SmolLM2 (docs/log.md, 2026-11-23).

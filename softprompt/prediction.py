@@ -19,10 +19,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from softprompt.backbone import FrozenLM, load
+from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
 from softprompt.evaluation import Evaluation, Result, check_scoring, ensemble, judge, predict, surroundings, vote
 from softprompt.inference import Engine, Prediction, Progress
+from softprompt.loading import load
 from softprompt.prompt import Card, SoftPrompt, check_fits, load_prompt
 from softprompt.run import Data, Watch
 from softprompt.tasks import Example, Task, file_task, get_task, read_records, read_split

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.backbone import SMOLLM2, FrozenLM, load
+from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
 from softprompt.evaluation import Evaluation, Result, check_scoring, judge, predict, read_rows, surroundings, write_rows
 from softprompt.inference import Engine, Progress
+from softprompt.loading import SMOLLM2, load
 from softprompt.optimizers import Adafactor, AdamW, optimizer
 from softprompt.prompt import Card, SoftPrompt, initial_prompt, save_prompt
 from softprompt.tasks import (

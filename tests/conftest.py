@@ -11,7 +11,10 @@ from jaxtyping import install_import_hook
 # width 16 fails at the call.
 # `tasks` has no tensors, and checking every record of a real data set would take minutes.
 TENSOR_MODULES = [
+    "tokenizer",
+    "layers",
     "backbone",
+    "loading",
     "data",
     "prompt",
     "formats",

@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import FAMILIES, make_model, make_tokenizer, tiny_lm
 
-from softprompt import backbone
-from softprompt.backbone import SMOLLM2, FrozenLM, Tokenizer, choose_device, choose_dtype, load
+from softprompt import loading
+from softprompt.backbone import FrozenLM
 from softprompt.data import Row
 from softprompt.inference import Engine
+from softprompt.loading import SMOLLM2, choose_device, choose_dtype, load
 from softprompt.optimizers import AdamW
 from softprompt.prompt import from_vocabulary
+from softprompt.tokenizer import Tokenizer
 from softprompt.training import gradients
 
 ROWS = [Row((5, 6, 7, 8, 30), (9, 1), False, 0), Row((15, 16, 17), (9, 20, 1), False, 1)]
@@ -71,7 +73,7 @@ def test_auto_takes_bfloat16_exactly_where_the_processor_has_it():
     chosen = choose_dtype("auto", torch.device("cpu"))
     if native:
         assert chosen == torch.bfloat16
-    elif not backbone._arm_has_bf16():
+    elif not loading._arm_has_bf16():
         assert chosen == torch.float32
 
 

@@ -19,9 +19,11 @@ from conftest import make_llama, make_t5, make_tokenizer
 
 import softprompt
 from softprompt import cli
-from softprompt.backbone import load
+from softprompt.commands import options, terminal
+from softprompt.commands import train as train_command
 from softprompt.data import default_format
 from softprompt.evaluation import SCORINGS
+from softprompt.loading import load
 from softprompt.prompt import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.run import PRESETS, SELECTIONS, RunConfig, train
 from softprompt.tasks.own_file import METRICS
@@ -213,20 +215,20 @@ def test_every_command_explains_itself_with_examples(run, command):
 def test_the_examples_in_the_help_are_understood(here):
     import shlex
 
-    for _, _, _, _, examples in cli.COMMANDS.values():
-        for line in "\n".join(examples).replace("\\\n", "").splitlines():
+    for command in cli.COMMANDS.values():
+        for line in "\n".join(command.examples).replace("\\\n", "").splitlines():
             words = shlex.split(line.split("|")[-1])
             assert words[0] == "softprompt"
             assert cli._parsed(words[1:]).command == words[1]
 
 
 def test_every_setting_of_a_run_is_a_flag():
-    flags = [name for group in cli.TRAIN_FLAGS.values() for name in group]
+    flags = [name for group in options.TRAIN_FLAGS.values() for name in group]
     assert sorted([*flags, "data"]) == sorted(field.name for field in fields(RunConfig))
 
 
 def test_defaults_in_the_help_are_those_of_the_run():
-    shown = {name: flag for group in cli.TRAIN_FLAGS.values() for name, flag in group.items()}
+    shown = {name: flag for group in options.TRAIN_FLAGS.values() for name, flag in group.items()}
     for field in fields(RunConfig):
         flag = shown.get(field.name)
         if flag is None or field.name in ("model", "task"):
@@ -241,7 +243,7 @@ def test_defaults_in_the_help_are_those_of_the_run():
 
 
 def test_choices_in_the_help_are_those_of_the_library():
-    shown = {name: flag.choices for group in cli.TRAIN_FLAGS.values() for name, flag in group.items()}
+    shown = {name: flag.choices for group in options.TRAIN_FLAGS.values() for name, flag in group.items()}
     assert shown["preset"] == tuple(PRESETS)
     assert shown["metric"] == tuple(METRICS)
     assert shown["select"] == SELECTIONS
@@ -258,11 +260,11 @@ def test_choices_in_the_help_are_those_of_the_library():
     ],
 )
 def test_data_is_a_folder_or_files_by_split(here, words, wanted):
-    assert cli._data(words, split="test") == wanted
+    assert options.read_data(words, split="test") == wanted
 
 
 def test_a_dev_file_of_your_own_stands_beside_the_training_file(here):
-    assert cli._data(["train.jsonl"], split="train", dev="a,b") == {"train": ["train.jsonl"], "dev": ["a", "b"]}
+    assert options.read_data(["train.jsonl"], split="train", dev="a,b") == {"train": ["train.jsonl"], "dev": ["a", "b"]}
 
 
 # Training -------------------------------------------------------------------------------------------------------
@@ -480,7 +482,7 @@ patience: null
 
 
 def configured(*words):
-    return cli._run_config(cli._parsed(["train", *words]))
+    return train_command.run_config(cli._parsed(["train", *words]))
 
 
 def test_flags_override_the_recipe(here):
@@ -611,13 +613,13 @@ def test_a_warning_is_a_note_of_one_line(run, prompts, here):
 def test_a_model_that_is_dequantised_first_says_so(here, monkeypatch, capsys):
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(here / "cache"))
     (here / "small.gguf").write_bytes(b"GGUF")
-    cli._say_if_slow("small.gguf")
+    options.say_if_slow("small.gguf")
     line = f"dequantising small.gguf for the first time; about half a minute, then it is kept in {here / 'cache'}\n"
     assert capsys.readouterr().err == line
     (here / "cache" / "models" / "small-1").mkdir(parents=True)
     (here / "cache" / "models" / "small-1" / "config.json").write_text("{}")
     for source in ("small.gguf", "none.gguf", "./llama", None):
-        cli._say_if_slow(source)
+        options.say_if_slow(source)
     assert capsys.readouterr().err == ""
 
 
@@ -775,4 +777,4 @@ def test_a_task_one_letter_off_is_one_line(run):
     ("seconds", "text"), [(0.26, "0.3 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3_700, "1 h 1 min")]
 )
 def test_durations_are_for_people(seconds, text):
-    assert cli._duration(seconds) == text
+    assert terminal.duration(seconds) == text

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import make_tokenizer, tiny_lm
 
-from softprompt.backbone import Tokenizer
 from softprompt.data import (
     Row,
     TextFormat,
@@ -24,6 +23,7 @@ from softprompt.data import (
     pad_candidates,
 )
 from softprompt.tasks import Example
+from softprompt.tokenizer import Tokenizer
 
 PAD, EOS, BOS = 0, 1, 3
 CHAT = (

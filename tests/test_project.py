@@ -11,8 +11,14 @@ from conftest import TENSOR_MODULES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt"
-LAYERS = ["tasks", *TENSOR_MODULES, "preview", "cli", "__init__", "__main__"]
-ONLY_IN = {"transformers": {"backbone"}, "sklearn": set(), "peft": set(), "datasets": {"tasks"}, "argparse": {"cli"}}
+LAYERS = ["tasks", *TENSOR_MODULES, "preview", "commands", "cli", "__init__", "__main__"]
+ONLY_IN = {
+    "transformers": {"layers", "backbone", "loading"},
+    "sklearn": set(),
+    "peft": set(),
+    "datasets": {"tasks"},
+    "argparse": {"commands", "cli"},
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

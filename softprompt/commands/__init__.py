@@ -1,0 +1,12 @@
+"""The commands, one file each: their flags, the call they make, and what they print."""
+
+from softprompt.commands import convert, eval, predict, tasks, train
+from softprompt.commands.options import Command
+
+COMMANDS: dict[str, Command] = {
+    "train": train.COMMAND,
+    "eval": eval.COMMAND,
+    "predict": predict.COMMAND,
+    "convert": convert.COMMAND,
+    "tasks": tasks.COMMAND,
+}

@@ -1,0 +1,164 @@
+"""What is put into a frozen model's own modules: shared dropout, cheaper attention, compiled and checkpointed blocks.
+
+Shapes: b rows, l targets, s encoder tokens, h heads, e head width, d width, w features of a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose mask is drawn outside, once a sequence, and shared over its positions.
+
+    T5X does the same (flaxformer's t5_architecture, `broadcast_dims=(-2,)`); the module is the identity until
+    `FrozenLM.dropout` gives it a mask [b 1 w].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` with whole features of a sequence dropped."""
+        return x if self.mask is None else x * self.mask.to(x.dtype)
+
+
+class StackDropout(nn.Module):
+    """The one dropout that a T5 stack calls twice: on its embedded input, then on its last state."""
+
+    def __init__(self, once: SharedDropout, again: SharedDropout) -> None:
+        super().__init__()
+        self.turns = nn.ModuleList([once, again])
+        self.turn = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` through the one, and the next time through the other."""
+        dropped = self.turns[self.turn](x)
+        self.turn = 1 - self.turn
+        return dropped
+
+
+class DroppedValues(nn.Module):
+    """The value projection of an attention, with whole values dropped for all queries."""
+
+    def __init__(self, projection: nn.Module, num_heads: int):
+        super().__init__()
+        self.projection = projection
+        self.num_heads = num_heads
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The values of `x`, masked."""
+        values = self.projection(x)
+        if self.mask is None:
+            return values
+        by_head = values.unflatten(-1, (self.num_heads, -1))
+        return (by_head * self.mask[..., None].to(values.dtype)).flatten(-2)
+
+
+class CrossAttention(nn.Module):
+    """T5's attention to the encoder, made for targets that are few beside the inputs.
+
+    The keys' and values' weights go to the few queries instead of to every input: (W_q q)·(W_k x) is
+    (W_kᵀ W_q q)·x, and a weighted sum of W_v x is W_v of the weighted sum. The same numbers but for rounding, for
+    less work while the queries are fewer than a head is wide.
+    """
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """What T5Attention returns: output, position bias, no weights."""
+        plain: Any = self.attention
+        heads, width = plain.n_heads, plain.key_value_proj_dim
+        if past_key_values is not None or hidden_states.shape[1] >= width or key_value_states is None:
+            return plain(
+                hidden_states,
+                mask=mask,
+                key_value_states=key_value_states,
+                position_bias=position_bias,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        x = key_value_states
+        queries = plain.q(hidden_states).unflatten(-1, (heads, width)).transpose(1, 2)  # [b h l e]
+        queries = queries @ plain.k.weight.unflatten(0, (heads, width))  # [b h l d]
+        scores = (queries.flatten(1, 2) @ x.mT).unflatten(1, (heads, -1)).float()  # [b h l s]
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        shares = scores.softmax(-1)
+        if plain.v.mask is not None:
+            shares = shares * plain.v.mask.transpose(1, 2)[:, :, None]
+        read = (shares.to(x.dtype).flatten(1, 2) @ x).unflatten(1, (heads, -1))  # [b h l d]
+        values = read @ plain.v.projection.weight.unflatten(0, (heads, width)).mT  # [b h l e]
+        return plain.o(values.transpose(1, 2).flatten(2)), position_bias, None
+
+
+def plain_attention(attention: Any) -> Any:
+    """The model's own attention behind a `CrossAttention`."""
+    return attention.attention if isinstance(attention, CrossAttention) else attention
+
+
+class _OneLayer:
+    """One layer of a cache, for a compiled block.
+
+    transformers' own cache finds the layer by its number, which would compile every block anew.
+    """
+
+    def __init__(self, layer: Any):
+        self.keys: Tensor | None = layer.keys
+        self.values: Tensor | None = layer.values
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], -2)
+        self.values = values if self.values is None else torch.cat([self.values, values], -2)
+        return self.keys, self.values
+
+
+def compiled(forward: Any, number: int) -> Any:
+    """A block's forward, compiled; an encoder-decoder's single decoding steps are too small to gain by it."""
+    from transformers import DynamicCache, EncoderDecoderCache
+    from transformers.cache_utils import DynamicLayer
+
+    faster = torch.compile(forward, dynamic=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        caches = (DynamicCache, EncoderDecoderCache)
+        cache: Any = next((value for value in (*args, *kwargs.values()) if isinstance(value, caches)), None)
+        if cache is None:
+            return faster(*args, **kwargs)
+        if isinstance(cache, EncoderDecoderCache):
+            return forward(*args, **kwargs)
+        own = _OneLayer(cache.layers[number] if number < len(cache.layers) else DynamicLayer())
+        kwargs = {name: own if value is cache else value for name, value in kwargs.items()}
+        output = faster(*[own if value is cache else value for value in args], **kwargs)
+        if number == len(cache.layers):
+            cache.update(own.keys, own.values, number)
+        else:
+            cache.layers[number].keys, cache.layers[number].values = own.keys, own.values
+        return output
+
+    return run
+
+
+def checkpointed(forward: Any) -> Any:
+    """A block's forward that keeps no states for the backward pass, but computes them again."""
+    from torch.utils.checkpoint import checkpoint
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run

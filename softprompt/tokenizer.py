@@ -1,0 +1,72 @@
+"""A model's tokenizer, with what is needed of it and nothing added behind one's back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+class Tokenizer:
+    """Text to ids and back. No special token is added by `encode`: where they go is `softprompt.data`'s rule."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        with_specials = tokenizer("a").input_ids
+        first = with_specials[0] if with_specials else None
+        self.bos_id: int | None = first if first is not None and first == tokenizer.bos_token_id else None
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.size: int = len(tokenizer)
+        self.has_chat_template: bool = tokenizer.chat_template is not None
+        self._ordinary_ids: list[int] | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, nothing added."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, nothing added; several times faster than one at a time."""
+        if not texts:
+            return []
+        return self._tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def piece(self, id: int) -> str:
+        """One token for people to read: `▁` and `Ġ` are shown as the space they stand for."""
+        text = self._tokenizer.convert_ids_to_tokens(int(id))
+        return text.replace("▁", " ").replace("Ġ", " ") if isinstance(text, str) else repr(text)
+
+    def ordinary_ids(self) -> list[int]:
+        """The ids that are ordinary text, most frequent first.
+
+        Left out: special and added tokens, sentinels, raw bytes and pieces that are not whole characters. Both
+        SentencePiece and byte-pair vocabularies number their pieces from frequent to rare.
+        """
+        if self._ordinary_ids is None:
+            left_out = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
+            self._ordinary_ids = [i for i in range(self.size) if i not in left_out and self._is_text(i)]
+        return list(self._ordinary_ids)
+
+    def chat(self, text: str) -> str:
+        """The text as a user's turn in the model's own chat template, ready for the answer."""
+        turn = [{"role": "user", "content": text}]
+        return self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+    def digest(self) -> bytes:
+        """What the fingerprint takes from the tokenizer."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        rules = "" if backend is None else backend.normalizer.__repr__() + backend.pre_tokenizer.__repr__()
+        return hashlib.sha256(json.dumps([vocabulary, rules]).encode()).digest()
+
+    def _is_text(self, id: int) -> bool:
+        token = self._tokenizer.convert_ids_to_tokens(id)
+        if not isinstance(token, str) or (token.startswith("<0x") and token.endswith(">")):
+            return False
+        text = self._tokenizer.decode([id])
+        return bool(text.strip()) and "\ufffd" not in text and text.isprintable()
