@@ -1,5 +1,6 @@
 import gzip
 import json
+import lzma
 import subprocess
 import sys
 
@@ -93,6 +94,15 @@ def test_a_cut_gzip_file_is_told(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"x": list(range(999))}).encode())[:-20])
     with pytest.raises(ValueError, match=r"a.jsonl.gz is not a whole gzip file"):
+        list(read_records(path))
+
+
+def test_a_file_can_be_compressed_with_xz(tmp_path):
+    path = tmp_path / "a.jsonl.xz"
+    path.write_bytes(lzma.compress(b'{"x": 1}\n{"x": 2}\n'))
+    assert list(read_records(path)) == [(1, {"x": 1}), (2, {"x": 2})]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"a.jsonl.xz is not a whole xz file"):
         list(read_records(path))
 
 

@@ -1,9 +1,10 @@
-"""Records from files: JSONL, JSON, CSV, TSV and Parquet, plain or gzipped, each with its line number."""
+"""Records from files: JSONL, JSON, CSV, TSV and Parquet, plain or compressed, each with its line number."""
 
 import csv
 import gzip
 import io
 import json
+import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from typing import Any
 Record = dict[str, Any]
 Numbered = Iterator[tuple[int, Record]]
 
+COMPRESSIONS: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".xz": lzma.LZMAFile}
+
 
 def read_records(path: str | Path) -> Numbered:
-    """Pairs of line number (from 1) and record of one file, read by its suffix; `.gz` may follow the suffix.
+    """Pairs of line number (from 1) and record of one file, read by its suffix; `.gz` or `.xz` may follow it.
 
     JSONL is one object a line. JSON is a list of objects, an object whose "data" is such a list (SQuAD,
     ReCoRD), an object whose values are all objects, one object, or JSONL under another name; there and in
@@ -45,13 +48,13 @@ def opened(path: str | Path, reader: Callable[[Path], Numbered] | None) -> Numbe
     if not path.is_file():
         raise ValueError(_missing(path))
     if reader is None:
-        raise ValueError(f"{path} is of no known format; known are {', '.join(READERS)}, each also with .gz")
+        raise ValueError(f"{path} is of no known format; known are {', '.join(READERS)}, each also with .gz or .xz")
     return _not_empty(path, reader(path))
 
 
 def file_format(path: str | Path) -> str:
-    """The suffix that names the format, without `.gz`: '.jsonl' for 'dev.jsonl.gz', '.tsv' for 'a.txt'."""
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != ".gz"]
+    """The suffix that names the format, without `.gz` and `.xz`: '.jsonl' for 'dev.jsonl.gz', '.tsv' for 'a.txt'."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() not in COMPRESSIONS]
     suffix = suffixes[-1] if suffixes else ""
     return ".tsv" if suffix == ".txt" else suffix
 
@@ -66,13 +69,14 @@ def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
     """The file as text whose lines end in \\n only; what cannot be decoded or unzipped is a ValueError."""
     try:
         with open(path, "rb") as raw:
-            plain = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
+            plain = COMPRESSIONS.get(path.suffix.lower(), lambda raw: raw)(raw)
             with io.TextIOWrapper(plain, encoding="utf-8-sig", newline="\n") as file:
                 yield file
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x})") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error})") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        kind = path.suffix.lower().removeprefix(".").replace("gz", "gzip")
+        raise ValueError(f"{path} is not a whole {kind} file ({error})") from error
 
 
 def _missing(path: Path) -> str:
