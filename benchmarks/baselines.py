@@ -30,6 +30,7 @@ from tqdm import tqdm
 from softprompt.backbone import FrozenLM
 from softprompt.data import SEPARATOR, TextFormat, collate, encode_examples, encode_target, micro_batches
 from softprompt.evaluation import Evaluation, Result, append_rows, judge, read_rows, surroundings
+from softprompt.files import write_whole
 from softprompt.inference import MAX_TOKENS, Prediction, Progress
 from softprompt.loading import SMOLLM2, load
 from softprompt.run import Data, RunConfig, Split, Watch, evaluate, model_of_row, prepare
@@ -283,14 +284,6 @@ def write_polarity_without_sst2(data: Path, folder: Path) -> dict[str, int]:
         text = "".join(f"{sentence}\n" for sentence in sentences[label])
         write_whole(folder / f"rt-polarity.{suffix}", text.encode("latin-1"))
     return dropped
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def limited(split: Split, limit: int) -> Split:

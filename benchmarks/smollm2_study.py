@@ -28,11 +28,11 @@ from baselines import (
     data_folder,
     data_of,
     right_answers,
-    write_whole,
 )
 
 from softprompt.backbone import FrozenLM
 from softprompt.evaluation import Result, append_rows, read_rows
+from softprompt.files import write_whole
 from softprompt.inference import Prediction
 from softprompt.loading import SMOLLM2
 from softprompt.run import RunConfig, Trained, Watch, load_model, model_of_row, train
@@ -115,7 +115,7 @@ def _notes_of(config: RunConfig, trained: Trained) -> dict[str, Any]:
     task = get_task(config.task[0])
     assert trained.dev
     predictions = trained.dev.predictions
-    write_whole(trained.folder / PREDICTIONS, json.dumps([asdict(p) for p in predictions]).encode())
+    write_whole(trained.folder / PREDICTIONS, json.dumps([asdict(p) for p in predictions]))
     dev = read_split(task, "dev", config.data).examples
     return {
         "prompt": str(trained.folder),
@@ -309,7 +309,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command with --resume goes on")
-    write_whole(given.rows.with_suffix(".md"), made.encode())
+    write_whole(given.rows.with_suffix(".md"), made)
     print(made)
 
 

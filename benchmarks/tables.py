@@ -8,7 +8,6 @@ A marker is `<!-- table: NAME -->`, and the table ends at `<!-- end -->`.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from smollm2_study import table as tasks_table
+
+from softprompt.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
@@ -137,9 +138,7 @@ def main() -> None:
         before = path.read_text()
         after = render(before, ROOT / "results")
         if after != before:
-            temporary = path.with_name(f".{path.name}")
-            temporary.write_text(after)
-            os.replace(temporary, path)
+            write_whole(path, after)
             print(f"{path.name} rewritten")
 
 

@@ -30,6 +30,7 @@ from sides import DOCUMENTED_BATCH, SHAPES, SMOLLM2, Layout, Side, Worker, count
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, default_format, encode_examples
 from softprompt.evaluation import surroundings
+from softprompt.files import write_whole
 from softprompt.inference import MAX_TOKENS
 from softprompt.loading import load
 from softprompt.tasks import get_task, read_examples
@@ -324,11 +325,8 @@ def line_of(case: Case, ours: Timed, rival: Timed, row: dict[str, Any]) -> str:
 
 def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to a JSONL file; what stood there stays whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text() if path.exists() else ""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(before + "".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, path)
+    write_whole(path, before + "".join(json.dumps(row) + "\n" for row in rows))
 
 
 # The command --------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ Nothing heavy is imported before a command is chosen, so that `--help` comes at 
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import gc
 import os
 import sys
 import warnings
@@ -25,6 +27,7 @@ BAD_INPUT = 2  # argparse's exit code for what the user must mend
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    atexit.register(gc.freeze)  # Python's end would look for cycles among a million objects that are to go anyway
     with _notes_for_warnings():
         name = "softprompt"
         try:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from softprompt.backbone import FrozenLM
 from softprompt.tasks import Example
-from softprompt.tokenizer import Tokenizer
+from softprompt.tokenizer import SENTINEL, Tokenizer
 
 # What a pass costs besides its tokens, in tokens. Ours: 30 to 150 give the same speed within 2 % on T5 small and
 # SmolLM2 (docs/log.md, 2026-11-23).
 PASS_TOKENS = 64
 SEPARATOR = "\nanswer:"  # ours, docs/design.md: between the input and the target of a decoder-only model
+SENTINELS = ("none", "targets", "inputs-and-targets")
 _PLACE = "softprompt-input"  # stands for the input while a chat template is cut at it
 
 
@@ -48,6 +49,10 @@ class TextFormat:
     of sequence, as T5's is (seqio's append_eos_after_trim)."""
     truncation_side: str = "end"
     """Where a long input is cut. Never cut are its separator, its end and the chat template around it."""
+    sentinel: str = "none"
+    """targets: the first sentinel stands in front of every target, as in a span-corruption model's own, and is
+    stripped from answers (paper, section 3.2, "Span Corruption + Sentinel"). inputs-and-targets: at the end of every
+    input too (T5's older add_task_with_sentinels)."""
     inputs_template: str | None = None
     """The template of a task from the user's own file."""
     targets_template: str | None = None
@@ -56,8 +61,14 @@ class TextFormat:
     def __post_init__(self) -> None:
         if self.max_input_length < 8:
             raise ValueError(f"max_input_length is {self.max_input_length}, but must be 8 or more")
+        if self.sentinel not in SENTINELS:
+            raise ValueError(f"sentinel is {self.sentinel!r}, but must be one of {', '.join(SENTINELS)}")
         if self.truncation_side not in ("end", "start"):
             raise ValueError(f"truncation_side is {self.truncation_side!r}, but must be 'end' or 'start'")
+
+    def answer_of(self, text: str) -> str:
+        """A generated text without the sentinel that its targets begin with."""
+        return text if self.sentinel == "none" else text.removeprefix(SENTINEL).lstrip()
 
     def to_json(self) -> dict[str, Any]:
         """The fields, for the card."""
@@ -117,6 +128,8 @@ def _around(form: TextFormat, tokenizer: Tokenizer) -> tuple[list[int], list[int
     head, tail = tokenizer.encode_all([before, after])
     if form.starts_with_bos and tokenizer.bos_id is not None and head[:1] != [tokenizer.bos_id]:
         head = [tokenizer.bos_id, *head]
+    if form.sentinel == "inputs-and-targets":
+        tail = [*tail, _sentinel(tokenizer)]
     return head, [*tail, tokenizer.eos_id] if form.inputs_end_with_eos else tail
 
 
@@ -133,7 +146,16 @@ def encode_target(text: str, form: TextFormat, tokenizer: Tokenizer) -> list[int
     if not text:
         raise ValueError("a target is empty; every target needs some text")
     ids = tokenizer.encode((" " if form.leading_space else "") + text)
+    if form.sentinel != "none":
+        ids = [_sentinel(tokenizer), *ids]
     return [*ids[: form.max_target_length - 1], tokenizer.eos_id]
+
+
+def _sentinel(tokenizer: Tokenizer) -> int:
+    first = tokenizer.id_of(SENTINEL)
+    if first is None:
+        raise ValueError(f"the model's vocabulary has no {SENTINEL}; set sentinel to none, or take a T5")
+    return first
 
 
 @dataclass(frozen=True)

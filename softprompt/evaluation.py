@@ -7,10 +7,9 @@ Two ways to answer: `generate` (greedy decoding; an answer that is no legal labe
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from softprompt.data import Row, TextFormat, encode_target
+from softprompt.files import write_whole
 from softprompt.inference import Engine, Prediction, Progress
 from softprompt.tasks import Example, Task, headline
 
@@ -67,7 +67,8 @@ def predict(
     """The answer to each row, which wears the prompt `member` names. ValueError for an unknown scoring."""
     check_scoring(scoring)
     if scoring == "generate":
-        return engine.generate(rows, member, max_target_length=form.max_target_length, progress=progress)
+        answers = engine.generate(rows, member, max_target_length=form.max_target_length, progress=progress)
+        return [replace(answer, text=form.answer_of(answer.text)) for answer in answers]
     known: dict[str, list[int]] = {}
     choices = [candidates_of(task, example, form, engine.lm.tokenizer, known) for example in examples]
     scored = engine.label_scores(rows, member, [ids for _, ids in choices], progress=progress)
@@ -192,10 +193,7 @@ def append_rows(path: Path, rows: Sequence[Result]) -> None:
 
 def write_rows(path: Path, rows: Sequence[Result]) -> None:
     """Make a JSONL file of rows; what stood there stays whole if this is interrupted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(row.to_json() + "\n" for row in rows))
-    os.replace(temporary, path)
+    write_whole(path, "".join(row.to_json() + "\n" for row in rows))
 
 
 def _commit() -> tuple[str, bool]:

@@ -4,7 +4,6 @@ A T5X or TGIS file is the array alone, so the card stays behind: keep the PEFT f
 """
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softprompt.files import write_whole
 from softprompt.prompt import CONFIG, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks.task import nearest
 
@@ -140,7 +140,7 @@ def _write_t5x(prompt: SoftPrompt, path: Path) -> None:
         raise ValueError(f"{path} is a folder; t5x is one file, so give a name such as prompt.npy")
     buffer = BytesIO()
     np.save(buffer, prompt.values.numpy(), allow_pickle=False)
-    _write_file(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def _read_tgis(path: Path) -> SoftPrompt:
@@ -184,7 +184,7 @@ def _write_tgis(prompt: SoftPrompt, path: Path) -> None:
         )
     buffer = BytesIO()
     torch.save(prompt.values, buffer)
-    _write_file(path / TGIS_NAMES[is_encoder_decoder], buffer.getvalue())
+    write_whole(path / TGIS_NAMES[is_encoder_decoder], buffer.getvalue())
 
 
 def _bare_prompt(values: Float[Tensor, "p d"], path: Path, *, is_encoder_decoder: bool) -> SoftPrompt:
@@ -198,20 +198,6 @@ def _bare_prompt(values: Float[Tensor, "p d"], path: Path, *, is_encoder_decoder
         return SoftPrompt(values, card)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _known(kind: str, kinds: dict[str, Callable]) -> str:

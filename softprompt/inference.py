@@ -25,7 +25,7 @@ OUT_OF_MEMORY = (
     "--checkpoint-activations in training, or a smaller model"
 )
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 """Called with the number of rows just finished."""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -21,6 +23,7 @@ import filelock
 import platformdirs
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from softprompt.backbone import FrozenLM, digest_of_table
 
@@ -49,7 +52,7 @@ def load(
     if quantize is not None:
         options |= {"quantization_config": _quantisation(quantize, number), "device_map": {"": place}}
     path, name = _resolve(str(source))
-    with _dequantised(Path(path), name) if str(path).endswith(".gguf") else contextlib.nullcontext(path) as folder:
+    with _as_folder(path, name) as folder:
         model, tokenizer = _read_model(folder, name, options)
         # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
         exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
@@ -58,6 +61,30 @@ def load(
     if checkpoint_activations:
         lm.checkpoint_activations()
     return lm
+
+
+def read_checkpoint(source: str | Path) -> tuple[Any, Any, str]:
+    """The model at `source` and its tokenizer as transformers reads them, in the checkpoint's own type, and its name.
+
+    Raises ValueError for a source that is no model.
+    """
+    path, name = _resolve(str(source))
+    with _as_folder(path, name) as folder:
+        return *_read_model(folder, name, {"dtype": "auto"}), name
+
+
+def write_checkpoint(
+    folder: Path, kind: Any, config: Any, weights: dict[str, Tensor], tokenizer: Any, *, generation_config: Any = None
+) -> None:
+    """Write a model of transformers' class `kind` with these weights, and its tokenizer, as it reads them again."""
+    with quiet():
+        with torch.device("meta"):
+            model = kind(config)
+        model.load_state_dict(weights, assign=True)
+        if generation_config is not None:
+            model.generation_config = generation_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def choose_device(device: str) -> torch.device:
@@ -143,6 +170,11 @@ def _packaged_smollm2() -> Path:
     return files[0]
 
 
+def _as_folder(path: str | Path, name: str) -> contextlib.AbstractContextManager[str | Path]:
+    """What transformers can read: a GGUF file as the folder it was dequantised to, anything else as it is."""
+    return _dequantised(Path(path), name) if str(path).endswith(".gguf") else contextlib.nullcontext(path)
+
+
 @contextlib.contextmanager
 def _dequantised(gguf: Path, name: str) -> Iterator[Path]:
     """A GGUF file as a folder of bfloat16 safetensors, made once and kept in the cache."""
@@ -185,27 +217,36 @@ def _dequantise(gguf: Path, name: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    with _quiet(), _readable(name):
+    with quiet(), _no_bar_of_gguf(), _readable(name):
         read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(**place)
-    with _quiet():
-        # transformers refuses to save a model read from GGUF, so the same model is built afresh around its weights.
-        config: Any = read.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.load_state_dict(read.state_dict())
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    config: Any = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # transformers refuses to save a model read from GGUF, so the same model is built afresh around its weights.
+    write_checkpoint(folder, type(read), config, read.state_dict(), tokenizer)
 
 
 def _read_model(path: str | Path, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    with _uncollected():
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    with _quiet(), _readable(name):
-        config = AutoConfig.from_pretrained(path)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return kind.from_pretrained(path, **options), AutoTokenizer.from_pretrained(path)
+        with quiet(), _readable(name):
+            config = AutoConfig.from_pretrained(path)
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            return kind.from_pretrained(path, **options), AutoTokenizer.from_pretrained(path)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Importing and loading without the garbage collector, which would walk a million objects that all stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
@@ -233,23 +274,30 @@ def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading without transformers' own bars and advice; errors still come through."""
-    import transformers.modeling_gguf_pytorch_utils
+def quiet() -> Iterator[None]:
+    """Loading and saving without transformers' own bars and advice; errors still come through."""
     from transformers.utils import logging as transformers_logging
 
-    gguf_reader: Any = transformers.modeling_gguf_pytorch_utils
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    bar_of_gguf = gguf_reader.tqdm  # a bar of its own, which the switch above does not reach
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    gguf_reader.tqdm = partial(bar_of_gguf, disable=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        gguf_reader.tqdm = bar_of_gguf
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _no_bar_of_gguf() -> Iterator[None]:
+    """Reading a GGUF file without its bar, which transformers' switch for bars does not reach."""
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = reader.tqdm
+    reader.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar

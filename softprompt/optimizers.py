@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softprompt.tasks.task import nearest
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 
 State = dict[str, Tensor]  # "step": int64 [], updates made; the rest float32
 
@@ -167,7 +167,8 @@ def rate_multiplier(schedule: str, step: int, warmup_steps: int, total_steps: in
     """What the learning rate is multiplied by at `step` (from 0): a number from 0 to 1.
 
     The rate rises in a straight line over `warmup_steps` (the first step already moves), then stays, or
-    falls to 0 at `total_steps` in a straight line or half a cosine; it stays 0 afterwards.
+    falls to 0 at `total_steps` in a straight line or half a cosine and stays 0 afterwards, or falls without end
+    with the reciprocal square root of the step, 1 at the end of the warm-up (T5's, with 10,000 warm-up steps).
 
     Raises:
         ValueError: an unknown schedule, or one that ends without a `total_steps` beyond the warm-up.
@@ -177,6 +178,8 @@ def rate_multiplier(schedule: str, step: int, warmup_steps: int, total_steps: in
         return (step + 1) / warmup_steps
     if schedule == "constant":
         return 1.0
+    if schedule == "rsqrt":
+        return ((step + 1) / max(warmup_steps, 1)) ** -0.5
     if total_steps is None or total_steps <= warmup_steps:
         raise ValueError(
             f"a {schedule} schedule needs more steps in all ({total_steps}) than for its warm-up "

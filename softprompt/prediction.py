@@ -13,7 +13,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -631,9 +631,7 @@ def _count(path: Path) -> Written:
     return written
 
 
-def _append(
-    partial: Path, answers: Iterable[dict[str, Any]], written: Written, progress: Callable[[int], None] | None
-) -> None:
+def _append(partial: Path, answers: Iterable[dict[str, Any]], written: Written, progress: Progress | None) -> None:
     with open(partial, "ab", buffering=0) as file:
         for answer in answers:
             line = to_line(answer).encode()

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from softprompt.files import write_whole
 from softprompt.tasks.task import nearest
 
 FORMAT_VERSION = 1  # of softprompt.json; raised when a reader of the old one would go wrong
@@ -279,10 +280,7 @@ def _replace_files(folder: Path, content: dict[str, bytes]) -> None:
     staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
     try:
         for name, data in content.items():
-            with open(staging / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_whole(staging / name, data)
         _sync(staging)
         os.rename(staging, folder / JOURNAL)
     except BaseException:

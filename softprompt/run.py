@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +23,7 @@ from torch import Tensor
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
 from softprompt.evaluation import Evaluation, Result, check_scoring, judge, predict, read_rows, surroundings, write_rows
+from softprompt.files import write_whole
 from softprompt.inference import Engine, Progress
 from softprompt.loading import SMOLLM2, load
 from softprompt.optimizers import Adafactor, AdamW, optimizer
@@ -40,6 +39,7 @@ from softprompt.tasks import (
     read_split,
     without_overlap,
 )
+from softprompt.tasks.task import nearest
 from softprompt.training import Fitted, Member, TrainConfig, fit
 
 SELECTIONS = ("auto", "held-out", "cross-validation", "dev")
@@ -172,6 +172,8 @@ class RunConfig:
     """Tokens of an input, its end included."""
     separator: str | None = None
     """Text between input and target, for decoder-only models."""
+    sentinel: str = "none"
+    """Put a span-corruption model's first sentinel in front of targets: none, targets or inputs-and-targets."""
     chat: bool = False
     """Set the input into the model's chat template."""
     max_train: int | None = None
@@ -187,9 +189,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise ValueError(f"no preset named {self.preset!r}{_near(self.preset, PRESETS)}")
+            raise ValueError(
+                f"no preset named {self.preset!r}{nearest(self.preset, PRESETS)}; there are {', '.join(PRESETS)}"
+            )
         if self.select not in SELECTIONS:
-            raise ValueError(f"no selection named {self.select!r}{_near(self.select, SELECTIONS)}")
+            near = nearest(self.select, SELECTIONS)
+            raise ValueError(f"no selection named {self.select!r}{near}; there are {', '.join(SELECTIONS)}")
         if bool(self.task) == bool(self.inputs):
             raise ValueError("give either task names, or templates for inputs and targets of your own files")
         if bool(self.inputs) != bool(self.targets):
@@ -312,13 +317,15 @@ def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str])
     """How a run's text becomes ids; the target length is that of the longest label or training target."""
     longest = max((len(ids) + 1 for ids in lm.tokenizer.encode_all([" " + text for text in texts])), default=32)
     changes: dict[str, Any] = {"max_input_length": config.max_input_length}
+    if config.sentinel != "none":
+        changes["sentinel"] = config.sentinel
     if config.separator is not None:
         changes["separator"] = config.separator
     if config.chat:
         changes |= {"chat": True, "separator": "", "leading_space": False}
     if config.inputs:
         changes |= {"inputs_template": config.inputs, "targets_template": config.targets}
-    return default_format(lm, max_target_length=min(max(longest, 4), 128), **changes)
+    return default_format(lm, max_target_length=min(max(longest + (config.sentinel != "none"), 4), 128), **changes)
 
 
 def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
@@ -519,9 +526,7 @@ def _write_settings(out: Path, plans: Sequence[Plan], fitted: Mapping[str, Fitte
         }
         lines.append(json.dumps(record))
     path = out / f"{plans[0].split.task.name.replace('/', '-')}.settings.jsonl"
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def _keep(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, several: bool) -> tuple[Plan, Trained]:
@@ -641,8 +646,3 @@ def _tell_split(split: Split, watch: Watch) -> None:
     overlap = split.notes["overlap_with_dev"]
     removed = f", {overlap} left out that stand in dev" if overlap else ""
     watch.message(f"{split.task.name}: {len(split.train)} training examples, {held}, {len(split.dev)} dev{removed}")
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    close = get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose {', '.join(names)}"

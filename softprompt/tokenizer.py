@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+SENTINEL = "<extra_id_0>"  # T5's first sentinel, the last id of its vocabulary
 
 
 class Tokenizer:
@@ -20,6 +23,11 @@ class Tokenizer:
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.size: int = len(tokenizer)
         self.has_chat_template: bool = tokenizer.chat_template is not None
+        self._special_ids = {
+            id
+            for id, token in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+            if not token.startswith("<extra_id_")
+        }
         self._ordinary_ids: list[int] | None = None
 
     def encode(self, text: str) -> list[int]:
@@ -33,8 +41,18 @@ class Tokenizer:
         return self._tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of ids, special tokens left out. Sentinels stay: an answer that holds one is not legal."""
+        left_out = self._special_ids
+        kept = [id for id in ids if id not in left_out]
+        return self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token of the vocabulary, None if it has no such token."""
+        return self._tokenizer.get_vocab().get(token)
+
+    def save(self, folder: str | Path) -> None:
+        """Write its files, beside a model's."""
+        self._tokenizer.save_pretrained(folder)
 
     def piece(self, id: int) -> str:
         """One token for people to read: `▁` and `Ġ` are shown as the space they stand for."""
@@ -70,3 +88,25 @@ class Tokenizer:
             return False
         text = self._tokenizer.decode([id])
         return bool(text.strip()) and "\ufffd" not in text and text.isprintable()
+
+
+def of_backend(backend: Any, *, pad: str, eos: str, unknown: str, extra: Sequence[str] = ()) -> Any:
+    """A tokenizer of the `tokenizers` library as one of transformers; `extra` tokens get the ids after all others."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=pad, eos_token=eos, unk_token=unknown, extra_special_tokens=list(extra)
+    )
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer of a folder or a hub id. ValueError where there is none."""
+    from transformers import AutoTokenizer
+
+    if str(source).startswith((".", "/", "~")) and not Path(source).is_dir():
+        raise ValueError(f"no folder {source}; give a folder that softprompt vocabulary wrote, or a model's")
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(source))
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot load a tokenizer from {str(source)!r}: {first}") from None

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -31,6 +30,7 @@ from torch import Tensor
 from softprompt.backbone import FrozenLM, PromptStates
 from softprompt.data import Row, TextFormat, collate, micro_batches, order_of_step, shared_start
 from softprompt.evaluation import judge, predict
+from softprompt.files import write_whole
 from softprompt.inference import MAX_TOKENS, OUT_OF_MEMORY, Engine, Progress, is_out_of_memory
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prompt import prepend, stack
@@ -331,7 +331,7 @@ class _Run:
             grads, sums, tokens = self._gradients_that_fit(state, group)
             results |= {i: (grad, loss) for i, grad, loss in zip(group, grads, sums, strict=True)}
             computed += tokens
-        with _uninterrupted():
+        with uninterrupted():
             for i, (grad, loss) in results.items():
                 self._update(state, i, grad, loss)
             state.step += 1
@@ -450,7 +450,7 @@ class _Run:
         for i in due:
             if self.members[i].folds:
                 scores[i] = sum(scores.get(f, 0.0) for f in self.members[i].folds) / len(self.members[i].folds)
-        with _uninterrupted():
+        with uninterrupted():
             for i in due:
                 entry = {"step": state.step, "loss": losses[i], "seconds": round(state.seconds, 2)}
                 state.fitted[i].history.append({**entry, "score": scores[i]} if i in scores else entry)
@@ -524,19 +524,11 @@ class _Keeper:
         """Write a checkpoint now, or if the last is old. A disk that is full is told and training goes on."""
         if self.path is None or not (now or self.clock() - self.written_at > self.every_s):
             return
-        temporary = self.path.with_name(f".{self.path.name}")
         content = save(_tensors(state), metadata={"training": json.dumps(self._plain(state))})
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            write_whole(self.path, content)
         except OSError as error:
             why = error.strerror or str(error)
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             self.run.on_message(f"no checkpoint at step {state.step}: {self.path} cannot be written ({why})")
         self.written_at = self.clock()
 
@@ -586,7 +578,7 @@ def _restored(plain: dict[str, Any], tensors: dict[str, Tensor]) -> _State:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Hold a Ctrl-C back until the block is done, so that no state is left half changed."""
     if threading.current_thread() is not threading.main_thread():
         yield

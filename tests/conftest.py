@@ -11,19 +11,31 @@ from jaxtyping import install_import_hook
 # width 16 fails at the call.
 # `tasks` has no tensors, and checking every record of a real data set would take minutes.
 TENSOR_MODULES = [
+    "objectives",
     "tokenizer",
+    "states",
     "layers",
     "backbone",
     "loading",
+    "shapes",
+    "vocabulary",
+    "corpus",
     "data",
     "prompt",
     "formats",
+    "export",
     "optimizers",
     "inference",
     "evaluation",
     "training",
+    "pretraining",
     "run",
     "prediction",
+    "decoding",
+    "prompt_table",
+    "running",
+    "request",
+    "serving",
 ]
 install_import_hook([f"softprompt.{name}" for name in TENSOR_MODULES], "beartype.beartype")
 

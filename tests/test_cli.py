@@ -172,7 +172,8 @@ def test_an_unknown_command_offers_the_nearest(run):
     code, _, err = run("zzz")
     assert (code, err) == (
         2,
-        "softprompt: no command named 'zzz'; there are train, eval, predict, convert, tasks\n",
+        "softprompt: no command named 'zzz'; there are "
+        "train, eval, predict, convert, tasks, vocabulary, pretrain, adapt\n",
     )
 
 

@@ -42,6 +42,13 @@ def bos_tokenizer():
     return Tokenizer(make_tokenizer(bos=True))
 
 
+@pytest.fixture
+def sentinel_tokenizer():
+    made = make_tokenizer()
+    made.add_special_tokens({"extra_special_tokens": ["<extra_id_1>", "<extra_id_0>"]})
+    return Tokenizer(made)
+
+
 T5_FORMAT = TextFormat(inputs_end_with_eos=True)
 LLAMA_FORMAT = TextFormat(separator="\nanswer:", leading_space=True, starts_with_bos=True)
 
@@ -86,6 +93,29 @@ def test_a_long_target_is_cut_before_its_end_of_sequence(tokenizer):
     form = replace(T5_FORMAT, max_target_length=3)
     ids = encode_target("the film is warm", form, tokenizer)
     assert ids == [*tokenizer.encode("the film is warm")[:2], EOS]
+
+
+def test_a_sentinel_stands_in_front_of_targets_and_is_stripped_from_answers(sentinel_tokenizer):
+    tokenizer = sentinel_tokenizer
+    first = tokenizer.id_of("<extra_id_0>")
+    plain, before = T5_FORMAT, replace(T5_FORMAT, sentinel="targets")
+    older = replace(T5_FORMAT, sentinel="inputs-and-targets", max_input_length=8)
+    assert first is not None
+    assert encode_target("warm", before, tokenizer) == [first, *encode_target("warm", plain, tokenizer)]
+    assert encode_inputs("the sea", before, tokenizer).ids == encode_inputs("the sea", plain, tokenizer).ids
+    cut = encode_inputs("the sea near the town is warm in the summer", older, tokenizer)
+    assert cut.was_cut
+    assert cut.ids[-2:] == [first, EOS]
+    answer = tokenizer.decode([first, *tokenizer.encode("warm")])
+    assert before.answer_of(answer) == older.answer_of(answer) == "warm"
+    assert plain.answer_of(answer).startswith("<extra_id_0>")
+
+
+def test_a_sentinel_needs_a_vocabulary_that_has_one(tokenizer):
+    with pytest.raises(ValueError, match="the model's vocabulary has no <extra_id_0>; set sentinel to none"):
+        encode_target("warm", replace(T5_FORMAT, sentinel="targets"), tokenizer)
+    with pytest.raises(ValueError, match="sentinel is 'both', but must be one of none, targets, inputs-and-targets"):
+        replace(T5_FORMAT, sentinel="both")
 
 
 def test_examples_become_rows_in_order_and_count_their_cuts(tokenizer):

@@ -176,6 +176,8 @@ def test_an_update_changes_a_leaf_and_one_members_rows_in_place():
         ("linear", 2, [0.5, 1, 1, 0.5, 0, 0]),
         ("cosine", 0, [1, 0.8535533906, 0.5, 0.1464466094, 0, 0]),
         ("cosine", 2, [0.5, 1, 1, 0.5, 0, 0]),
+        ("rsqrt", 0, [1, 0.7071067812, 0.5773502692, 0.5, 0.4472135955, 0.4082482905]),
+        ("rsqrt", 2, [0.5, 1, 0.8164965809, 0.7071067812, 0.6324555320, 0.5773502692]),
     ],
 )
 def test_schedules_multiply_the_rate(schedule, warmup, wanted):

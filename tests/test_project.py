@@ -11,9 +11,9 @@ from conftest import TENSOR_MODULES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt"
-LAYERS = ["tasks", *TENSOR_MODULES, "preview", "commands", "cli", "__init__", "__main__"]
+LAYERS = ["files", "tasks", *TENSOR_MODULES, "preview", "commands", "cli", "__init__", "__main__"]
 ONLY_IN = {
-    "transformers": {"layers", "backbone", "loading"},
+    "transformers": {"tokenizer", "layers", "backbone", "shapes", "loading"},
     "sklearn": set(),
     "peft": set(),
     "datasets": {"tasks"},

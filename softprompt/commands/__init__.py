@@ -1,6 +1,6 @@
 """The commands, one file each: their flags, the call they make, and what they print."""
 
-from softprompt.commands import convert, eval, predict, tasks, train
+from softprompt.commands import convert, eval, predict, pretrain, tasks, train, vocabulary
 from softprompt.commands.options import Command
 
 COMMANDS: dict[str, Command] = {
@@ -9,4 +9,7 @@ COMMANDS: dict[str, Command] = {
     "predict": predict.COMMAND,
     "convert": convert.COMMAND,
     "tasks": tasks.COMMAND,
+    "vocabulary": vocabulary.COMMAND,
+    "pretrain": pretrain.COMMAND,
+    "adapt": pretrain.ADAPT_COMMAND,
 }

@@ -133,6 +133,9 @@ TRAIN_FLAGS: dict[str, dict[str, Flag]] = {
     "text": {
         "max_input_length": Flag(int, "tokens of an input, where longer ones are cut", "512"),
         "separator": Flag(str, "text between input and answer, decoder-only models", r"a new line and 'answer:'"),
+        "sentinel": Flag(
+            str, "where a span-corruption T5 gets its first sentinel", "none", ("none", "targets", "inputs-and-targets")
+        ),
         "chat": Flag(bool, "set inputs into the model's chat template", "no"),
     },
     "machine": {

@@ -90,6 +90,12 @@ class Display:
         say(f"step {step}: {name}: loss {loss:.4f}{shown}{mark}")
         self.mark = time.monotonic()
 
+    def losses(self, step: int, loss: float, heldout: float) -> None:
+        """Weights were scored on held-out text; `loss` is the mean of training since the last time."""
+        self._log(step, {"loss/train": loss, "loss/heldout": heldout})
+        say(f"step {step}: loss {loss:.4f}, held-out {heldout:.4f}")
+        self.mark = time.monotonic()
+
     def phase(self, name: str, total: int) -> Callable[[int], None]:
         """A stage of scoring begins; what it is called with is finished rows."""
         from tqdm import tqdm
@@ -169,6 +175,11 @@ class _Logs:
 def type_of(lm: Any) -> str:
     """The type a model computes in, and where."""
     return f"{str(lm.dtype).removeprefix('torch.')} on {lm.device}"
+
+
+def type_of_products(bfloat16: bool, device: Any) -> str:
+    """The type that weights in training are multiplied in, and where."""
+    return f"{'bfloat16 products of float32 weights' if bfloat16 else 'float32'} on {device}"
 
 
 def counted(count: int, what: str) -> str:

@@ -1,0 +1,166 @@
+"""The small T5 family: three sizes, span corruption, LM adaptation, and the controls of the ablation.
+
+    python benchmarks/family.py --corpus DIR --heldout DIR --out runs/family              # everything, many hours
+    python benchmarks/family.py --corpus DIR --heldout DIR --out runs/family --sizes mini --runs span
+    python benchmarks/family.py --corpus DIR --heldout DIR --out runs/family --table      # from the rows, no run
+
+Runs, each within 2.5 hours alone on 2 cores, each resumed where it was left:
+
+    span    span corruption from scratch
+    lm      that model LM-adapted at a constant rate for 10 % of its steps; 1 %, 5 % and 10 % are kept
+    span+   the control: span corruption continued for the same steps at the same rate and batch
+
+A run that is done gets a row in results/t5_family.jsonl, with its curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from softprompt.corpus import TokenStream, corpus_files, read_documents, tokenized
+from softprompt.evaluation import surroundings
+from softprompt.loading import keep_freed_memory
+from softprompt.pretraining import CURVE, Hooks, Machine, PretrainConfig, pretrain
+from softprompt.shapes import SIZES, new_model, read_model
+from softprompt.tokenizer import Tokenizer, load_tokenizer
+from softprompt.vocabulary import train_vocabulary
+
+VOCABULARY = 8_192
+SPAN_STEPS = {"micro": 10_000, "tiny": 10_000, "mini": 5_000}
+RUNS = ("span", "lm", "span+")
+ADAPT_RATE = 5e-4  # constant, so that 1 %, 5 % and 10 % of the steps compare
+
+
+def config_of(size: str, run: str) -> PretrainConfig:
+    """The settings of one run of one size."""
+    steps = SPAN_STEPS[size]
+    if run == "span":
+        return PretrainConfig(steps=steps, learning_rate=2e-3, schedule="cosine", warmup_steps=200)
+    more = steps // 10
+    return PretrainConfig(
+        objective="prefix-lm" if run == "lm" else "span",
+        steps=more,
+        learning_rate=ADAPT_RATE,
+        schedule="constant",
+        warmup_steps=max(more // 50, 1),
+        evaluate_every=max(more // 10, 1),
+        keep=(steps // 100, steps // 20, more) if run == "lm" else (),
+    )
+
+
+def vocabulary_of(corpus: list[str], out: Path) -> Tokenizer:
+    """The family's vocabulary, learned once."""
+    folder = out / "vocabulary"
+    if not (folder / "tokenizer.json").exists():
+        Tokenizer(train_vocabulary(read_documents(corpus_files(corpus)), size=VOCABULARY)).save(folder)
+    return load_tokenizer(folder)
+
+
+def train(size: str, run: str, tokenizer: Tokenizer, text: tuple[TokenStream, TokenStream], options: Any) -> None:
+    """One run, or what is left of it, and its row."""
+    folder = options.out / size / run
+    config = config_of(size, run)
+    if not (folder / "config.json").exists():
+        if run == "span":
+            model = new_model(SIZES[size], tokenizer, seed=config.seed)
+        else:
+            model, _ = read_model(options.out / size / "span")
+        with tqdm(total=config.steps, desc=f"{size} {run}", unit="step") as bar:
+            hooks = Hooks(
+                step=lambda step, loss, tokens: bar.update(step - bar.n),
+                score=lambda step, loss, heldout: bar.set_postfix_str(f"loss {loss:.3f}, held-out {heldout:.3f}"),
+                message=tqdm.write,
+            )
+            machine = Machine(compile=options.compile)
+            pretrain(
+                model, tokenizer, *text, config, folder=folder, name=size, resume=True, machine=machine, hooks=hooks
+            )
+    write_row(size, run, config, folder, options)
+
+
+def write_row(size: str, run: str, config: PretrainConfig, folder: Path, options: Any) -> None:
+    """The row of a finished run, unless it stands there."""
+    rows = read(options.rows)
+    if any((row["size"], row["run"], row["config"]) == (size, run, json_of(config)) for row in rows):
+        return
+    curve = [json.loads(line) for line in (folder / CURVE).read_text().splitlines()]
+    row = {
+        "experiment": "t5_family",
+        "size": size,
+        "run": run,
+        "shape": asdict(SIZES[size]),
+        "parameters": SIZES[size].num_parameters,
+        "vocabulary": VOCABULARY,
+        "config": json_of(config),
+        "tokens": curve[-1]["tokens"],
+        "heldout": curve[-1]["heldout"],
+        "seconds": curve[-1]["seconds"],
+        "curve": curve,
+        "command": "python benchmarks/family.py " + " ".join(sys.argv[1:]),
+        **surroundings(torch.device("cpu"), torch.float32),
+    }
+    with options.rows.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def json_of(config: PretrainConfig) -> dict[str, Any]:
+    """The settings as a row keeps them."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def read(rows: Path) -> list[dict[str, Any]]:
+    """The rows so far."""
+    return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """What the budget bought, a line a run."""
+    lines = [
+        "| size | parameters besides the tables | run | steps | million tokens | hours | tokens/s | held-out loss |",
+        "|---|--:|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['size']} | {row['parameters'] / 1e6:.2f} M | {row['run']} | {row['config']['steps']:,} "
+            f"| {row['tokens'] / 1e6:.1f} | {row['seconds'] / 3600:.2f} | {row['tokens'] / row['seconds']:,.0f} "
+            f"| {row['heldout']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", nargs="+", required=True)
+    parser.add_argument("--heldout", nargs="+", required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/family"))
+    parser.add_argument("--sizes", nargs="+", default=list(SPAN_STEPS), choices=SPAN_STEPS)
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--rows", type=Path, default=Path("results/t5_family.jsonl"))
+    parser.add_argument("--table", action="store_true", help="only print the table of the rows")
+    options = parser.parse_args()
+    if not options.table:
+        keep_freed_memory()
+        tokenizer = vocabulary_of(options.corpus, options.out)
+        with tqdm(desc="tokenise", unit="B", unit_scale=True) as bar:
+            text = tuple(
+                tokenized(corpus_files(places), tokenizer, progress=bar.update)
+                for places in (options.corpus, options.heldout)
+            )
+        for size in options.sizes:
+            for run in options.runs:
+                train(size, run, tokenizer, (text[0], text[1]), options)
+    print(table(read(options.rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Pre-training a T5: our step beside the plain training loop of transformers' documentation.
+
+    python benchmarks/pretrain_speed.py --corpus DIR --vocabulary DIR      # about 10 minutes on 2 cores
+    python benchmarks/pretrain_speed.py --corpus DIR --vocabulary DIR --sizes micro --rounds 2
+
+Both train the same weights on the same texts, in processes of their own and in turn. The plain loop is that of the
+documentation's "Train in native PyTorch": float32, eager, batches of 8, AdamW, `loss.backward()`; here it accumulates
+gradients over the batches of a step, so that both move the weights as often. Before anything is timed both must give
+the same loss on the same step. Tokens are those of inputs and targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sides import matmul_peak
+
+from softprompt.corpus import TokenStream, corpus_files, tokenized
+from softprompt.evaluation import surroundings
+from softprompt.loading import choose_dtype, keep_freed_memory
+from softprompt.objectives import span_lengths
+from softprompt.pretraining import Machine, PretrainConfig, Pretraining
+from softprompt.shapes import SIZES, Shape, new_model
+from softprompt.tokenizer import load_tokenizer
+
+DOCUMENTED_BATCH = 8  # rows: the documentation's own
+NEEDED = 2.0
+TOLERANCE = 1e-4  # of losses in float32, relative
+
+
+class Ours:
+    """A step of `softprompt.pretraining`."""
+
+    def __init__(self, size: str, vocabulary: str, config: PretrainConfig, bfloat16: bool):
+        keep_freed_memory()
+        tokenizer = load_tokenizer(vocabulary)
+        nothing = TokenStream(np.zeros(100_000, dtype=np.uint16), 0)
+        self.losses: list[float] = []
+        self.run = Pretraining(
+            new_model(SIZES[size], tokenizer, seed=0),
+            tokenizer,
+            nothing,
+            nothing,
+            config,
+            Path(),
+            size,
+            Machine(compile=True, bfloat16=bfloat16),
+            _hooks(self.losses),
+        )
+
+    def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+        """One step on these micro-batches; the loss of a target token."""
+        self.run.batches = lambda _: iter(batches)  # the texts of the step, drawn by the parent for both sides
+        self.run.train_step()
+        return self.losses[-1]
+
+
+def _hooks(losses: list[float]) -> Any:
+    from softprompt.pretraining import Hooks
+
+    return Hooks(step=lambda step, loss, tokens: losses.append(loss))
+
+
+class Plain:
+    """The documentation's loop on the same model."""
+
+    def __init__(self, size: str, vocabulary: str, config: PretrainConfig, bfloat16: bool):
+        self.model = new_model(SIZES[size], load_tokenizer(vocabulary), seed=0)
+        self.model.train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate)
+
+    def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+        """One step on the same texts, in batches of 8."""
+        inputs, targets = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*batches, strict=True))
+        pairs = list(zip(inputs.split(DOCUMENTED_BATCH), targets.split(DOCUMENTED_BATCH), strict=True))
+        total = 0.0
+        for ids, labels in pairs:
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+            loss = self.model(**batch).loss / len(pairs)
+            loss.backward()
+            total += loss.item()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+
+SIDES = {"ours": Ours, "plain": Plain}
+
+
+class Worker:
+    """A side in a process of its own."""
+
+    def __init__(self, side: str, *given: Any, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(side, given, threads, theirs), daemon=True)
+        self.process.start()
+
+    def step(self, batches: Any) -> tuple[float, float]:
+        """Seconds and loss of one step."""
+        self.pipe.send(batches)
+        answer = self.pipe.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+    def stop(self) -> None:
+        """End the process."""
+        self.pipe.send(None)
+        self.process.join(10)
+
+
+def _serve(side: str, given: tuple[Any, ...], threads: int, pipe: Any) -> None:
+    torch.set_num_threads(threads)
+    try:
+        computes = SIDES[side](*given)
+        while (batches := pipe.recv()) is not None:
+            started = time.perf_counter()
+            loss = computes.step(batches)
+            pipe.send((time.perf_counter() - started, loss))
+    except Exception:
+        pipe.send(traceback.format_exc(limit=-6))
+
+
+def flops(shape: Shape, batches: Sequence[tuple[np.ndarray, np.ndarray]], vocabulary: int) -> float:
+    """Operations of matrix products in one step, from shapes: 6 a weight and token, attention 12 * q * k * width."""
+    d, inner = shape.d_model, shape.num_heads * shape.d_kv
+    total = 0.0
+    for inputs, targets in batches:
+        (b, t), (_, n) = inputs.shape, targets.shape
+        blocks = shape.num_layers * (4 * d * inner + 3 * d * shape.d_ff) * b * t
+        blocks += shape.num_decoder_layers * ((6 * d * inner + 3 * d * shape.d_ff) * b * n + 2 * d * inner * b * t)
+        attention = b * inner * (shape.num_layers * t * t + shape.num_decoder_layers * (n * n + n * t))
+        total += 6 * (blocks + b * n * d * vocabulary) + 12 * attention
+    return total
+
+
+def measure(size: str, stream: TokenStream, options: argparse.Namespace, peak: float) -> dict[str, Any]:
+    """The row of one size."""
+    config = PretrainConfig(
+        steps=10_000, batch_size=options.batch_size, micro_batch_size=options.micro_batch_size, learning_rate=1e-4
+    )
+    tokenizer = load_tokenizer(options.vocabulary)
+    given = (size, options.vocabulary, config, options.bfloat16)
+    workers = {side: Worker(side, *given, threads=options.threads) for side in SIDES}
+    source = Pretraining(
+        new_model(SIZES["micro"], tokenizer, seed=0),
+        tokenizer,
+        stream,
+        stream,
+        config,
+        Path(),
+        size,
+        Machine(),
+        _hooks([]),
+    )
+    steps = [list(source.batches(step)) for step in range(options.rounds + 1)]
+    first = {side: worker.step(steps[0])[1] for side, worker in workers.items()}  # compiles, too
+    if abs(first["ours"] - first["plain"]) > TOLERANCE * first["plain"] and not options.bfloat16:
+        sys.exit(f"{size}: the sides differ in the loss of one step: {first}")
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    for batches in steps[1:]:
+        for side, worker in workers.items():
+            seconds[side].append(worker.step(batches)[0])
+    for worker in workers.values():
+        worker.stop()
+    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    tokens = sum(inputs.size + targets.size for inputs, targets in steps[0])
+    ratio = statistics.median(p / o for o, p in zip(seconds["ours"], seconds["plain"], strict=True))
+    return {
+        "experiment": "pretrain_speed",
+        "size": size,
+        "shape": asdict(SIZES[size]),
+        "parameters": SIZES[size].num_parameters,
+        "vocabulary": tokenizer.size,
+        "batch_size": config.batch_size,
+        "micro_batch_size": config.micro_batch_size,
+        "lengths": asdict_of(span_lengths(config.input_length)),
+        "ours_tokens_per_s": round(tokens / medians["ours"], 1),
+        "plain_tokens_per_s": round(tokens / medians["plain"], 1),
+        "ratio": round(ratio, 3),
+        "needed": NEEDED,
+        "share_of_peak": round(flops(SIZES[size], steps[0], tokenizer.size) / medians["ours"] / 1e9 / peak, 3),
+        "peak_gflops": round(peak, 1),
+        "seconds": seconds,
+        "losses": first,
+        "command": "python benchmarks/pretrain_speed.py " + " ".join(sys.argv[1:]),
+        **surroundings(torch.device("cpu"), torch.bfloat16 if options.bfloat16 else torch.float32),
+    }
+
+
+def asdict_of(values: Any) -> dict[str, Any]:
+    """A named tuple as a dictionary."""
+    return values._asdict()
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", nargs="+", required=True)
+    parser.add_argument("--vocabulary", required=True)
+    parser.add_argument("--sizes", nargs="+", default=["micro", "tiny", "mini"], choices=SIZES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--micro-batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rows", type=Path, default=Path("results/pretrain_speed.jsonl"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.bfloat16 = choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    peak = matmul_peak(torch.bfloat16 if options.bfloat16 else torch.float32, 2048)
+    stream = tokenized(corpus_files(options.corpus), load_tokenizer(options.vocabulary))
+    print("| size | ours, tokens/s | plain, tokens/s | ratio | share of the matmul peak |\n|---|--:|--:|--:|--:|")
+    for size in options.sizes:
+        row = measure(size, stream, options, peak)
+        with options.rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"| {size} | {row['ours_tokens_per_s']:,.0f} | {row['plain_tokens_per_s']:,.0f} | {row['ratio']:.2f} "
+            f"| {row['share_of_peak']:.0%} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

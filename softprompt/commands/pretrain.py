@@ -1,0 +1,192 @@
+"""softprompt pretrain, softprompt adapt"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from softprompt.commands.options import Command, Flag, add_threads, set_threads
+from softprompt.commands.terminal import Display, counted, say, type_of_products, writing
+
+FLAGS: dict[str, Flag] = {
+    "steps": Flag(int, "optimizer steps"),
+    "batch_size": Flag(int, "texts a step", "64"),
+    "micro_batch_size": Flag(int, "texts computed together", "8"),
+    "input_length": Flag(int, "tokens of an input (pretrain), of a whole text (adapt)", "256"),
+    "optimizer": Flag(str, "AdamW, or Adafactor with T5's scaling", "adamw", ("adamw", "adafactor")),
+    "learning_rate": Flag(float, "after the warm-up"),
+    "schedule": Flag(str, "how the rate goes on", choices=("constant", "linear", "cosine", "rsqrt")),
+    "warmup_steps": Flag(int, "steps in which the rate rises"),
+    "clip_norm": Flag(float, "bound on the gradient's norm", "1"),
+    "weight_decay": Flag(float, "of AdamW", "0"),
+    "seed": Flag(int, "draws weights, order and spans", "0"),
+    "evaluate_every": Flag(int, "steps between held-out losses", "250"),
+    "num_heldout": Flag(int, "held-out texts scored each time", "256"),
+    "keep": Flag(int, "steps whose models are kept, 0 for the start", "none but the last", is_list=True),
+}
+"""The fields of PretrainConfig but the objective."""
+
+PRETRAIN = {"objective": "span", "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 200}
+# Constant, so that models kept at different steps compare.
+ADAPT = {"objective": "prefix-lm", "learning_rate": 5e-4, "schedule": "constant", "warmup_steps": 20}
+
+
+def _add_common(command: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+    command.add_argument("--corpus", nargs="+", required=True, metavar="PATH", help="files or folders of text")
+    command.add_argument(
+        "--heldout", nargs="+", metavar="PATH", help="text for the loss only (default: the corpus's last part)"
+    )
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoint, curve and model")
+    group = command.add_argument_group("how to train")
+    for name, flag in FLAGS.items():
+        default = str(defaults[name]) if name in defaults else flag.default
+        Flag(flag.kind, flag.help, default, flag.choices, flag.is_list).add(group, name)
+    group = command.add_argument_group("machine")
+    group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="of products; weights stay float32 (default: auto, bfloat16 where it is fast)",
+    )
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="(default: yes)")
+    add_threads(group)
+    command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    command.add_argument("--overwrite", action="store_true", help="train into a folder that holds a model already")
+
+
+def _add_pretrain(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--size", required=True, help="micro, tiny, mini, small … xxl, or a JSON file with a shape")
+    command.add_argument("--vocabulary", required=True, metavar="DIR", help="what softprompt vocabulary wrote")
+    _add_common(command, PRETRAIN)
+
+
+def _add_adapt(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, metavar="M", help="folder or hub id of a T5-shaped model")
+    _add_common(command, ADAPT)
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    _check_out(args)
+    set_threads(args)
+    from softprompt.shapes import new_model, shape_of
+    from softprompt.tokenizer import load_tokenizer
+
+    shape = shape_of(args.size)
+    tokenizer = load_tokenizer(args.vocabulary)
+    return _run(args, new_model(shape, tokenizer, seed=getattr(args, "seed", 0)), tokenizer, PRETRAIN, args.vocabulary)
+
+
+def _adapt(args: argparse.Namespace) -> int:
+    _check_out(args)
+    set_threads(args)
+    from softprompt.shapes import read_model
+
+    return _run(args, *read_model(args.model), ADAPT, args.model)
+
+
+def _run(args: argparse.Namespace, model: Any, tokenizer: Any, defaults: dict[str, Any], name: str) -> int:
+    from softprompt.loading import choose_device, choose_dtype, keep_freed_memory
+    from softprompt.pretraining import Hooks, PretrainConfig, machine_of_torchrun, pretrain
+
+    given = {field: getattr(args, field) for field in FLAGS if hasattr(args, field)}
+    if "steps" not in given:
+        raise ValueError("how many steps? give --steps")
+    config = PretrainConfig(**(defaults | given))
+    device = choose_device(args.device)
+    bfloat16 = "bfloat16" in str(choose_dtype(args.dtype, device))
+    machine = machine_of_torchrun(compile=args.compile, bfloat16=bfloat16)
+    keep_freed_memory()
+    stream, heldout = _corpus(args, tokenizer, config)
+    if machine.writes:
+        weights = f"{model.num_parameters() / 1e6:,.1f} million weights"
+        text = f"{len(stream.ids) / 1e6:,.1f} million tokens of {counted(stream.num_documents, 'document')}"
+        say(f"{weights}, {text}, {type_of_products(bfloat16, device)}")
+    display = Display(Path(args.out) / "logs")
+    display.begin(config.steps, config.batch_size)
+    hooks = Hooks(step=display.step, score=display.losses, message=say)
+    try:
+        with writing(args.out):
+            curve = pretrain(
+                model.to(device),
+                tokenizer,
+                stream,
+                heldout,
+                config,
+                folder=Path(args.out),
+                name=name,
+                resume=args.resume,
+                machine=machine,
+                hooks=hooks,
+            )
+    except KeyboardInterrupt:
+        at = f"stopped at step {display.at} of {config.steps}"
+        raise KeyboardInterrupt(f"{at}; the same command with --resume goes on from there") from None
+    finally:
+        display.close()
+    if machine.writes:
+        last = curve[-1]
+        print(f"{args.out}: {last['tokens'] / 1e6:,.1f} million tokens, held-out loss {last['heldout']:.4f}")
+    return 0
+
+
+def _corpus(args: argparse.Namespace, tokenizer: Any, config: Any) -> Any:
+    """The text to train on and the text for the loss, as ids."""
+    from tqdm import tqdm
+
+    from softprompt.corpus import corpus_files, tokenized
+
+    def read(places: list[str]) -> Any:
+        with tqdm(desc="tokenise", unit="B", unit_scale=True, disable=None, leave=False) as bar:
+            return tokenized(corpus_files(places), tokenizer, progress=bar.update)
+
+    stream = read(args.corpus)
+    if args.heldout:
+        return stream, read(args.heldout)
+    return stream.split(2 * config.input_length * config.num_heldout)
+
+
+def _check_out(args: argparse.Namespace) -> None:
+    """Earlier results are not trained over by accident."""
+    out = Path(args.out)
+    if args.resume or args.overwrite:
+        return
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} holds a model already; give another --out, or --overwrite")
+    if (out / "checkpoint.safetensors").exists():
+        raise ValueError(f"{out} holds an unfinished run; --resume goes on with it, --overwrite starts again")
+
+
+COMMAND = Command(
+    add_flags=_add_pretrain,
+    run=_pretrain,
+    summary="train a T5 from scratch on text",
+    text=(
+        "Train a T5 1.1 from scratch by span corruption. Text is .txt (one document a line), .jsonl or .parquet "
+        "(column text), plain, .gz or .xz. Documents are joined, with an end of sequence between them, and cut to one "
+        "length, so a text may hold parts of two documents and attention crosses the border, as in T5. Runs "
+        "data-parallel under torchrun as it is."
+    ),
+    examples=(
+        "softprompt pretrain --size mini --vocabulary runs/vocabulary --corpus corpus --heldout corpus/heldout \\",
+        "    --steps 10000 --out runs/mini-span",
+        "softprompt pretrain --size mini --vocabulary runs/vocabulary --corpus corpus --steps 10000 \\",
+        "    --out runs/mini-span --resume",
+    ),
+)
+
+ADAPT_COMMAND = Command(
+    add_flags=_add_adapt,
+    run=_adapt,
+    summary="LM-adapt a T5: continue text instead of filling spans",
+    text=(
+        "Train a T5-shaped model on as a prefix language model, the paper's LM adaptation: a text is cut at a random "
+        "place, its first part is the input and its rest the target. Models can be kept on the way, for an ablation "
+        "of the steps. Takes text and runs under torchrun as softprompt pretrain does."
+    ),
+    examples=(
+        "softprompt adapt --model runs/mini-span --corpus corpus --steps 1000 --keep 0,100,500 --out runs/mini-lm",
+        "softprompt adapt --model google/t5-v1_1-small --corpus corpus --steps 100000 --out runs/small-lm",
+    ),
+)

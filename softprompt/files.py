@@ -1,0 +1,65 @@
+"""Files and folders that are whole, or not there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Make a file of bytes, or of text as UTF-8, and the folders it lies in.
+
+    What stood there is replaced in one step: a kill or a full disk at any moment leaves the old file or the new one.
+    Raises OSError where it cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name `path` at the end, or is removed if anything goes wrong.
+
+    `path` may be an empty folder. Raises OSError, in one line, for whatever the operating system refuses, also to the
+    libraries in Rust, which have exceptions of their own for it.
+    """
+    path = Path(path).resolve()
+    staging = _beside(path)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        if path.is_dir():
+            path.rmdir()
+        os.replace(staging, path)
+    except Exception as error:
+        if why := _refusal(error):
+            raise OSError(f"could not write {path} ({why}); nothing was kept there") from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _refusal(error: Exception) -> str | None:
+    """Why the operating system refused, if it did."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number else None

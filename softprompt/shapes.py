@@ -1,0 +1,121 @@
+"""T5 1.1 shapes, from those that train on a laptop to the paper's, and new models of them.
+
+Shapes: v vocabulary, d width.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from softprompt.backbone import T5_TYPES
+from softprompt.loading import quiet
+from softprompt.tasks.task import nearest
+from softprompt.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a T5 1.1 is built of: gated GELU, untied output layer, no dropout while it is pre-trained."""
+
+    d_model: int
+    d_ff: int
+    num_heads: int
+    d_kv: int = 64
+    num_layers: int
+    num_decoder_layers: int
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters besides the two tables of the vocabulary."""
+        inner = self.num_heads * self.d_kv
+        attention, feed_forward = 4 * self.d_model * inner, 3 * self.d_model * self.d_ff
+        norms = (2 * self.num_layers + 3 * self.num_decoder_layers + 2) * self.d_model
+        biases = 2 * 32 * self.num_heads
+        encoder = self.num_layers * (attention + feed_forward)
+        decoder = self.num_decoder_layers * (2 * attention + feed_forward)
+        return encoder + decoder + norms + biases
+
+
+SIZES = {
+    # Ours: about 4 times apart, more encoder than decoder, since answers are short.
+    "micro": Shape(d_model=128, d_ff=256, num_heads=2, num_layers=2, num_decoder_layers=1),
+    "tiny": Shape(d_model=192, d_ff=512, num_heads=3, num_layers=3, num_decoder_layers=2),
+    "mini": Shape(d_model=256, d_ff=1024, num_heads=4, num_layers=6, num_decoder_layers=3),
+    # T5 1.1 (released_checkpoints.md of google-research/text-to-text-transfer-transformer).
+    "small": Shape(d_model=512, d_ff=1024, num_heads=6, num_layers=8, num_decoder_layers=8),
+    "base": Shape(d_model=768, d_ff=2048, num_heads=12, num_layers=12, num_decoder_layers=12),
+    "large": Shape(d_model=1024, d_ff=2816, num_heads=16, num_layers=24, num_decoder_layers=24),
+    "xl": Shape(d_model=2048, d_ff=5120, num_heads=32, num_layers=24, num_decoder_layers=24),
+    "xxl": Shape(d_model=4096, d_ff=10240, num_heads=64, num_layers=24, num_decoder_layers=24),
+}
+
+
+def shape_of(size: str) -> Shape:
+    """The shape of that name, or of a JSON file with a shape's fields. ValueError for neither."""
+    if size in SIZES:
+        return SIZES[size]
+    path = Path(size)
+    if path.suffix != ".json":
+        raise ValueError(f"no size named {size!r}{nearest(size, SIZES)}; there are {', '.join(SIZES)}, or a JSON file")
+    try:
+        return Shape(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}; give a JSON file with {', '.join(Shape.__annotations__)}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no shape ({error}); wanted {', '.join(Shape.__annotations__)}") from None
+
+
+def new_model(shape: Shape, tokenizer: Tokenizer, *, seed: int) -> Any:
+    """A T5 1.1 of this shape with random weights, float32, for the ids of this tokenizer.
+
+    Weights are drawn as transformers draws T5's, but the output layer with a standard deviation of d^-0.5, as T5X
+    does (its own initialiser of the logits' weights): at 1, a new model's loss is many times that of guessing.
+    """
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    settings: dict[str, Any] = dict(
+        **asdict(shape),
+        vocab_size=tokenizer.size,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=tokenizer.pad_id,
+        pad_token_id=tokenizer.pad_id,
+        eos_token_id=tokenizer.eos_id,
+    )
+    config = T5Config(**settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = T5ForConditionalGeneration(config)
+        # transformers 5 ties the two tables of every new T5; T5 1.1's are two.
+        model.lm_head.weight = nn.Parameter(torch.randn(tokenizer.size, shape.d_model) * shape.d_model**-0.5)
+    return model.float()
+
+
+def read_model(source: str | Path) -> tuple[Any, Tokenizer]:
+    """A T5-shaped model of a folder or a hub id, in float32 for training, and its tokenizer.
+
+    Raises ValueError for a source that is no model, or one of another kind.
+    """
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    tokenizer = load_tokenizer(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type not in T5_TYPES:
+            raise ValueError(f"it is of type {config.model_type!r}, and wanted is one of {', '.join(T5_TYPES)}")
+        with quiet():
+            model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot train the model {str(source)!r}: {first}") from None
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.size > rows:
+        raise ValueError(f"{source} has {rows:,} embeddings, but its tokenizer has {tokenizer.size:,} ids")
+    return model, tokenizer

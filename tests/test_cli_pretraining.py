@@ -1,0 +1,129 @@
+"""softprompt vocabulary, pretrain and adapt, as a user meets them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from texts import documents
+
+import softprompt
+from softprompt import cli
+
+ROOT = Path(__file__).parent.parent
+SHAPE = {"d_model": 32, "d_ff": 64, "num_heads": 2, "d_kv": 16, "num_layers": 1, "num_decoder_layers": 1}
+SHORT = ["--steps", 6, "--batch-size", 4, "--micro-batch-size", 4, "--input-length", 32, "--evaluate-every", 3]
+SHORT += ["--num-heldout", 8, "--warmup-steps", 2, "--no-compile", "--dtype", "float32"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with a corpus, a held-out file and a small shape in it."""
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("\n".join(documents(200)))
+    (tmp_path / "heldout.txt").write_text("\n".join(documents(20, seed=1)))
+    (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        code = cli.main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def vocabulary(here, run):
+    code, _, err = run("vocabulary", "--corpus", "corpus", "--size", 410, "--out", "vocabulary", "--threads", 1)
+    assert code == 0, err
+    return "vocabulary"
+
+
+PRETRAIN = ["pretrain", "--size", "shape.json", "--vocabulary", "vocabulary", "--corpus", "corpus", *SHORT]
+
+
+def test_from_text_to_an_adapted_model(here, run, vocabulary):
+    code, out, err = run(*PRETRAIN, "--heldout", "heldout.txt", "--out", "span", "--keep", "0,3")
+    assert code == 0, err
+    assert out.startswith("span: 0.0 million tokens, held-out loss ")
+    assert " million weights, 0.0 million tokens of 200 documents, float32 on cpu" in err
+    assert "step 3: loss " in err and ", held-out " in err
+    assert sorted(path.name for path in Path("span/steps").iterdir()) == ["0", "3"]
+    code, out, err = run("adapt", "--model", "span", "--corpus", "corpus", *SHORT, "--out", "lm")
+    assert code == 0, err
+    lm = softprompt.load("lm")
+    assert lm.is_encoder_decoder
+    assert lm.tokenizer.size == 410
+    assert list(Path("lm/logs").glob("events.out.tfevents.*"))
+
+
+def test_the_vocabulary_says_what_it_learned(here, run):
+    code, out, _ = run("vocabulary", "--corpus", "corpus", "--size", 410, "--out", "v", "--threads", 1)
+    assert code == 0
+    assert out.startswith("v: 410 ids; the commonest pieces are ")
+    code, _, err = run("vocabulary", "--corpus", "corpus", "--out", "v")
+    assert (code, err) == (2, "softprompt vocabulary: v holds a vocabulary already; give another --out\n")
+
+
+def test_ctrl_c_is_said_and_resume_goes_on(here, run, vocabulary):
+    words = [*PRETRAIN, "--out", "span", "--steps", 100_000]
+    command = [sys.executable, "-m", "softprompt", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.startswith("step 3:"):
+                time.sleep(0.2)
+                process.send_signal(signal.SIGINT)
+                break
+        err = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "softprompt pretrain: stopped at step " in err
+    assert "of 100000; the same command with --resume goes on from there" in err
+    code, _, err = run(*PRETRAIN, "--out", "span")
+    assert code == 2
+    assert "span holds an unfinished run; --resume goes on with it, --overwrite starts again" in err
+    code, _, err = run(*PRETRAIN, "--out", "span", "--resume")
+    assert code == 2
+    assert "is of another run: steps was 100000, and is 6; give the same settings" in err
+    code, _, err = run(*PRETRAIN, "--out", "span", "--overwrite")
+    assert code == 0, err
+    code, _, err = run(*PRETRAIN, "--out", "span")
+    assert (code, err) == (2, "softprompt pretrain: span holds a model already; give another --out, or --overwrite\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--corpus", "nowhere"], "no file or folder nowhere; name the text to train on"),
+        (["--corpus", "blank.txt"], "the corpus is empty: blank.txt and the others hold no text"),
+        (["--corpus", "latin.txt"], "latin.txt is not UTF-8 text (byte 0xe9)"),
+        (["--size", "minni"], "no size named 'minni'; did you mean 'mini'?"),
+        (["--vocabulary", "./nowhere"], "no folder ./nowhere; give a folder that softprompt vocabulary wrote"),
+        (["--keep", "7"], "keep names step 7, but the run has steps 0 to 6"),
+        (["--heldout", "short.txt"], "the held-out text has "),
+    ],
+)
+def test_mistakes_are_one_line(here, run, vocabulary, words, message):
+    Path("blank.txt").write_text("\n")
+    Path("latin.txt").write_bytes("café".encode("latin-1"))
+    Path("short.txt").write_text("The sea.\n")
+    code, out, err = run(*PRETRAIN, "--out", "span", *words)
+    assert (code, out) == (2, "")
+    assert f"softprompt pretrain: {message}" in err
+    assert not Path("span/config.json").exists()
+
+
+def test_steps_are_asked_for(here, run, vocabulary):
+    code, _, err = run("pretrain", "--size", "micro", "--vocabulary", "vocabulary", "--corpus", "corpus", "--out", "o")
+    assert (code, err) == (2, "softprompt pretrain: how many steps? give --steps\n")

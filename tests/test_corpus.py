@@ -1,0 +1,115 @@
+"""Text for pre-training: what is read from which files, how it is cut and shuffled, and what is refused."""
+
+import gzip
+import json
+import lzma
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import make_tokenizer
+from texts import documents
+
+from softprompt.corpus import TokenStream, corpus_files, read_documents, tokenized
+from softprompt.tokenizer import Tokenizer
+
+LINES = ["the sea is warm", "", "  a story about a town  ", "it rained"]
+WANTED = ["the sea is warm", "a story about a town", "it rained"]
+
+
+@pytest.fixture
+def tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
+    return Tokenizer(make_tokenizer())
+
+
+def test_documents_of_every_format_are_the_same(tmp_path):
+    text = "\n".join(LINES) + "\n"
+    records = [{"text": line, "source": "here"} for line in LINES]
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "c.txt.xz").write_bytes(lzma.compress(text.encode()))
+    (tmp_path / "d.jsonl.xz").write_bytes(lzma.compress("\n".join(map(json.dumps, records)).encode()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "e.parquet")
+    (tmp_path / "manifest.tsv").write_text("no\ttext\n")
+    (tmp_path / "heldout").mkdir()
+    (tmp_path / "heldout" / "f.txt").write_text("not this\n")
+    files = corpus_files([tmp_path])
+    assert [file.name for file in files] == ["a.txt", "b.txt.gz", "c.txt.xz", "d.jsonl.xz", "e.parquet"]
+    assert list(read_documents(files)) == WANTED * 5
+
+
+def test_documents_are_joined_with_an_end_between_them(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("the sea\nit rained\n")
+    stream = tokenized(corpus_files([tmp_path / "a.txt"]), tokenizer)
+    wanted = [*tokenizer.encode("the sea"), tokenizer.eos_id, *tokenizer.encode("it rained"), tokenizer.eos_id]
+    assert stream.ids.tolist() == wanted
+    assert stream.ids.dtype == np.uint16
+    assert stream.num_documents == 2
+
+
+def test_a_corpus_is_tokenised_once(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(documents(40)))
+    told = []
+    first = tokenized(corpus_files([tmp_path]), tokenizer, progress=told.append)
+    assert sum(told) == len((tmp_path / "a.txt").read_bytes()) - 39
+    again = tokenized(corpus_files([tmp_path]), tokenizer, progress=lambda _: pytest.fail("tokenised again"))
+    assert again.ids.tolist() == first.ids.tolist()
+    (tmp_path / "a.txt").write_text("\n".join(documents(41)))
+    assert len(tokenized(corpus_files([tmp_path]), tokenizer).ids) > len(first.ids)
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_work_goes_on(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("the sea\n")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match=r"the cache .*file cannot be written \(Not a directory\).*SOFTPROMPT_CACHE"):
+        stream = tokenized(corpus_files([tmp_path / "a.txt"]), tokenizer)
+    assert stream.num_documents == 1
+
+
+def test_an_epoch_holds_every_text_once_and_the_next_is_cut_anew():
+    stream = TokenStream(np.arange(1_000, dtype=np.uint16), 1)
+    count = stream.num_texts(30)
+    assert count == 32
+    first = stream.texts(range(count), 30, seed=5)
+    assert (np.diff(first, axis=1) == 1).all()
+    starts = np.sort(first[:, 0])
+    assert (np.diff(starts) == 30).all()
+    second = stream.texts(range(count, 2 * count), 30, seed=5)
+    assert second[0, 0] % 30 != first[0, 0] % 30
+    assert (stream.texts([3, 40], 30, seed=5) == np.stack([first[3], second[8]])).all()
+    assert (stream.texts(range(count), 30, seed=6) != first).any()
+
+
+def test_the_last_part_can_be_held_out():
+    kept, held = TokenStream(np.arange(100, dtype=np.uint16), 1).split(10)
+    assert (len(kept.ids), held.ids.tolist()) == (90, list(range(90, 100)))
+
+
+def test_what_is_no_corpus(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"no file or folder .*nowhere; name the text to train on"):
+        corpus_files([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no text; wanted files in .txt, .jsonl, .parquet, plain, .gz or"):
+        corpus_files([tmp_path / "empty"])
+    (tmp_path / "a.pdf").write_text("")
+    with pytest.raises(ValueError, match=r"a.pdf is of no known format; wanted .txt, .jsonl, .parquet"):
+        corpus_files([tmp_path / "a.pdf"])
+    (tmp_path / "blank.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"the corpus is empty: .*blank.txt and the others hold no text"):
+        tokenized(corpus_files([tmp_path / "blank.txt"]), tokenizer)
+    with pytest.raises(ValueError, match="the corpus is empty: it has no files"):
+        tokenized([], tokenizer)
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 au lait".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 text \(byte 0xe9\)"):
+        tokenized(corpus_files([tmp_path / "latin.txt"]), tokenizer)
+    (tmp_path / "cut.txt.xz").write_bytes(lzma.compress(b"the sea " * 1000)[:50])
+    with pytest.raises(ValueError, match=r"cut.txt.xz is not a whole xz file"):
+        tokenized(corpus_files([tmp_path / "cut.txt.xz"]), tokenizer)
+    (tmp_path / "other.jsonl").write_text('{"body": "the sea"}\n')
+    with pytest.raises(ValueError, match=r"other.jsonl, record 1: no text in a column named 'text'"):
+        tokenized(corpus_files([tmp_path / "other.jsonl"]), tokenizer)
+    with pytest.raises(ValueError, match="the corpus has 5 tokens, too few for one text of 30; give more"):
+        TokenStream(np.arange(5, dtype=np.uint16), 1).texts([0], 30, 0)

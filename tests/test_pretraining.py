@@ -1,0 +1,370 @@
+"""Training all weights: it learns, resumes bit for bit, shares work between processes, and fails in one line."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_llama, make_tokenizer
+from safetensors.torch import load_file
+from texts import documents
+
+import softprompt
+from softprompt.corpus import TokenStream
+from softprompt.pretraining import CHECKPOINT, CURVE, Hooks, PretrainConfig, pretrain
+from softprompt.shapes import SIZES, Shape, new_model, read_model, shape_of
+from softprompt.tokenizer import Tokenizer, load_tokenizer
+from softprompt.vocabulary import train_vocabulary
+
+TINY = Shape(d_model=32, d_ff=64, num_heads=2, d_kv=16, num_layers=2, num_decoder_layers=1)
+SPAN = PretrainConfig(
+    steps=6,
+    batch_size=8,
+    micro_batch_size=4,
+    input_length=32,
+    learning_rate=1e-2,
+    schedule="constant",
+    warmup_steps=2,
+    evaluate_every=3,
+    num_heldout=8,
+)
+LM = replace(SPAN, objective="prefix-lm")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary")
+    train_vocabulary(documents(300), size=410, threads=1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary):
+    return load_tokenizer(vocabulary)
+
+
+def stream_of(tokenizer, texts):
+    ids = [id for text in texts for id in (*tokenizer.encode(text), tokenizer.eos_id)]
+    return TokenStream(np.array(ids, dtype=np.uint16), len(texts))
+
+
+@pytest.fixture(scope="module")
+def text(tokenizer):
+    return stream_of(tokenizer, documents(300)), stream_of(tokenizer, documents(30, seed=1))
+
+
+def trained(tokenizer, text, config, folder, **options):
+    model = new_model(TINY, tokenizer, seed=0)
+    curve = pretrain(model, tokenizer, *text, config, folder=folder, name="tiny", **options)
+    return model, curve
+
+
+def weights(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def without_seconds(curve):
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in curve]
+
+
+@pytest.mark.parametrize("config", [SPAN, LM], ids=["span", "prefix-lm"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_the_heldout_loss_falls_far_below_guessing(tokenizer, text, config, optimizer, tmp_path):
+    rate = {"adamw": 1e-2, "adafactor": 0.05}[optimizer]
+    config = replace(config, steps=80, learning_rate=rate, optimizer=optimizer, evaluate_every=80)
+    _, (last,) = trained(tokenizer, text, config, tmp_path)
+    words = text[0].ids[text[0].ids > 258]
+    shares = np.bincount(words) / len(words)
+    by_frequency = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
+    assert last["heldout"] < by_frequency - 0.5 < np.log(tokenizer.size)
+
+
+def test_tokens_and_loss_are_counted(tokenizer, text, tmp_path):
+    told = []
+    hooks = Hooks(step=lambda *values: told.append(values))
+    _, curve = trained(tokenizer, text, SPAN, tmp_path, hooks=hooks)
+    inputs, targets = 32, 8  # 33 tokens of text: 5 masked in 2 spans
+    assert [entry["step"] for entry in curve] == [3, 6]
+    assert curve[-1]["tokens"] == 6 * 8 * (inputs + targets)
+    assert [step for step, _, _ in told] == [1, 2, 3, 4, 5, 6]
+    assert curve[0]["loss"] == pytest.approx(sum(loss for _, loss, _ in told[:3]) / 3)
+    assert [json.loads(line) for line in (tmp_path / CURVE).read_text().splitlines()] == curve
+
+
+def test_the_loss_is_that_of_transformers(tokenizer, text, tmp_path):
+    config = replace(SPAN, steps=1, micro_batch_size=8, evaluate_every=1)
+    told = []
+    trained(tokenizer, text, config, tmp_path, hooks=Hooks(step=lambda *values: told.append(values)))
+    from softprompt.pretraining import objective_of
+
+    objective = objective_of(config, tokenizer, "tiny")
+    batch = text[0].texts(range(8), objective.text_length, 0)
+    inputs, targets = objective.make(batch, np.random.default_rng([0, 0]))
+    model = new_model(TINY, tokenizer, seed=0).eval()
+    with torch.no_grad():
+        loss = model(input_ids=torch.from_numpy(inputs), labels=torch.from_numpy(targets)).loss
+    assert told[0][1] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_micro_batches_do_not_change_the_step(tokenizer, text, tmp_path):
+    first, _ = trained(tokenizer, text, replace(SPAN, steps=1, micro_batch_size=8), tmp_path / "a")
+    config = replace(SPAN, steps=1, micro_batch_size=8, batch_size=8)
+    again, _ = trained(tokenizer, text, config, tmp_path / "b")
+    assert same(weights(first), weights(again))
+
+
+def test_models_are_kept_on_the_way_and_load_as_frozen_models(tokenizer, text, tmp_path):
+    model, _ = trained(tokenizer, text, replace(SPAN, keep=(0, 4)), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["0", "4"]
+    start = softprompt.load(tmp_path / "steps" / "0", dtype="float32")
+    end = softprompt.load(tmp_path, dtype="float32")
+    fresh = new_model(TINY, tokenizer, seed=0)
+    assert torch.equal(start.model.shared.weight, fresh.shared.weight.bfloat16().float())
+    assert torch.equal(end.model.lm_head.weight, model.lm_head.weight.bfloat16().float())
+    assert not torch.equal(end.model.lm_head.weight, end.model.shared.weight)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
+    assert end.tokenizer.encode("the sea") == tokenizer.encode("the sea")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_model_from_a_folder_is_adapted(tokenizer, text, tmp_path):
+    trained(tokenizer, text, SPAN, tmp_path / "span")
+    model, own = read_model(tmp_path / "span")
+    assert model.lm_head.weight.dtype == torch.float32
+    before = weights(model)
+    curve = pretrain(model, own, *text, LM, folder=tmp_path / "lm", name="tiny")
+    assert not same(before, weights(model))
+    assert np.isfinite(curve[-1]["heldout"])
+
+
+# Resuming ---------------------------------------------------------------------------------------------------------
+
+IN_A_PROCESS = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import test_pretraining as t
+from dataclasses import replace
+from softprompt.pretraining import Hooks, Machine
+tokenizer = t.load_tokenizer({vocabulary!r})
+text = t.stream_of(tokenizer, t.documents(300)), t.stream_of(tokenizer, t.documents(30, seed=1))
+config = replace(t.{config}, steps=8)
+def stop(step, loss, tokens):
+    if step == {kill}:
+        os.kill(os.getpid(), signal.SIGKILL)
+model, curve = t.trained(tokenizer, text, config, t.Path({folder!r}), resume=True, machine=Machine(compile={compiled}),
+    hooks=Hooks(step=stop), checkpoint_every_s=0.0)
+"""
+
+
+def run_in_a_process(folder, vocabulary, *, kill=0, config="SPAN", compiled=False):
+    code = IN_A_PROCESS.format(
+        tests=str(Path(__file__).parent),
+        vocabulary=str(vocabulary),
+        folder=str(folder),
+        kill=kill,
+        config=config,
+        compiled=compiled,
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
+    assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
+
+
+@pytest.mark.parametrize(("config", "compiled"), [("SPAN", False), ("LM", False), ("SPAN", True)])
+def test_killed_and_resumed_is_never_killed_bit_for_bit(vocabulary, tmp_path, config, compiled):
+    run_in_a_process(tmp_path / "whole", vocabulary, config=config, compiled=compiled)
+    for kill in (2, 5):
+        run_in_a_process(tmp_path / "killed", vocabulary, kill=kill, config=config, compiled=compiled)
+    assert not (tmp_path / "killed" / "config.json").exists()
+    run_in_a_process(tmp_path / "killed", vocabulary, config=config, compiled=compiled)
+    ours, wanted = (load_file(tmp_path / name / CHECKPOINT) for name in ("killed", "whole"))
+    assert set(ours) == set(wanted)
+    assert same(ours, wanted)
+    curves = [
+        without_seconds(map(json.loads, (tmp_path / name / CURVE).read_text().splitlines()))
+        for name in ("killed", "whole")
+    ]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 3
+
+
+def test_ctrl_c_writes_a_checkpoint_to_go_on_from(tokenizer, text, tmp_path):
+    def stop(step, loss, tokens):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tokenizer, text, SPAN, tmp_path / "stopped", hooks=Hooks(step=stop))
+    model, curve = trained(tokenizer, text, SPAN, tmp_path / "stopped", resume=True)
+    whole, wanted = trained(tokenizer, text, SPAN, tmp_path / "whole")
+    assert same(weights(model), weights(whole))
+    assert without_seconds(curve) == without_seconds(wanted)
+
+
+# Two processes ----------------------------------------------------------------------------------------------------
+
+UNDER_TORCHRUN = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import test_pretraining as t
+from softprompt.pretraining import machine_of_torchrun
+tokenizer = t.load_tokenizer({vocabulary!r})
+text = t.stream_of(tokenizer, t.documents(300)), t.stream_of(tokenizer, t.documents(30, seed=1))
+machine = machine_of_torchrun(compile=False, bfloat16=False)
+assert machine.world == 2
+t.trained(tokenizer, text, t.SPAN, t.Path({folder!r}), machine=machine)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_end_where_one_does(tokenizer, vocabulary, text, tmp_path):
+    script = tmp_path / "script.py"
+    code = UNDER_TORCHRUN.format(
+        tests=str(Path(__file__).parent), vocabulary=str(vocabulary), folder=str(tmp_path / "two")
+    )
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    assert done.returncode == 0, done.stderr
+    one, curve = trained(tokenizer, text, SPAN, tmp_path / "one")
+    two = load_file(tmp_path / "two" / CHECKPOINT)
+    for i, parameter in enumerate(dict.fromkeys(one.parameters())):
+        torch.testing.assert_close(two[f"weight.{i}"], parameter.detach(), rtol=1e-3, atol=1e-4)
+    other = [json.loads(line) for line in (tmp_path / "two" / CURVE).read_text().splitlines()]
+    for mine, theirs in zip(curve, other, strict=True):
+        assert theirs["heldout"] == pytest.approx(mine["heldout"], rel=1e-4)
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
+
+
+# What goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(tokenizer, text, tmp_path):
+    def stop(step, loss, tokens):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tokenizer, text, SPAN, tmp_path, hooks=Hooks(step=stop))
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    told = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        hooks = Hooks(message=told.append)
+        with pytest.raises(Exception, match=r"File too large|too large"):
+            trained(tokenizer, text, SPAN, tmp_path, resume=True, hooks=hooks, checkpoint_every_s=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told[0].startswith("no checkpoint at step 3: ")
+    assert told[0].endswith("cannot be written (File too large); the last stays")
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    _, curve = trained(tokenizer, text, SPAN, tmp_path, resume=True)
+    assert curve[-1]["step"] == 6
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(tokenizer, text, tmp_path):
+    with pytest.raises(ValueError, match=r"the loss at step \d+ is not finite; the last checkpoint stays in .*lower"):
+        trained(tokenizer, text, replace(SPAN, learning_rate=1e30, warmup_steps=0), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"learning_rate": 0.02}, "is of another run: learning_rate was 0.01, and is 0.02; give the same settings"),
+        ({"shape": replace(TINY, d_ff=96)}, "is of another run: weights was .* numbers, and is"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tokenizer, text, tmp_path, change, words):
+    trained(tokenizer, text, SPAN, tmp_path)
+    shape = change.pop("shape", TINY)
+    model = new_model(shape, tokenizer, seed=0)
+    with pytest.raises(ValueError, match=words):
+        pretrain(model, tokenizer, *text, replace(SPAN, **change), folder=tmp_path, name="tiny", resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused(tokenizer, text, tmp_path):
+    trained(tokenizer, text, SPAN, tmp_path)
+    content = (tmp_path / CHECKPOINT).read_bytes()
+    (tmp_path / CHECKPOINT).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="is no checkpoint of pre-training, or a damaged one"):
+        trained(tokenizer, text, SPAN, tmp_path, resume=True)
+
+
+def test_text_that_is_too_short_is_refused(tokenizer, text, tmp_path):
+    short = TokenStream(text[0].ids[:20], 1)
+    with pytest.raises(ValueError, match="the held-out text has 20 tokens, too few for 4 texts of"):
+        trained(tokenizer, (text[0], short), SPAN, tmp_path)
+    with pytest.raises(ValueError, match="the corpus has 20 tokens, too few for one text of"):
+        trained(tokenizer, (short, text[1]), SPAN, tmp_path)
+
+
+def test_span_corruption_needs_sentinels(text, tmp_path):
+    bare = Tokenizer(make_tokenizer())
+    with pytest.raises(ValueError, match="the vocabulary of tiny has no sentinels"):
+        trained(bare, text, SPAN, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 0}, "steps is 0, but must be 1 or more"),
+        ({"objective": "spam"}, "no objective is named 'spam'; did you mean 'span'"),
+        ({"optimizer": "adam"}, "no optimizer is named 'adam'; did you mean 'adamw'"),
+        ({"schedule": "cosinus"}, "no schedule is named 'cosinus'; did you mean 'cosine'"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0, but must be above 0"),
+        ({"micro_batch_size": 3}, "batch_size 8 is no multiple of micro_batch_size 3; make it one"),
+        ({"keep": (0, 7)}, "keep names step 7, but the run has steps 0 to 6"),
+    ],
+)
+def test_settings_that_cannot_be(change, words):
+    with pytest.raises(ValueError, match=words):
+        replace(SPAN, **change)
+
+
+# Shapes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["micro", "tiny", "mini"])
+def test_the_family_is_about_four_times_apart(size, tokenizer):
+    shape = SIZES[size]
+    model = new_model(shape, tokenizer, seed=0)
+    tables = 2 * tokenizer.size * shape.d_model
+    assert model.num_parameters() - tables == shape.num_parameters
+    wanted = {"micro": 0.6e6, "tiny": 2.5e6, "mini": 10e6}[size]
+    assert shape.num_parameters == pytest.approx(wanted, rel=0.1)
+
+
+def test_a_shape_can_come_from_a_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"d_model": 8, "d_ff": 16, "num_heads": 1, "num_layers": 1, "num_decoder_layers": 1}))
+    assert shape_of(str(path)).d_model == 8
+    with pytest.raises(ValueError, match="no size named 'minni'; did you mean 'mini'"):
+        shape_of("minni")
+    path.write_text('{"width": 8}')
+    with pytest.raises(ValueError, match=r"mine.json is no shape"):
+        shape_of(str(path))
+    with pytest.raises(ValueError, match=r"no file .*other.json; give a JSON file with d_model"):
+        shape_of(str(tmp_path / "other.json"))
+
+
+def test_a_model_of_another_kind_is_not_adapted(tmp_path):
+    make_llama().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot train the model .*: it is of type 'llama', and wanted is one of t5"):
+        read_model(tmp_path)
