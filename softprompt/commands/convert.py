@@ -3,27 +3,71 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
-from softprompt.commands.options import Command
+from softprompt.commands.options import Command, say_if_slow
 from softprompt.commands.terminal import counted, writing
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:
     kinds = ("t5x", "peft", "tgis")
-    command.add_argument("source", metavar="SRC", help="file or folder of the prompt")
+    types = ("auto", "float32", "bfloat16", "float16")
+    command.add_argument("source", nargs="+", metavar="[NAME=]SRC", help="file or folder of a prompt")
     command.add_argument("--from", dest="from_kind", choices=kinds, help="default: seen from the files")
-    command.add_argument("--to", dest="to_kind", choices=kinds, required=True)
+    command.add_argument("--to", dest="to_kind", choices=(*kinds, "vocabulary"), required=True)
     command.add_argument("--out", required=True, metavar="DST", help="a file for t5x, else a folder")
-    command.add_argument("--model", metavar="NAME", help="the prompt's model, where the source does not record it")
+    command.add_argument("--model", metavar="M", help="the prompt's model, where the source does not record it")
+    command.add_argument(
+        "--dtype", choices=types, default="auto", help="of a model with prompts as vocabulary (default: its own)"
+    )
 
 
 def _convert(args: argparse.Namespace) -> int:
+    if args.to_kind == "vocabulary":
+        return _to_vocabulary(args)
+    if len(args.source) > 1:
+        raise ValueError(
+            f"{len(args.source)} prompts for --to {args.to_kind}, which takes one; only --to vocabulary takes several"
+        )
+    if args.dtype != "auto":
+        raise ValueError("--dtype is for --to vocabulary; a prompt alone is float32 always")
     from softprompt.formats import convert
 
+    (source,) = args.source
     with writing(args.out):
-        prompt = convert(args.source, args.out, to_kind=args.to_kind, from_kind=args.from_kind, model_name=args.model)
+        prompt = convert(source, args.out, to_kind=args.to_kind, from_kind=args.from_kind, model_name=args.model)
     print(f"{args.out}: {counted(prompt.length, 'prompt token')} of width {prompt.width}, {args.to_kind}")
     return 0
+
+
+def _to_vocabulary(args: argparse.Namespace) -> int:
+    from softprompt.export import export_vocabulary
+    from softprompt.formats import read_prompt
+
+    prompts = {name: read_prompt(path, args.from_kind) for name, path in _named(args.source).items()}
+    say_if_slow(args.model or next(iter(prompts.values())).card.model_name)
+    with writing(args.out):
+        export_vocabulary(prompts, args.out, model=args.model, dtype=args.dtype)
+    tokens = counted(sum(prompt.length for prompt in prompts.values()), "new token")
+    text = f"the model with {counted(len(prompts), 'prompt')} as {tokens}"
+    print(f"{args.out}: {text}; its README.md says how a text wears them")
+    return 0
+
+
+def _named(sources: Sequence[str]) -> dict[str, str]:
+    """The prompts' places by name: what stands in front of '=', or else the last part of the path."""
+    named: dict[str, str] = {}
+    for source in sources:
+        name, equals, path = source.partition("=")
+        if not equals or Path(source).exists():
+            name, path = Path(source).resolve().name, source
+        if name in named:
+            raise ValueError(
+                f"two prompts are named {name!r}: {named[name]} and {path}; name one otherwise: NAME={path}"
+            )
+        named[name] = path
+    return named
 
 
 COMMAND = Command(
@@ -32,10 +76,13 @@ COMMAND = Command(
     summary="read and write other programs' prompts",
     text=(
         "Convert a prompt between T5X (.npy), PEFT (a folder, this program's own form) and TGIS (a folder), bit for "
-        "bit. Only PEFT's form keeps the card with task, labels and text format."
+        "bit. Only PEFT's form keeps the card with task, labels and text format. Or write the whole model, with one or "
+        "more prompts as extra tokens of its vocabulary (--to vocabulary), for any engine that loads transformers' "
+        "folders."
     ),
     examples=(
         "softprompt convert prompt.npy --from t5x --to peft --model google/t5-base-lm-adapt --out prompts/sst2",
         "softprompt convert runs/sst2 --to tgis --out tgis/sst2",
+        "softprompt convert runs/sst2 questions=runs/boolq --to vocabulary --out smollm2-with-prompts",
     ),
 )
