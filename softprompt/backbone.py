@@ -15,7 +15,6 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +26,13 @@ from softprompt.layers import (
     DroppedValues,
     SharedDropout,
     StackDropout,
+    UMT5CrossAttention,
     checkpointed,
     compiled,
     plain_attention,
+    use_row_attention,
 )
+from softprompt.states import Layout, PromptStates, RowGroups, RowStates
 from softprompt.tokenizer import Tokenizer
 
 NO_PROMPT = -1
@@ -80,38 +82,6 @@ class Generated(NamedTuple):
     """Sum of log p over the tokens chosen, the end of sequence included where it came."""
 
 
-@dataclass
-class PromptStates:
-    """Keys and values of k prompts in every layer of a decoder-only model, each prompt run once.
-
-    keys, values: one [k h p e] per layer (h key heads, e head width); lengths: [k] prompt tokens in use.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    lengths: Int[Tensor, " k"]
-
-    def leaves(self) -> PromptStates:
-        """Detached float32 copies that collect gradients over any number of micro-batches."""
-
-        def leaf(states: Tensor) -> Tensor:
-            return states.detach().float().requires_grad_()
-
-        return PromptStates([leaf(s) for s in self.keys], [leaf(s) for s in self.values], self.lengths)
-
-    def backward(self, leaves: PromptStates) -> None:
-        """Send the gradients that `leaves` collected back into the prompts, in one pass."""
-        states, collected = self.keys + self.values, leaves.keys + leaves.values
-        pairs = [(s, c.grad.to(s.dtype)) for s, c in zip(states, collected, strict=True) if c.grad is not None]
-        torch.autograd.backward([s for s, _ in pairs], [g for _, g in pairs])
-
-    def row_lengths(self, member: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-        """Prompt tokens in front of each row; 0 where it wears none."""
-        if len(self.lengths) == 0:
-            return torch.zeros_like(member)
-        return torch.where(member >= 0, self.lengths[member.clamp(min=0)], 0)
-
-
 class FrozenLM:
     """A language model whose weights never change, used through embeddings.
 
@@ -138,7 +108,7 @@ class FrozenLM:
         self.fingerprint = _fingerprint(model.config, digest, self.tokenizer)
         self._dropouts: list[SharedDropout] = []
         self._attentions: list[nn.Module] = []
-        self._scales_outputs = _scales_outputs(model.config)
+        self._scales_outputs = scales_outputs(model.config)
         self.is_checkpointed = False
         self.is_compiled = False
         if self.is_encoder_decoder:
@@ -173,14 +143,27 @@ class FrozenLM:
         return self.config.num_attention_heads
 
     @property
+    def window(self) -> int | None:
+        """Positions that layers with a sliding window read, a token's own included; None where no layer has one."""
+        if not getattr(self.config, "use_sliding_window", True):
+            return None
+        kinds = set(getattr(self.config, "layer_types", None) or [])
+        return None if kinds == {"full_attention"} else getattr(self.config, "sliding_window", None)
+
+    @property
     def num_parameters(self) -> int:
         """Frozen parameters, shared ones counted once."""
         return self.model.num_parameters()  # counts the weights of packed bytes, unlike numel
 
     @property
+    def num_ids(self) -> int:
+        """Rows of the embedding table: ids from 0 up to here can be read."""
+        return self._table.weight.shape[0]
+
+    @property
     def embeddings(self) -> Float[Tensor, "v d"]:
         """The rows that ids become, one for each id of the tokenizer (scaled, where the model scales them)."""
-        size = min(self.tokenizer.size, self._table.weight.shape[0])
+        size = min(self.tokenizer.size, self.num_ids)
         return self.embed(torch.arange(size, device=self.device)[None])[0]
 
     def blocks(self) -> list[Any]:
@@ -303,12 +286,76 @@ class FrozenLM:
     def mean_state(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
         """The mean over tokens of the last hidden state (of the encoder, if there is one): for linear probes."""
         if self.is_encoder_decoder:
-            hidden = self.model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
+            hidden = self.encode(x, mask)
         else:
             positions = _positions(mask)
             hidden = self._decoder_only(x, self._causal(positions, mask), positions)
         weights = mask[..., None].to(hidden.dtype)
         return ((hidden * weights).sum(1) / weights.sum(1)).float()
+
+    # Rows that come and go: softprompt.running --------------------------------------------------------------
+
+    @torch.no_grad()
+    def layout(self) -> Layout:
+        """What a token of a row takes in the cache (of the decoder, in an encoder-decoder)."""
+        if self.is_encoder_decoder:
+            shapes = [(self.config.num_heads, self.config.d_kv)] * (2 * len(self.model.decoder.block))
+            return Layout(tuple(shapes), self.width, self.dtype, self.device)
+        states = self.run_prompts(torch.zeros(1, 1, self.width, device=self.device), torch.tensor([1]))
+        pairs = zip(states.keys, states.values, strict=True)
+        return Layout(tuple((s.shape[1], s.shape[3]) for pair in pairs for s in pair), 0, self.dtype, self.device)
+
+    def encode(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The encoder's last states."""
+        return self.model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
+
+    def read(self, x: Float[Tensor, "b q d"], rows: RowStates) -> Float[Tensor, "b v"]:
+        """The next logits after inputs that are padded at the left, whose rows have begun (decoder-only).
+
+        Moves the rows' end behind the inputs.
+        """
+        q, first, until = x.shape[1], rows.first, rows.end + x.shape[1]
+        starts = torch.tensor(rows.starts, device=x.device)[:, None]
+        keys_at = torch.arange(first, until, device=x.device) - starts
+        queries_at = keys_at[:, -q:].clamp(min=0)
+        structure = torch.ones(q, until - first, dtype=torch.bool, device=x.device).tril(until - first - q)
+        allowed = self._allowed(structure, rows.real(first, until), queries_at, keys_at)
+        hidden = self._decoder_only(x, allowed, queries_at, rows)
+        rows.end = until
+        return self._logits(hidden[:, -1])
+
+    def decode(self, tokens: Int[Tensor, " b"], groups: Sequence[RowStates]) -> Float[Tensor, "b v"]:
+        """The next logits after one more token of every row, in the order of the groups. Moves the groups' ends."""
+        x = self.embed(tokens[:, None])
+        if self.is_encoder_decoder:
+            parts = zip(x.split([group.num_rows for group in groups]), groups, strict=True)
+            hidden = torch.cat([self._decoder_step(part, group) for part, group in parts])
+        else:
+            hidden = self._text_step(x, groups)
+        for group in groups:
+            group.end += 1
+        return self._logits(hidden[:, -1])
+
+    def _decoder_step(self, x: Tensor, rows: RowStates) -> Tensor:
+        encoded, mask = rows.all_encoded()
+        return self.model.decoder(
+            inputs_embeds=x,
+            attention_mask=self._as_the_model_reads(rows.real(rows.first, rows.end + 1)[:, None, None]),
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask,
+            past_key_values=rows,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _text_step(self, x: Tensor, groups: Sequence[RowStates]) -> Tensor:
+        implementation = self.config._attn_implementation
+        rows = RowGroups(groups, implementation, self.window, self._as_the_model_reads)
+        at = torch.tensor([[group.end - start] for group in groups for start in group.starts], device=x.device)
+        self.config._attn_implementation = use_row_attention()
+        try:
+            return self._decoder_only(x, self._by_kind(rows.full, rows.near), at, rows, rows=rows)
+        finally:
+            self.config._attn_implementation = implementation
 
     # Dropout ----------------------------------------------------------------------------------------------
 
@@ -350,11 +397,9 @@ class FrozenLM:
             if hasattr(module, "v") and hasattr(module, "n_heads"):
                 module.v = DroppedValues(module.v, module.n_heads)
                 self._attentions.append(module.v)
+        kind = UMT5CrossAttention if self.config.model_type == "umt5" else CrossAttention
         for block in self.model.decoder.block:
-            cross = block.layer[1].EncDecAttention
-            # Quantised weights cannot be moved to the other side of a product; umT5 calls its attention otherwise.
-            if type(cross.k) is nn.Linear and self.config.model_type != "umt5":
-                block.layer[1].EncDecAttention = CrossAttention(cross)
+            block.layer[1].EncDecAttention = kind(block.layer[1].EncDecAttention)
         self._stack_sizes = self._describe_dropouts()
 
     def _describe_dropouts(self) -> list[int]:
@@ -438,7 +483,7 @@ class FrozenLM:
         positions are relative, so each sees what it would see alone.
         """
         b, c, length = candidates.shape
-        encoded = self.model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
+        encoded = self.encode(x, mask)
         start = torch.full((b, c, 1), self.config.decoder_start_token_id, device=candidates.device)
         ids = torch.cat([start, candidates[..., :-1]], -1).flatten(1)  # [b c*l]
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
@@ -517,15 +562,14 @@ class FrozenLM:
         """
         q, s = structure.shape
         itself = torch.eye(s, dtype=torch.bool, device=structure.device)[s - q :]
-        full = ((structure & real[:, None]) | itself)[:, None]
-        window = getattr(self.config, "sliding_window", None)
-        kinds = set(getattr(self.config, "layer_types", None) or [])
-        if window is None or kinds == {"full_attention"} or not getattr(self.config, "use_sliding_window", True):
-            near = full
-        else:
-            near = full & ((queries_at[:, :, None] - keys_at[:, None] < window) | itself)[:, None]
-        full, near = self._as_the_model_reads(full), self._as_the_model_reads(near)
-        # transformers 5: a model whose layers differ in kind takes one mask for each kind, any other just one.
+        full = near = ((structure & real[:, None]) | itself)[:, None]
+        if self.window is not None:
+            near = full & ((queries_at[:, :, None] - keys_at[:, None] < self.window) | itself)[:, None]
+        return self._by_kind(self._as_the_model_reads(full), self._as_the_model_reads(near))
+
+    def _by_kind(self, full: Tensor, near: Tensor) -> dict[str, Tensor] | Tensor:
+        """transformers 5: a model whose layers differ in kind takes one mask for each kind, any other just one."""
+        kinds = getattr(self.config, "layer_types", None) or []
         return {"full_attention": full, "sliding_attention": near} if "sliding_attention" in kinds else near
 
     def _as_the_model_reads(self, allowed: Tensor) -> Tensor:
@@ -534,7 +578,7 @@ class FrozenLM:
             return allowed
         return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
 
-    def _decoder_only(self, x: Tensor, allowed: Any, positions: Tensor, cache: Any = None) -> Tensor:
+    def _decoder_only(self, x: Tensor, allowed: Any, positions: Tensor, cache: Any = None, **options: Any) -> Tensor:
         """Last hidden states [b q d]."""
         output = self.model.base_model(
             inputs_embeds=x.to(self.dtype),
@@ -542,6 +586,7 @@ class FrozenLM:
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            **options,
         )
         return output.last_hidden_state
 
@@ -551,8 +596,11 @@ class FrozenLM:
 
         cache = DynamicCache() if cache is None else cache
         index = member.clamp(min=0)
+        are_rows = len(states.lengths) == len(member) and torch.equal(index, torch.arange(len(index)).to(index))
 
         def rows(layer: Tensor) -> Tensor:
+            if are_rows:
+                return layer.to(dtype)
             if len(layer) == 1:
                 return layer.to(dtype).expand(len(index), -1, -1, -1)
             # index_select: its gradient is summed in one order, that of plain indexing in any.
@@ -566,7 +614,7 @@ class FrozenLM:
         """A function from the last tokens [b] (None at first) to the next logits [b v]: encoder-decoder."""
         from transformers import DynamicCache, EncoderDecoderCache
 
-        encoded = self.model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
+        encoded = self.encode(x, mask)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         first = torch.full((len(x),), self.config.decoder_start_token_id, device=x.device)
 
@@ -632,7 +680,7 @@ def _last(mask: Tensor) -> Tensor:
     return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
 
 
-def _scales_outputs(config: Any) -> bool:
+def scales_outputs(config: Any) -> bool:
     """Whether the decoder's states are scaled before the output layer: T5 1.0, not T5 1.1 and mT5."""
     if config.model_type == "umt5":
         return bool(config.tie_word_embeddings)  # its modeling file has kept the older rule

@@ -5,10 +5,13 @@ Shapes: b rows, l targets, s encoder tokens, h heads, e head width, d width, w f
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from softprompt.states import RowGroups, RowStates
 
 
 class SharedDropout(nn.Module):
@@ -65,12 +68,15 @@ class CrossAttention(nn.Module):
 
     The keys' and values' weights go to the few queries instead of to every input: (W_q q)·(W_k x) is
     (W_kᵀ W_q q)·x, and a weighted sum of W_v x is W_v of the weighted sum. The same numbers but for rounding, for
-    less work while the queries are fewer than a head is wide.
+    less work while the queries are fewer than a head is wide. A cache without a place for the encoder's keys and
+    values (RowStates) gets none.
     """
 
     def __init__(self, attention: nn.Module):
         super().__init__()
         self.attention = attention
+        # Quantised weights cannot be moved to the other side of a product.
+        self.can_fold = type(attention.k) is nn.Linear
 
     def forward(
         self,
@@ -82,18 +88,25 @@ class CrossAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
         """What T5Attention returns: output, position bias, no weights."""
+        cache = past_key_values if hasattr(past_key_values, "cross_attention_cache") else None
+        if self._folds(hidden_states, cache) and key_value_states is not None:
+            return self._folded(hidden_states, mask, key_value_states), position_bias, None
+        return self.attention(
+            hidden_states,
+            mask=mask,
+            key_value_states=key_value_states,
+            position_bias=position_bias,
+            past_key_values=cache,
+            **kwargs,
+        )
+
+    def _folds(self, hidden_states: Tensor, cache: Any) -> bool:
+        plain: Any = self.attention
+        return self.can_fold and cache is None and hidden_states.shape[1] < plain.key_value_proj_dim
+
+    def _folded(self, hidden_states: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
         plain: Any = self.attention
         heads, width = plain.n_heads, plain.key_value_proj_dim
-        if past_key_values is not None or hidden_states.shape[1] >= width or key_value_states is None:
-            return plain(
-                hidden_states,
-                mask=mask,
-                key_value_states=key_value_states,
-                position_bias=position_bias,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-        x = key_value_states
         queries = plain.q(hidden_states).unflatten(-1, (heads, width)).transpose(1, 2)  # [b h l e]
         queries = queries @ plain.k.weight.unflatten(0, (heads, width))  # [b h l d]
         scores = (queries.flatten(1, 2) @ x.mT).unflatten(1, (heads, -1)).float()  # [b h l s]
@@ -104,12 +117,55 @@ class CrossAttention(nn.Module):
             shares = shares * plain.v.mask.transpose(1, 2)[:, :, None]
         read = (shares.to(x.dtype).flatten(1, 2) @ x).unflatten(1, (heads, -1))  # [b h l d]
         values = read @ plain.v.projection.weight.unflatten(0, (heads, width)).mT  # [b h l e]
-        return plain.o(values.transpose(1, 2).flatten(2)), position_bias, None
+        return plain.o(values.transpose(1, 2).flatten(2))
+
+
+class UMT5CrossAttention(CrossAttention):
+    """The same for umT5, which calls its attention by other names."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """What UMT5Attention returns: output, no weights."""
+        cache = past_key_values if hasattr(past_key_values, "cross_attention_cache") else None
+        if self._folds(hidden_states, cache) and encoder_hidden_states is not None:
+            return self._folded(hidden_states, attention_mask, encoder_hidden_states), None
+        return self.attention(
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            past_key_values=cache,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
 
 
 def plain_attention(attention: Any) -> Any:
     """The model's own attention behind a `CrossAttention`."""
     return attention.attention if isinstance(attention, CrossAttention) else attention
+
+
+def row_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, *, rows: RowGroups, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention of one new token a row to its own group, as transformers calls it: the model's own, group by group."""
+    from transformers import AttentionInterface
+
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    attention = AttentionInterface().get_interface(rows.implementation, eager)
+    return rows.attend(attention, module, query, attention_mask, **options), None
+
+
+def use_row_attention() -> str:
+    """Let transformers find `row_attention`, and return the name it goes by."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("softprompt_rows", row_attention)
+    return "softprompt_rows"
 
 
 class _OneLayer:
@@ -136,11 +192,11 @@ def compiled(forward: Any, number: int) -> Any:
     faster = torch.compile(forward, dynamic=True)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        caches = (DynamicCache, EncoderDecoderCache)
+        caches = (DynamicCache, EncoderDecoderCache, RowStates, RowGroups)
         cache: Any = next((value for value in (*args, *kwargs.values()) if isinstance(value, caches)), None)
         if cache is None:
             return faster(*args, **kwargs)
-        if isinstance(cache, EncoderDecoderCache):
+        if isinstance(cache, EncoderDecoderCache | RowStates | RowGroups):
             return forward(*args, **kwargs)
         own = _OneLayer(cache.layers[number] if number < len(cache.layers) else DynamicLayer())
         kwargs = {name: own if value is cache else value for name, value in kwargs.items()}

@@ -1,0 +1,828 @@
+"""The serving engine: what a request gets is what it gets alone, whatever else is going on."""
+
+import math
+import random
+import threading
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer, tiny_lm
+
+from softprompt.backbone import FrozenLM
+from softprompt.data import Row
+from softprompt.decoding import Decoding
+from softprompt.evaluation import vote
+from softprompt.inference import Engine, Prediction
+from softprompt.prompt import Card, SoftPrompt, save_prompt
+from softprompt.serving import (
+    Answer,
+    Cancelled,
+    DeadlineExceeded,
+    NotServing,
+    Part,
+    Piece,
+    QueueFull,
+    Request,
+    Scheduler,
+)
+from softprompt.tasks import Example, file_task
+
+TOLERANCE = 1e-5
+KINDS = ["t5", "llama"]
+ALL_KINDS = [*KINDS, "umt5", "gpt2", "gemma2", "gemma3", "mistral", "qwen2-sliding"]
+LENGTHS = (5, 9, 1, 30)
+MEMORY = 1 << 24
+
+
+def make_prompt(lm, seed, length=5):
+    card = Card(
+        model_name=lm.name, model_fingerprint=lm.fingerprint, is_encoder_decoder=lm.is_encoder_decoder, width=lm.width
+    )
+    return SoftPrompt(torch.randn(length, lm.width, generator=torch.Generator().manual_seed(seed)), card)
+
+
+def make_prompts(lm, lengths=LENGTHS):
+    return [make_prompt(lm, seed, length) for seed, length in enumerate(lengths)]
+
+
+def make_engine(lm, prompts=(), **options):
+    engine = Scheduler(lm, **{"max_memory": MEMORY} | options)
+    for prompt in prompts:
+        engine.table.add(prompt)
+    return engine
+
+
+def ids_of(length, seed=0):
+    rng = random.Random(f"{length} {seed}")
+    return tuple(rng.randrange(4, 330) for _ in range(length))
+
+
+def ask(ids, prompt=None, *, timeout=None, **decoding):
+    sha256 = None if prompt is None else prompt.sha256
+    return Request(parts=(Part(ids=ids, prompt=sha256),), decoding=Decoding(**decoding), timeout=timeout)
+
+
+def ask_labels(ids, prompt=None, labels=("sea", "film", "a warm story")):
+    sha256 = None if prompt is None else prompt.sha256
+    candidates = tuple((*ids_of(1 + i % 3, seed=i), 1) for i in range(len(labels)))
+    return Request(parts=(Part(ids=ids, prompt=sha256, candidates=candidates),), labels=labels)
+
+
+def finish(engine, limit=1_000):
+    """Step until nothing is left; how many steps it took."""
+    for taken in range(limit):
+        if not engine.step():
+            return taken
+    raise AssertionError("the engine does not come to an end")
+
+
+def alone(lm, prompts, request):
+    """What a request gets from an engine that has nothing else to do."""
+    engine = make_engine(lm, prompts)
+    ticket = engine.submit(request)
+    finish(engine)
+    return ticket.result(0.0)
+
+
+def assert_same(answer, wanted):
+    """Equal tokens, text and labels, and log-probabilities within 1e-5."""
+    assert len(answer.parts) == len(wanted.parts) and answer.seed == wanted.seed
+    for one, other in zip(answer.parts, wanted.parts, strict=True):
+        assert (one.ids, one.text, one.finish_reason, one.prompt) == (
+            other.ids, other.text, other.finish_reason, other.prompt,
+        )  # fmt: skip
+        assert one.log_probs == pytest.approx(other.log_probs, abs=TOLERANCE)
+        assert_same_prediction(one.prediction, other.prediction)
+    assert_same_prediction(answer.prediction, wanted.prediction)
+
+
+def assert_same_prediction(one, other):
+    assert one.text == other.text and one.log_prob == pytest.approx(other.log_prob, abs=10 * TOLERANCE)
+    assert (one.scores is None) == (other.scores is None)
+    if one.scores is not None:
+        assert one.scores == pytest.approx(other.scores, abs=TOLERANCE)
+
+
+# Against what the rest of the project gives ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_greedy_answers_are_the_models_own_whatever_they_are_batched_with(kind):
+    lm = tiny_lm(kind)
+    prompts, rng = make_prompts(lm), random.Random(0)
+    engine = make_engine(lm, prompts, max_prefill_tokens=80)
+    asked, most = [], 0
+    for i in range(20):
+        ids, worn = ids_of(rng.choice([2, 3, 7, 19, 40]), i), rng.choice([None, *prompts])
+        length = rng.choice([1, 8, 40, 40])
+        asked.append((ids, worn, length, engine.submit(ask(ids, worn, max_tokens=length))))
+        for _ in range(rng.choice([0, 0, 1, 2])):
+            engine.step()
+            most = max(most, engine.stats().num_rows)
+    finish(engine)
+    assert most > 4
+    for ids, worn, length, ticket in asked:
+        lone = Engine(lm, [] if worn is None else [worn.values])
+        x, mask, member = lone.inputs([Row(ids, (), False, 0)], [-1 if worn is None else 0])
+        wanted = lm.generate(x, mask, max_tokens=length, states=lone.states, member=member)
+        (part,) = ticket.result(0.0).parts
+        assert list(part.ids) == wanted.ids[0]
+        assert sum(part.log_probs) == pytest.approx(wanted.log_probs[0], abs=10 * TOLERANCE)
+        assert part.text == lm.tokenizer.decode(part.ids)
+        assert part.finish_reason == ("stop" if len(part.log_probs) > len(part.ids) else "length")
+        assert part.num_input_tokens == len(ids)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_label_scores_are_those_of_the_engine_for_files(kind):
+    lm = tiny_lm(kind)
+    prompts = make_prompts(lm)
+    engine = make_engine(lm, prompts)
+    worn = [None, *prompts, prompts[1], None]
+    asked = [ask_labels(ids_of(3 + 4 * i), prompt, ("sea", "film", "c")[: 2 + i % 2]) for i, prompt in enumerate(worn)]
+    tickets = [engine.submit(request) for request in asked]
+    finish(engine)
+    for request, prompt, ticket in zip(asked, worn, tickets, strict=True):
+        (part,) = request.parts
+        lone = Engine(lm, [] if prompt is None else [prompt.values])
+        row, member = Row(part.ids, (), False, 0), -1 if prompt is None else 0
+        (wanted,) = lone.label_scores([row], [member], [part.candidates])
+        scores = ticket.result(0.0).prediction.scores
+        assert list(scores) == list(request.labels)
+        assert list(scores.values()) == pytest.approx(wanted, abs=TOLERANCE)
+        assert ticket.result(0.0).prediction.text == request.labels[wanted.index(max(wanted))]
+
+
+@torch.no_grad()
+def slow_beams(lm, prompt, ids, num_beams, max_tokens):
+    """Beam search that computes every beam anew, by transformers' forward on embeddings."""
+    front = lm.embed(torch.tensor([ids]))
+    if prompt is not None:
+        front = torch.cat([prompt.values[None], front], 1)
+
+    def log_probs(written):
+        if lm.is_encoder_decoder:
+            start = torch.tensor([[lm.config.decoder_start_token_id, *written]])
+            return lm.model(inputs_embeds=front, decoder_input_ids=start).logits[0, -1].log_softmax(-1)
+        x = torch.cat([front, lm.embed(torch.tensor([written]))], 1) if written else front
+        return lm.model(inputs_embeds=x).logits[0, -1].log_softmax(-1)
+
+    living, pool = [([], 0.0)], []
+    for length in range(1, max_tokens + 1):
+        grown = []
+        for written, total in living:
+            best = log_probs(written).topk(2 * num_beams)
+            pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            grown += [([*written, token], total + value) for value, token in pairs]
+        grown = sorted(grown, key=lambda beam: -beam[1])[: 2 * num_beams]
+        over = [length == max_tokens or written[-1] == 1 for written, _ in grown]
+        pool += [(total / length, w) for (w, total), is_over in zip(grown[:num_beams], over, strict=False) if is_over]
+        pool = sorted(pool, reverse=True)[:num_beams]
+        living = [beam for beam, is_over in zip(grown, over, strict=True) if not is_over][:num_beams]
+        if not living or (len(pool) == num_beams and living[0][1] / length <= pool[-1][0]):
+            break
+    return [id for id in pool[0][1] if id != 1]
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt2", "gemma3"])
+def test_beams_among_other_rows_equal_a_slow_search(kind):
+    lm = tiny_lm(kind)
+    prompts = make_prompts(lm)
+    engine = make_engine(lm, prompts)
+    asked = []
+    for i, worn in enumerate([None, *prompts]):
+        ids = ids_of(4 + 3 * i)
+        asked.append((ids, worn, 2 + i % 3, engine.submit(ask(ids, worn, max_tokens=6, num_beams=2 + i % 3))))
+        engine.submit(ask(ids, worn, max_tokens=3 + i))
+        engine.step()
+    finish(engine)
+    for ids, worn, num_beams, ticket in asked:
+        (part,) = ticket.result(0.0).parts
+        assert list(part.ids) == slow_beams(lm, worn, ids, num_beams, 6)
+
+
+# Alone and among others -----------------------------------------------------------------------------------------
+
+
+def random_request(rng, prompts, number):
+    ids, worn = ids_of(rng.choice([1, 2, 5, 17, 33]), number), rng.choice([None, *prompts])
+    kind = rng.choice(["greedy", "sampled", "nucleus", "beams", "labels", "ensemble", "stop"])
+    length = rng.choice([1, 2, 5, 12, 40])
+    if kind == "labels":
+        return ask_labels(ids, worn, tuple(f"label{i}" for i in range(rng.choice([1, 2, 5]))))
+    settings = {
+        "sampled": {"temperature": 1.0, "seed": number},
+        "nucleus": {"temperature": 0.8, "top_p": 0.7, "seed": number},
+        "beams": {"num_beams": rng.choice([2, 4]), "max_tokens": min(length, 12)},
+        "stop": {"stop": ("e", " t")},
+    }.get(kind, {})
+    request = ask(ids, worn, **{"max_tokens": length} | settings)
+    if kind != "ensemble":
+        return request
+    parts = tuple(Part(ids=ids, prompt=prompt.sha256) for prompt in prompts[:3])
+    return replace(request, parts=parts, decoding=Decoding(max_tokens=min(length, 5)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["t5", "llama", "gemma2", "gpt2", "qwen2-sliding"])
+def test_answers_are_those_got_alone_under_arrivals_cancellations_and_replacements(kind, seed, tmp_path):
+    lm, rng = tiny_lm(kind), random.Random(f"{kind} {seed}")
+    prompts = make_prompts(lm)
+    engine = make_engine(lm, max_memory=600_000, max_prefill_tokens=rng.choice([16, 60, 1_000]), max_rows=24)
+    for prompt in prompts:
+        save_prompt(prompt, tmp_path / prompt.sha256)
+        engine.table.add(tmp_path / prompt.sha256)
+    everything, asked, cancelled = list(prompts), [], []
+    for number in range(40):
+        request = random_request(rng, prompts, number)
+        ticket = engine.submit(request, stream=rng.random() < 0.5)
+        (cancelled if rng.random() < 0.15 else asked).append((request, ticket))
+        if rng.random() < 0.15:  # the name's prompt is another from now on; those who wear the old one keep it
+            place = rng.randrange(len(prompts))
+            old, prompts[place] = prompts[place], make_prompt(lm, 100 + number, rng.choice([2, 6, 12]))
+            everything.append(prompts[place])
+            save_prompt(prompts[place], tmp_path / prompts[place].sha256)
+            engine.table.add(tmp_path / prompts[place].sha256)
+            engine.table.remove(old.sha256)
+            for file in (tmp_path / old.sha256).iterdir():
+                file.unlink()
+        for _ in range(rng.choice([0, 0, 0, 1, 3])):
+            engine.step()
+            stats = engine.stats()
+            assert stats.cache_bytes + stats.values_bytes + stats.states_bytes <= 600_000
+            if cancelled and rng.random() < 0.5:
+                rng.choice(cancelled)[1].cancel()
+    for _, ticket in cancelled:
+        ticket.cancel()
+    finish(engine)
+    for request, ticket in asked:
+        assert_same(ticket.result(0.0), alone(lm, everything, request))
+    for request, ticket in cancelled:
+        try:
+            assert_same(ticket.result(0.0), alone(lm, everything, request))
+        except Cancelled:
+            continue
+    stats = engine.stats()
+    assert (stats.num_waiting, stats.num_running, stats.num_rows, stats.cache_bytes) == (0, 0, 0, 0)
+    assert stats.num_answers + stats.num_cancelled == 40 and stats.num_errors == 0
+    assert len(engine.table) == len(prompts) and engine.table.fixed_bytes() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_keeps_the_prompt_it_began_with(kind, tmp_path):
+    lm = tiny_lm(kind)
+    old, new = make_prompts(lm, (5, 5))
+    engine = make_engine(lm, [old])
+    running, waiting = engine.submit(ask(ids_of(4), old, max_tokens=9)), None
+    engine.step()
+    waiting = engine.submit(ask(ids_of(4), old, max_tokens=9))
+    engine.table.add(new)
+    engine.table.remove(old.sha256)
+    engine.step()
+    after = engine.submit(ask(ids_of(4), new, max_tokens=9))
+    with pytest.raises(ValueError, match="no prompt with the content hash"):
+        engine.submit(ask(ids_of(4), old))
+    finish(engine)
+    wanted = alone(lm, [old], ask(ids_of(4), old, max_tokens=9))
+    assert_same(running.result(0.0), wanted)
+    assert_same(waiting.result(0.0), wanted)
+    assert after.result(0.0).parts[0].log_probs != pytest.approx(wanted.parts[0].log_probs, abs=1e-2)
+    assert engine.table.hashes() == [new.sha256]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_depend_on_the_seed_and_nothing_else(kind):
+    lm = tiny_lm(kind)
+    prompts = make_prompts(lm)
+    settings = {"max_tokens": 12, "temperature": 1.2, "top_p": 0.9}
+    lone = alone(lm, prompts, ask(ids_of(5), prompts[0], seed=7, **settings))
+    engine = make_engine(lm, prompts)
+    crowd = [engine.submit(ask(ids_of(3 + i), prompts[i % 4], seed=i, **settings)) for i in range(6)]
+    again = engine.submit(ask(ids_of(5), prompts[0], seed=7, **settings))
+    other = engine.submit(ask(ids_of(5), prompts[0], seed=8, **settings))
+    unseeded = [engine.submit(ask(ids_of(5), prompts[0], **settings)) for _ in range(3)]
+    finish(engine)
+    assert all(ticket.is_done for ticket in crowd)
+    assert_same(again.result(0.0), lone)
+    assert other.result(0.0).parts[0].ids != lone.parts[0].ids
+    drawn = [ticket.result(0.0) for ticket in unseeded]
+    assert len({answer.seed for answer in drawn}) == 3 and len({answer.parts[0].ids for answer in drawn}) == 3
+    named = alone(lm, prompts, ask(ids_of(5), prompts[0], seed=drawn[0].seed, **settings))
+    assert named.parts[0].ids == drawn[0].parts[0].ids
+
+
+# Streaming and stopping -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_come_token_by_token_and_join_to_the_text(kind):
+    lm = tiny_lm(kind)
+    engine = make_engine(lm)
+    events = []
+    ticket = engine.submit(ask(ids_of(6), max_tokens=20, temperature=1.5, seed=3), events.append, stream=True)
+    counts = []
+    while engine.step():
+        counts.append(len(events))
+    *pieces, answer = events
+    assert isinstance(answer, Answer) and answer is ticket.result(0.0)
+    assert all(isinstance(piece, Piece) and piece.part == 0 and piece.text for piece in pieces)
+    assert "".join(piece.text for piece in pieces) == answer.parts[0].text
+    assert len(pieces) > 4 and len(set(counts)) > 4
+
+
+def test_pieces_can_be_iterated(llama):
+    engine = make_engine(llama)
+    ticket = engine.submit(ask(ids_of(6), max_tokens=9), stream=True)
+    with pytest.raises(TimeoutError, match=r"no text for 0.01 seconds"):
+        next(ticket.pieces(0.01))
+    finish(engine)
+    assert "".join(piece.text for piece in ticket.pieces(1.0)) == ticket.result(0.0).parts[0].text
+    lost = engine.submit(ask(ids_of(6), max_tokens=9), stream=True)
+    lost.cancel()
+    engine.step()
+    with pytest.raises(Cancelled):
+        list(lost.pieces(1.0))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_an_answer_ends_before_a_stop_string(llama, num_beams):
+    free = alone(llama, [], ask(ids_of(6), max_tokens=30, num_beams=num_beams))
+    text = free.parts[0].text
+    for stop in (text[3:5], text[-2:], text[1:7]):
+        answer = alone(llama, [], ask(ids_of(6), max_tokens=30, num_beams=num_beams, stop=(stop, "never this")))
+        assert answer.parts[0].text == text[: text.index(stop)]
+        assert answer.parts[0].finish_reason == "stop"
+        assert len(answer.parts[0].ids) <= len(free.parts[0].ids)
+
+
+def test_a_stopped_answer_leaves_the_batch_at_once(llama):
+    text = alone(llama, [], ask(ids_of(6), max_tokens=30)).parts[0].text
+    engine = make_engine(llama)
+    engine.submit(ask(ids_of(6), max_tokens=30, stop=(text[:2],)))
+    assert finish(engine) < 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cancelled_request_stops_at_the_next_token(kind):
+    lm = tiny_lm(kind)
+    engine = make_engine(lm)
+    going, other = (engine.submit(ask(ids_of(6, seed), max_tokens=40)) for seed in (0, 1))
+    engine.step()
+    assert engine.stats().num_rows == 2
+    tokens = engine.stats().num_output_tokens
+    going.cancel()
+    engine.step()
+    assert engine.stats().num_rows == 1 and engine.stats().num_output_tokens == tokens + 1
+    with pytest.raises(Cancelled, match="the request was cancelled"):
+        going.result(0.0)
+    finish(engine)
+    assert_same(other.result(0.0), alone(lm, [], ask(ids_of(6, 1), max_tokens=40)))
+    assert engine.stats().num_cancelled == 1
+
+
+def test_a_listener_that_fails_has_its_request_cancelled(llama):
+    def gone(event):
+        raise ConnectionError("nobody there")
+
+    engine = make_engine(llama)
+    lost = engine.submit(ask(ids_of(6), max_tokens=40), gone, stream=True)
+    kept = engine.submit(ask(ids_of(6), max_tokens=5))
+    engine.step()
+    assert finish(engine) < 8 and kept.result(0.0).parts[0].ids
+    with pytest.raises(Cancelled):
+        lost.result(0.0)
+
+
+# Turns ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_answer_does_not_hold_up_a_short_one(kind):
+    engine = make_engine(tiny_lm(kind))
+    long = engine.submit(ask(ids_of(6), max_tokens=60))
+    for _ in range(3):
+        engine.step()
+    short = engine.submit(ask(ids_of(6, 1), max_tokens=2))
+    engine.step()
+    engine.step()
+    assert short.is_done and not long.is_done
+
+
+def test_no_more_input_tokens_are_read_in_a_turn_than_may_be(llama):
+    engine = make_engine(llama, max_prefill_tokens=20)
+    tickets = [engine.submit(ask(ids_of(10, i), max_tokens=50)) for i in range(5)]
+    rows = []
+    for _ in range(4):
+        engine.step()
+        rows.append(engine.stats().num_rows)
+    assert rows == [2, 4, 5, 5]
+    tickets.append(engine.submit(ask(ids_of(100), max_tokens=50)))
+    engine.step()
+    assert engine.stats().num_rows == 6
+    finish(engine)
+
+
+def test_there_are_never_more_rows_than_may_be(t5):
+    engine = make_engine(t5, max_rows=4)
+    tickets = [engine.submit(ask(ids_of(5, i), max_tokens=6, num_beams=1 + i % 3)) for i in range(9)]
+    while engine.step():
+        assert engine.stats().num_rows <= 4
+    assert all(ticket.is_done for ticket in tickets)
+
+
+def test_a_prompt_is_run_once_for_all_who_wear_it(llama):
+    (prompt,) = make_prompts(llama, (9,))
+    engine = make_engine(llama, [prompt])
+    for i in range(5):
+        engine.submit(ask(ids_of(4, i), prompt, max_tokens=2))
+        finish(engine)
+    engine.submit(ask_labels(ids_of(4), prompt))
+    finish(engine)
+    stats = engine.stats()
+    assert (stats.num_prompts_run, stats.num_states_reused) == (1, 5)
+    assert stats.states_bytes == 9 * engine.table.layout.token_bytes
+    assert stats.num_input_tokens == 24
+
+
+def test_a_request_that_memory_lacks_for_is_overtaken_for_a_while(llama):
+    small = ask(ids_of(4), max_tokens=4)
+    big = ask(ids_of(100), max_tokens=50)
+    engine = make_engine(llama, max_memory=36_000)
+    runs = [engine.submit(ask(ids_of(4, i), max_tokens=30)) for i in range(2)]
+    engine.step()
+    waits = engine.submit(big)
+    passed = [engine.submit(small) for _ in range(3)]
+    engine.step()
+    assert engine.stats().num_waiting == 1 and engine.stats().num_rows == 5
+    finish(engine)
+    assert_same(waits.result(0.0), alone(llama, [], big))
+    assert all(ticket.is_done for ticket in [*runs, *passed])
+
+
+def test_what_is_allocated_is_what_is_in_flight(llama):
+    engine = make_engine(llama)
+    engine.submit(ask(ids_of(10), max_tokens=3))
+    assert engine.stats().cache_bytes == 0
+    engine.step()
+    one = engine.stats().cache_bytes
+    assert one == sum(s.numel() * 4 for group in engine._batch.groups for s in group.states.states) > 0
+    for i in range(40):
+        engine.submit(ask(ids_of(10, i), max_tokens=3))
+    engine.step()
+    assert engine.stats().cache_bytes > 3 * one
+    finish(engine)
+    assert engine.stats().cache_bytes == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_stays_within_the_limit_with_more_prompts_than_fit(kind, tmp_path):
+    lm = tiny_lm(kind)
+    limit = 60_000
+    engine = make_engine(lm, max_memory=limit)
+    prompts = [make_prompt(lm, seed, 12) for seed in range(40)]
+    for prompt in prompts:
+        save_prompt(prompt, tmp_path / prompt.sha256)
+        engine.table.add(tmp_path / prompt.sha256)
+    asked = [ask(ids_of(3 + i % 9, i), prompts[7 * i % 40], max_tokens=2 + i % 5) for i in range(80)]
+    tickets = [engine.submit(request) for request in asked]
+    while engine.step():
+        stats = engine.stats()
+        assert stats.cache_bytes + stats.values_bytes + stats.states_bytes <= limit
+    assert engine.stats().num_prompts_loaded > 0
+    for request, ticket in list(zip(asked, tickets, strict=True))[::5]:
+        assert_same(ticket.result(0.0), alone(lm, prompts, request))
+
+
+# Ensembles ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scoring", ["rank", "generate"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ensemble_is_the_vote_of_separate_requests(kind, scoring):
+    lm = tiny_lm(kind)
+    prompts = make_prompts(lm, (5, 9, 1, 4, 7))
+    labels = tuple("abcdef")
+    task = file_task(inputs="{text}", targets="{label}", labels=labels if scoring == "rank" else None)
+    example = Example(inputs="x", targets="a", id="0", references=("a",))
+    rule = partial(vote, task, example)
+    engine = make_engine(lm, prompts)
+    texts = set()
+    for i in range(4):
+        one = ask_labels(ids_of(4 + i), None, labels) if scoring == "rank" else ask(ids_of(4 + i), max_tokens=3)
+        parts = tuple(replace(one.parts[0], prompt=prompt.sha256) for prompt in prompts)
+        together = engine.submit(replace(one, parts=parts, vote=rule))
+        separate = [engine.submit(replace(one, parts=(part,))) for part in parts]
+        finish(engine)
+        votes = [ticket.result(0.0).prediction for ticket in separate]
+        answer = together.result(0.0)
+        assert_same_prediction(answer.prediction, rule(votes))
+        assert [part.prompt for part in answer.parts] == [prompt.sha256 for prompt in prompts]
+        for part, own in zip(answer.parts, votes, strict=True):
+            assert_same_prediction(part.prediction, own)
+        texts |= {prediction.text for prediction in votes}
+    assert len(texts) > 1
+
+
+def test_without_a_rule_the_majority_wins_and_ties_go_to_the_more_probable(llama):
+    prompts = make_prompts(llama, (5, 9, 1))
+    engine = make_engine(llama, prompts)
+    said = iter(["yes ", " no", "yes", "left", "right", "left?"])
+    parts = tuple(
+        Part(ids=ids_of(4), prompt=prompt.sha256, answer_of=lambda text: next(said).strip()) for prompt in prompts
+    )
+    answers = []
+    for _ in range(2):
+        ticket = engine.submit(Request(parts=parts, decoding=Decoding(max_tokens=1)))
+        finish(engine)
+        answers.append(ticket.result(0.0))
+    assert answers[0].prediction.text == "yes"
+    assert answers[1].prediction.log_prob == max(part.prediction.log_prob for part in answers[1].parts)
+
+
+def test_the_members_of_a_sampled_ensemble_draw_apart(llama):
+    engine = make_engine(llama)
+    parts = (Part(ids=ids_of(4)),) * 3
+    ticket = engine.submit(Request(parts=parts, decoding=Decoding(max_tokens=9, temperature=1.5, seed=1)))
+    finish(engine)
+    assert len({part.ids for part in ticket.result(0.0).parts}) == 3
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_of", "message"),
+    [
+        (lambda lm: Request(parts=()), "a request has no parts"),
+        (lambda lm: ask(()), "an input is empty; every input needs some tokens"),
+        (lambda lm: ask((5, 340)), "an id is not one of tiny-llama's 340: 5 to 340"),
+        (lambda lm: ask((-1, 5)), "an id is not one of tiny-llama's 340: -1 to 5"),
+        (lambda lm: ask(ids_of(5), timeout=0.0), "timeout is 0.0, but must be above 0 seconds"),
+        (lambda lm: ask(ids_of(200), max_tokens=60), r"prompt 0 \+ input 200 \+ answer 60 tokens, .* takes 256"),
+        (lambda lm: replace(ask_labels(ids_of(5)), labels=("a", "a", "b")), "labels repeat; give different ones"),
+        (lambda lm: replace(ask_labels(ids_of(5)), labels=("a",)), "1 labels, but ids of 3 candidates"),
+        (lambda lm: Request(parts=(Part(ids=(5,), candidates=((),)),), labels=("a",)), "a candidate is empty"),
+        (lambda lm: ask(ids_of(5), make_prompt(lm, 9)), "no prompt with the content hash"),
+        (lambda lm: ask(ids_of(5), num_beams=20), "20 beams, but the batch has 16 rows; give fewer"),
+        (lambda lm: replace(ask(ids_of(5)), parts=(Part(ids=(5,)),) * 9), "9 parts in a request, .* takes 8"),
+        (lambda lm: ask(ids_of(150), max_tokens=90, num_beams=16), "alone takes .* bytes of cache, more than max_mem"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_refused_at_once(llama, request_of, message):
+    (prompt,) = make_prompts(llama, (5,))
+    engine = make_engine(llama, [prompt], max_memory=500_000, max_rows=16, max_waiting=8)
+    with pytest.raises(ValueError, match=message):
+        engine.submit(request_of(llama))
+    assert engine.stats().num_waiting == 0 and not engine.step()
+    engine.table.remove(prompt.sha256)
+    assert engine.table.values_bytes == 0  # no pin is left
+
+
+def test_the_queue_has_an_end(llama):
+    engine = make_engine(llama, max_waiting=3)
+    tickets = [engine.submit(ask(ids_of(4, i), max_tokens=2)) for i in range(3)]
+    with pytest.raises(QueueFull, match="the queue is full") as caught:
+        engine.submit(ask(ids_of(4), max_tokens=2))
+    assert caught.value.retry_after >= 1.0
+    engine.step()
+    tickets.append(engine.submit(ask(ids_of(4), max_tokens=2)))
+    finish(engine)
+    assert all(ticket.is_done for ticket in tickets)
+
+
+def test_a_deadline_ends_waiting_and_running_requests(llama):
+    now = [100.0]
+    engine = make_engine(llama, clock=lambda: now[0], max_rows=1)
+    running = engine.submit(ask(ids_of(4), max_tokens=50, timeout=5.0))
+    waiting = engine.submit(ask(ids_of(4), max_tokens=50, timeout=5.0))
+    patient = engine.submit(ask(ids_of(4), max_tokens=5, timeout=60.0))
+    for _ in range(4):
+        engine.step()
+        now[0] += 1.0
+    assert not running.is_done
+    now[0] += 1.0
+    engine.step()
+    for ticket in (running, waiting):
+        with pytest.raises(DeadlineExceeded, match=r"no answer within 5.0 seconds"):
+            ticket.result(0.0)
+    finish(engine)
+    answer = patient.result(0.0)
+    assert (answer.waited, answer.seconds) == (5.0, 5.0)
+    assert engine.stats().num_deadlines == 2
+
+
+def failing(function, is_bad, message):
+    """The function, raising where `is_bad` says so."""
+
+    def call(first, *rest):
+        if is_bad(first):
+            raise RuntimeError(message)
+        return function(first, *rest)
+
+    return call
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_while_reading_ends_the_request_it_belongs_to(kind, monkeypatch):
+    lm = tiny_lm(kind)
+    monkeypatch.setattr(lm, "embed", failing(lm.embed, lambda ids: bool((ids == 333).any()), "bad input"))
+    engine = make_engine(lm)
+    good = [engine.submit(ask(ids_of(4, i), max_tokens=5)) for i in range(3)]
+    bad = engine.submit(ask((7, 333), max_tokens=5))
+    scored = engine.submit(ask_labels(ids_of(4)))
+    finish(engine)
+    with pytest.raises(RuntimeError, match="bad input"):
+        bad.result(0.0)
+    for i, ticket in enumerate(good):
+        assert_same(ticket.result(0.0), alone(lm, [], ask(ids_of(4, i), max_tokens=5)))
+    assert_same(scored.result(0.0), alone(lm, [], ask_labels(ids_of(4))))
+    assert engine.stats().num_errors == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_in_a_step_ends_the_request_it_belongs_to(kind, monkeypatch):
+    lm = tiny_lm(kind)
+    wanted = [alone(lm, [], ask(ids_of(4, i), max_tokens=9)) for i in range(6)]
+    seen = [{id for i, answer in enumerate(wanted) if i != own for id in answer.parts[0].ids} for own in range(6)]
+    victim, token = next(
+        (i, id) for i, answer in enumerate(wanted) for id in answer.parts[0].ids[1:6] if id not in seen[i]
+    )
+    monkeypatch.setattr(lm, "decode", failing(lm.decode, lambda tokens: bool((tokens == token).any()), "bad step"))
+    engine = make_engine(lm)
+    tickets = [engine.submit(ask(ids_of(4, i), max_tokens=9)) for i in range(6)]
+    finish(engine)
+    for i, ticket in enumerate(tickets):
+        if i == victim:
+            with pytest.raises(RuntimeError, match="bad step"):
+                ticket.result(0.0)
+        else:
+            assert_same(ticket.result(0.0), wanted[i])
+    assert engine.stats().cache_bytes == 0
+
+
+def in_float16(kind):
+    return FrozenLM(make_model(kind).half(), make_tokenizer(bos=kind == "llama"), name=f"tiny-{kind}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_whose_numbers_are_too_large_ends_its_own_requests_only(kind):
+    lm = in_float16(kind)
+    good = make_prompt(lm, 0)
+    huge = replace(good, values=good.values * 1e6)
+    engine = make_engine(lm, [good, huge])
+    tickets = [engine.submit(ask(ids_of(4), prompt, max_tokens=5)) for prompt in (good, huge)]
+    tickets += [engine.submit(ask_labels(ids_of(4), prompt)) for prompt in (good, huge)]
+    tickets.append(engine.submit(ask(ids_of(4), huge, max_tokens=5, num_beams=2)))
+    tickets.append(engine.submit(ask(ids_of(4), huge, max_tokens=5, temperature=1.0)))
+    finish(engine)
+    assert all(map(math.isfinite, tickets[0].result(0.0).parts[0].log_probs))
+    assert all(map(math.isfinite, tickets[2].result(0.0).prediction.scores.values()))
+    for place in (1, 3, 4, 5):
+        with pytest.raises(ValueError, match=f"no finite numbers for this input with prompt {huge.sha256[:12]}"):
+            tickets[place].result(0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_whose_folder_has_gone_ends_its_own_requests_only(kind, tmp_path):
+    lm = tiny_lm(kind)
+    good, lost = make_prompts(lm, (5, 6))
+    engine = make_engine(lm, [good])
+    save_prompt(lost, tmp_path / "lost")
+    engine.table.add(tmp_path / "lost")
+    engine.table.limit(0)
+    tickets = [engine.submit(ask(ids_of(4), prompt, max_tokens=5)) for prompt in (good, lost)]
+    (tmp_path / "lost").rename(tmp_path / "moved")
+    finish(engine)
+    assert_same(tickets[0].result(0.0), alone(lm, [good], ask(ids_of(4), good, max_tokens=5)))
+    with pytest.raises(ValueError, match="there is no prompt folder"):
+        tickets[1].result(0.0)
+
+
+def test_a_rule_or_an_answer_that_fails_ends_its_own_request_only(llama):
+    def wrong(*_):
+        raise KeyError("no such label")
+
+    engine = make_engine(llama)
+    part = Part(ids=ids_of(4))
+    bad = [
+        engine.submit(Request(parts=(part, part), vote=wrong, decoding=Decoding(max_tokens=3))),
+        engine.submit(Request(parts=(replace(part, answer_of=wrong),), decoding=Decoding(max_tokens=3))),
+    ]
+    good = engine.submit(ask(ids_of(4), max_tokens=3))
+    finish(engine)
+    assert good.result(0.0).parts[0].ids
+    for ticket in bad:
+        with pytest.raises(KeyError, match="no such label"):
+            ticket.result(0.0)
+    assert engine.stats().num_rows == 0
+
+
+def test_an_ensemble_ends_with_the_first_of_its_parts_that_fails():
+    lm = in_float16("llama")
+    good = make_prompt(lm, 0)
+    huge = replace(good, values=good.values * 1e6)
+    engine = make_engine(lm, [good, huge])
+    parts = tuple(Part(ids=ids_of(4), prompt=prompt.sha256) for prompt in (good, huge, good))
+    ticket = engine.submit(Request(parts=parts, decoding=Decoding(max_tokens=40)))
+    assert finish(engine) <= 2
+    with pytest.raises(ValueError, match="no finite numbers"):
+        ticket.result(0.0)
+    assert engine.stats().num_rows == 0 and engine.stats().num_errors == 1
+
+
+def test_prompts_held_in_memory_may_leave_no_room(llama):
+    engine = make_engine(llama, max_memory=60_000)
+    ticket = engine.submit(ask(ids_of(60), max_tokens=50))
+    for seed in range(12):
+        engine.table.add(make_prompt(llama, seed, 60))
+    finish(engine)
+    with pytest.raises(ValueError, match="max_memory has no room for it beside 46,080 bytes of prompts"):
+        ticket.result(0.0)
+
+
+# The thread -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_get_what_they_would_get_alone(kind):
+    lm = tiny_lm(kind)
+    prompts = make_prompts(lm)
+    requests = [random_request(random.Random(i), prompts, i) for i in range(24)]
+    engine = make_engine(lm, prompts)
+    engine.start()
+    answers = {}
+
+    def work(mine):
+        for i in mine:
+            answers[i] = engine.submit(requests[i]).result(60.0)
+
+    threads = [threading.Thread(target=work, args=(range(first, 24, 4),)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert engine.drain(10.0)
+    for i, request in enumerate(requests):
+        wanted = alone(lm, prompts, request)
+        assert_same(answers[i], replace(wanted, seed=answers[i].seed))
+
+
+def test_draining_finishes_what_there_is_and_takes_no_more(llama):
+    engine = make_engine(llama)
+    engine.start()
+    tickets = [engine.submit(ask(ids_of(4, i), max_tokens=20)) for i in range(5)]
+    assert engine.drain(60.0)
+    assert all(ticket.result(0.0).parts[0].log_probs for ticket in tickets)
+    with pytest.raises(NotServing, match="the engine is being stopped and takes no more requests"):
+        engine.submit(ask(ids_of(4)))
+
+
+def test_draining_has_an_end(llama):
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.25
+        return now[0]
+
+    engine = make_engine(llama, clock=clock)
+    tickets = [engine.submit(ask(ids_of(4, i), max_tokens=200)) for i in range(2)]
+    assert not engine.drain(5.0)
+    for ticket in tickets:
+        with pytest.raises(NotServing, match="the engine was stopped before this request was done"):
+            ticket.result(0.0)
+    assert engine.stats().num_rows == 0 and engine.stats().cache_bytes == 0
+
+
+def test_an_error_that_belongs_to_no_request_ends_those_there_are_and_the_engine_goes_on(llama, monkeypatch):
+    engine = make_engine(llama)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._batch, "decode", lambda: 1 / 0)
+        patch.setattr(engine._batch, "isolate", lambda: 1 / 0)
+        ticket = engine.submit(ask(ids_of(4), max_tokens=9))
+        engine.start()
+        with pytest.raises(ZeroDivisionError):
+            ticket.result(30.0)
+    after = engine.submit(ask(ids_of(4), max_tokens=9))
+    assert_same(after.result(30.0), alone(llama, [], ask(ids_of(4), max_tokens=9)))
+    assert engine.drain(10.0)
+
+
+def test_a_result_that_is_not_there_yet_is_waited_for_no_longer_than_told(llama):
+    ticket = make_engine(llama).submit(ask(ids_of(4)))
+    with pytest.raises(TimeoutError, match=r"no answer after 0.01 seconds; it is still being worked on"):
+        ticket.result(0.01)
+
+
+def test_half_of_the_free_memory_is_taken_unless_told(llama):
+    engine = Scheduler(llama)
+    assert 1 << 20 < engine.max_memory < 1 << 50
+    assert engine.stats().max_memory == engine.max_memory
+
+
+def test_probabilities_of_labels_add_up(t5):
+    answer = alone(t5, [], ask_labels(ids_of(6)))
+    assert isinstance(answer.prediction, Prediction)
+    assert math.fsum(answer.prediction.probabilities().values()) == pytest.approx(1.0)
+    assert answer.parts[0].finish_reason == "stop" and answer.parts[0].ids == ()
