@@ -1,6 +1,6 @@
 """T5 1.1 shapes, from those that train on a laptop to the paper's, and new models of them.
 
-Shapes: v vocabulary, d width.
+Shapes: v vocabulary, d width, n ids, w width of another model.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from softprompt.backbone import T5_TYPES
+from softprompt.backbone import T5_TYPES, FrozenLM
 from softprompt.loading import quiet
 from softprompt.tasks.task import nearest
 from softprompt.tokenizer import Tokenizer, load_tokenizer
@@ -71,11 +72,14 @@ def shape_of(size: str) -> Shape:
         raise ValueError(f"{path} is no shape ({error}); wanted {', '.join(Shape.__annotations__)}") from None
 
 
-def new_model(shape: Shape, tokenizer: Tokenizer, *, seed: int) -> Any:
+def new_model(shape: Shape, tokenizer: Tokenizer, *, seed: int, tables_from: FrozenLM | None = None) -> Any:
     """A T5 1.1 of this shape with random weights, float32, for the ids of this tokenizer.
 
     Weights are drawn as transformers draws T5's, but the output layer with a standard deviation of d^-0.5, as T5X
     does (its own initialiser of the logits' weights): at 1, a new model's loss is many times that of guessing.
+
+    tables_from: a wider model, whose embeddings take the place of both tables' random rows, for the pieces that are
+    ordinary text. ValueError for one that is no wider.
     """
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -95,7 +99,33 @@ def new_model(shape: Shape, tokenizer: Tokenizer, *, seed: int) -> Any:
         model = T5ForConditionalGeneration(config)
         # transformers 5 ties the two tables of every new T5; T5 1.1's are two.
         model.lm_head.weight = nn.Parameter(torch.randn(tokenizer.size, shape.d_model) * shape.d_model**-0.5)
+    if tables_from is not None:
+        ids, rows = projected_embeddings(tables_from, tokenizer, shape.d_model, seed=seed)
+        with torch.no_grad():
+            model.shared.weight[ids] = rows
+            model.lm_head.weight[ids] = rows * shape.d_model**-0.5
     return model.float()
+
+
+def projected_embeddings(
+    lm: FrozenLM, tokenizer: Tokenizer, width: int, *, seed: int
+) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d"]]:
+    """This tokenizer's ordinary pieces, and what `lm` has for them, brought to `width` with a deviation of 1.
+
+    A piece's row [w] is the mean over the pieces that `lm` cuts its text into. The first `width` principal components
+    of the rows are kept and turned at random, so that no coordinate is larger than the others.
+    Raises ValueError where `lm` is no wider than `width`.
+    """
+    if lm.width <= width:
+        raise ValueError(f"{lm.name} has width {lm.width}, but tables of width {width} need a wider model")
+    ids = torch.tensor([id for id in tokenizer.ordinary_ids() if lm.tokenizer.encode(tokenizer.piece(id))])
+    cut = lm.tokenizer.encode_all([tokenizer.piece(id) for id in ids.tolist()])
+    rows = torch.stack([lm.embeddings[pieces].float().mean(0) for pieces in cut])
+    rows = rows - rows.mean(0)
+    components = torch.linalg.svd(rows, full_matrices=False).Vh[:width]
+    turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed))).Q
+    rows = rows @ components.T @ turn
+    return ids, rows / rows.std()
 
 
 def read_model(source: str | Path) -> tuple[Any, Tokenizer]:

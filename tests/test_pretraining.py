@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_llama, make_tokenizer
+from conftest import make_llama, make_tokenizer, tiny_lm
 from safetensors.torch import load_file
 from texts import documents
 
 import softprompt
 from softprompt.corpus import TokenStream
 from softprompt.pretraining import CHECKPOINT, CURVE, Hooks, PretrainConfig, pretrain
-from softprompt.shapes import SIZES, Shape, new_model, read_model, shape_of
+from softprompt.shapes import SIZES, Shape, new_model, projected_embeddings, read_model, shape_of
 from softprompt.tokenizer import Tokenizer, load_tokenizer
 from softprompt.vocabulary import train_vocabulary
 
@@ -368,3 +368,29 @@ def test_a_model_of_another_kind_is_not_adapted(tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"cannot train the model .*: it is of type 'llama', and wanted is one of t5"):
         read_model(tmp_path)
+
+
+def test_tables_can_start_from_a_wider_models(tokenizer):
+    wider = tiny_lm("llama", hidden_size=40, num_attention_heads=4)
+    ids, rows = projected_embeddings(wider, tokenizer, 39, seed=0)
+    assert rows.std().item() == pytest.approx(1)
+    assert set(ids.tolist()) <= set(tokenizer.ordinary_ids())
+    # All but the least of 40 components is kept, so distances between pieces are the wider model's but for one scale.
+    pieces = [wider.tokenizer.encode(tokenizer.piece(id)) for id in ids.tolist()]
+    own = torch.stack([wider.embeddings[cut].float().mean(0) for cut in pieces])
+    assert torch.corrcoef(torch.stack([torch.pdist(rows), torch.pdist(own)]))[0, 1] > 0.99
+
+    plain, model = (new_model(TINY, tokenizer, seed=0, tables_from=lm) for lm in (None, wider))
+    ids, rows = projected_embeddings(wider, tokenizer, TINY.d_model, seed=0)
+    assert torch.equal(model.shared.weight[ids], rows)
+    assert torch.equal(model.lm_head.weight[ids], rows * TINY.d_model**-0.5)
+    others = sorted(set(range(tokenizer.size)) - set(ids.tolist()))
+    assert torch.equal(model.shared.weight[others], plain.shared.weight[others])
+    assert torch.equal(
+        model.encoder.block[0].layer[0].SelfAttention.q.weight, plain.encoder.block[0].layer[0].SelfAttention.q.weight
+    )
+
+
+def test_tables_need_a_wider_model(tokenizer):
+    with pytest.raises(ValueError, match="has width 16, but tables of width 32 need a wider model"):
+        new_model(TINY, tokenizer, seed=0, tables_from=tiny_lm("llama"))

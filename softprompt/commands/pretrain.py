@@ -59,6 +59,9 @@ def _add_common(command: argparse.ArgumentParser, defaults: dict[str, Any]) -> N
 def _add_pretrain(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", required=True, help="micro, tiny, mini, small … xxl, or a JSON file with a shape")
     command.add_argument("--vocabulary", required=True, metavar="DIR", help="what softprompt vocabulary wrote")
+    command.add_argument(
+        "--tables-from", metavar="M", help="start both vocabulary tables from a wider model's embeddings, by PCA"
+    )
     _add_common(command, PRETRAIN)
 
 
@@ -70,12 +73,15 @@ def _add_adapt(command: argparse.ArgumentParser) -> None:
 def _pretrain(args: argparse.Namespace) -> int:
     _check_out(args)
     set_threads(args)
+    from softprompt.loading import load
     from softprompt.shapes import new_model, shape_of
     from softprompt.tokenizer import load_tokenizer
 
     shape = shape_of(args.size)
     tokenizer = load_tokenizer(args.vocabulary)
-    return _run(args, new_model(shape, tokenizer, seed=getattr(args, "seed", 0)), tokenizer, PRETRAIN, args.vocabulary)
+    wider = load(args.tables_from, dtype="float32") if args.tables_from else None
+    model = new_model(shape, tokenizer, seed=getattr(args, "seed", 0), tables_from=wider)
+    return _run(args, model, tokenizer, PRETRAIN, args.vocabulary)
 
 
 def _adapt(args: argparse.Namespace) -> int:
