@@ -120,7 +120,8 @@ def projected_embeddings(
         raise ValueError(f"{lm.name} has width {lm.width}, but tables of width {width} need a wider model")
     ids = torch.tensor([id for id in tokenizer.ordinary_ids() if lm.tokenizer.encode(tokenizer.piece(id))])
     cut = lm.tokenizer.encode_all([tokenizer.piece(id) for id in ids.tolist()])
-    rows = torch.stack([lm.embeddings[pieces].float().mean(0) for pieces in cut])
+    table = lm.embeddings
+    rows = torch.stack([table[pieces].float().mean(0) for pieces in cut])
     rows = rows - rows.mean(0)
     components = torch.linalg.svd(rows, full_matrices=False).Vh[:width]
     turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed))).Q
