@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from softprompt.tokenizer import Tokenizer
 
@@ -89,7 +89,7 @@ def choose(logits: Float[Tensor, "b v"], draws: Sequence[Draw | None]) -> tuple[
     if drawn:
         taken = [draw for draw in draws if draw is not None]
         tokens[drawn] = sample(logits[drawn], *(list(column) for column in zip(*taken, strict=True)))
-    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens, -nn.functional.cross_entropy(logits, tokens, reduction="none")
 
 
 def sample(

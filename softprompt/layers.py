@@ -107,8 +107,9 @@ class CrossAttention(nn.Module):
     def _folded(self, hidden_states: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
         plain: Any = self.attention
         heads, width = plain.n_heads, plain.key_value_proj_dim
-        queries = plain.q(hidden_states).unflatten(-1, (heads, width)).transpose(1, 2)  # [b h l e]
-        queries = queries @ plain.k.weight.unflatten(0, (heads, width))  # [b h l d]
+        queries = plain.q(hidden_states).unflatten(-1, (heads, width))  # [b l h e]
+        # As einsum, one product a head: `@` would write out a copy of the weights for every row.
+        queries = torch.einsum("blhe,hed->bhld", queries, plain.k.weight.unflatten(0, (heads, width)))
         scores = (queries.flatten(1, 2) @ x.mT).unflatten(1, (heads, -1)).float()  # [b h l s]
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
@@ -116,8 +117,8 @@ class CrossAttention(nn.Module):
         if plain.v.mask is not None:
             shares = shares * plain.v.mask.transpose(1, 2)[:, :, None]
         read = (shares.to(x.dtype).flatten(1, 2) @ x).unflatten(1, (heads, -1))  # [b h l d]
-        values = read @ plain.v.projection.weight.unflatten(0, (heads, width)).mT  # [b h l e]
-        return plain.o(values.transpose(1, 2).flatten(2))
+        values = torch.einsum("bhld,hed->blhe", read, plain.v.projection.weight.unflatten(0, (heads, width)))
+        return plain.o(values.flatten(2))
 
 
 class UMT5CrossAttention(CrossAttention):
