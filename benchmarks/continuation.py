@@ -60,6 +60,11 @@ def losses_of_ngrams(model: NGrams, texts: np.ndarray) -> np.ndarray:
     return np.stack([-model.log_probs(text)[LENGTH // 2 :] for text in texts])
 
 
+def short(folder: str) -> str:
+    """A model's folder without what is this machine's: mini/lm."""
+    return "/".join(Path(folder).parts[-2:])
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,7 +86,7 @@ def main() -> None:
         mean = float(losses.mean())
         row = {
             "experiment": "continuation",
-            "model": name,
+            "model": short(name),
             "vocabulary": tokenizer.size,
             "nats_per_token": mean,
             "perplexity": math.exp(mean),
@@ -89,7 +94,8 @@ def main() -> None:
             "last_16": float(losses[:, -16:].mean()),
             "num_tokens": losses.size,
             "training_tokens": len(corpus.ids),
-            "command": "python benchmarks/continuation.py " + " ".join(sys.argv[1:]),
+            "command": "python benchmarks/continuation.py --corpus DIR --heldout DIR --models "
+            + " ".join(map(short, options.models)),
             **surroundings(torch.device("cpu"), torch.float32),
         }
         with options.rows.open("a") as file:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,7 @@ def write_row(size: str, run: str, config: PretrainConfig, folder: Path, options
         "heldout": curve[-1]["heldout"],
         "seconds": curve[-1]["seconds"],
         "curve": curve,
-        "command": "python benchmarks/family.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/family.py --corpus DIR --heldout DIR --sizes {size} --runs {run}",
         **surroundings(torch.device("cpu"), torch.float32),
     }
     with options.rows.open("a") as file:

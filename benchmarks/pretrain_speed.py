@@ -196,7 +196,7 @@ def measure(size: str, stream: TokenStream, options: argparse.Namespace, peak: f
         "peak_gflops": round(peak, 1),
         "seconds": seconds,
         "losses": first,
-        "command": "python benchmarks/pretrain_speed.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/pretrain_speed.py --corpus DIR --vocabulary DIR --rounds {options.rounds}",
         **surroundings(torch.device("cpu"), torch.bfloat16 if options.bfloat16 else torch.float32),
     }
 

@@ -1,4 +1,4 @@
-"""Where frozen models come from: a hub id, a local folder, a GGUF file, or the package that carries SmolLM2-135M."""
+"""Where frozen models come from: a hub id, a local folder, a GGUF file, or a package that carries weights."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM, digest_of_table
+from softprompt.tasks.task import nearest
 
 SMOLLM2 = "smollm2-135m"
+BUNDLED = "bundled/"  # what the names of the models that ship with this package begin with
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 
 def load(
@@ -38,7 +41,7 @@ def load(
     quantize: str | None = None,
     checkpoint_activations: bool = False,
 ) -> FrozenLM:
-    """The frozen model at `source`: a hub id, a local folder, a GGUF file, or `smollm2-135m`.
+    """The frozen model at `source`: a hub id, a local folder, a GGUF file, `smollm2-135m`, or `bundled/t5-mini`.
 
     device: auto, cpu, cuda, cuda:N or mps. dtype: auto (bfloat16 where the processor has it, else float32),
     float32, bfloat16 or float16. quantize: 8bit or 4bit weights (bitsandbytes). Raises ValueError for a source
@@ -51,7 +54,7 @@ def load(
     options: dict[str, Any] = {"dtype": number}
     if quantize is not None:
         options |= {"quantization_config": _quantisation(quantize, number), "device_map": {"": place}}
-    path, name = _resolve(str(source))
+    path, name = resolve(str(source))
     with _as_folder(path, name) as folder:
         model, tokenizer = _read_model(folder, name, options)
         # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
@@ -68,7 +71,7 @@ def read_checkpoint(source: str | Path) -> tuple[Any, Any, str]:
 
     Raises ValueError for a source that is no model.
     """
-    path, name = _resolve(str(source))
+    path, name = resolve(str(source))
     with _as_folder(path, name) as folder:
         return *_read_model(folder, name, {"dtype": "auto"}), name
 
@@ -140,10 +143,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
 
 
-def _resolve(source: str) -> tuple[str | Path, str]:
-    """Where a model is, and what messages call it."""
+def resolve(source: str) -> tuple[str | Path, str]:
+    """Where a model is, and what messages call it. ValueError for what cannot be one."""
     if source == SMOLLM2:
         return _packaged_smollm2(), SMOLLM2
+    if source.startswith(BUNDLED):
+        return _bundled(source), source
     path = Path(source)
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -158,6 +163,14 @@ def _resolve(source: str) -> tuple[str | Path, str]:
     if get_close_matches(source, [SMOLLM2]):
         raise ValueError(f"no model named {source!r}; did you mean {SMOLLM2!r}?")
     return source, source
+
+
+def _bundled(source: str) -> Path:
+    """The folder of a model that ships with this package."""
+    names = sorted(BUNDLED + path.parent.name for path in BUNDLED_FOLDER.glob("*/config.json"))
+    if source not in names:
+        raise ValueError(f"no model named {source!r}{nearest(source, names)}; there are {', '.join(names) or 'none'}")
+    return BUNDLED_FOLDER / source.removeprefix(BUNDLED)
 
 
 def _packaged_smollm2() -> Path:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softprompt.backbone import T5_TYPES, FrozenLM
-from softprompt.loading import quiet
+from softprompt.loading import quiet, resolve
 from softprompt.tasks.task import nearest
 from softprompt.tokenizer import Tokenizer, load_tokenizer
 
@@ -136,13 +136,14 @@ def read_model(source: str | Path) -> tuple[Any, Tokenizer]:
     """
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-    tokenizer = load_tokenizer(source)
+    place, _ = resolve(str(source))
+    tokenizer = load_tokenizer(place)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(place)
         if config.model_type not in T5_TYPES:
             raise ValueError(f"it is of type {config.model_type!r}, and wanted is one of {', '.join(T5_TYPES)}")
         with quiet():
-            model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32)
+            model = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot train the model {str(source)!r}: {first}") from None

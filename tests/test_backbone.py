@@ -463,3 +463,14 @@ def test_a_gpu_is_taken_by_itself_and_computes_in_bfloat16_where_it_can(cuda, tm
 def test_a_name_near_the_packaged_model_offers_it():
     with pytest.raises(ValueError, match="no model named 'smolm2'; did you mean 'smollm2-135m'"):
         load("smolm2")
+
+
+def test_a_model_that_ships_with_the_package_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "BUNDLED_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="no model named 'bundled/t5-mini'; there are none"):
+        load("bundled/t5-mini")
+    save_model(tmp_path / "t5-mini")
+    lm = load("bundled/t5-mini")
+    assert lm.name == "bundled/t5-mini"
+    with pytest.raises(ValueError, match="no model named 'bundled/t5-min'; did you mean 'bundled/t5-mini'"):
+        load("bundled/t5-min")

@@ -368,7 +368,7 @@ def test_resuming_nothing_starts_and_says_so(run, here):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "which model? give --model with a hub id, a local folder, a GGUF file, or smollm2-135m"),
+        ([], "which model? give --model with a hub id, a local folder, a GGUF file, smollm2-135m or bundled"),
         (
             ["--model", "m"],
             "which task? give --task (see `softprompt tasks`), or --inputs and --targets for your files",

@@ -91,7 +91,7 @@ def split_names(text: str) -> list[str]:
 OF_PRESET = "the preset's"
 TRAIN_FLAGS: dict[str, dict[str, Flag]] = {
     "what to train": {
-        "model": Flag(str, "hub id, local folder, GGUF file, or smollm2-135m", metavar="M"),
+        "model": Flag(str, "hub id, local folder, GGUF file, smollm2-135m or bundled/t5-mini", metavar="M"),
         "task": Flag(str, "a task of `softprompt tasks`; repeat it, or put commas, to train several", is_list=True),
         "out": Flag(Path, "folder for prompts, result rows, checkpoint and logs", "runs/prompt", metavar="DIR"),
         "prompt_length": Flag(int, "prompt tokens; of several the selection chooses", OF_PRESET, is_list=True),

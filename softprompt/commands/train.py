@@ -74,7 +74,9 @@ def run_config(args: argparse.Namespace) -> Any:
     if args.data or args.dev:
         settings["data"] = read_data(args.data, split="train", dev=args.dev)
     if "model" not in settings:
-        raise ValueError("which model? give --model with a hub id, a local folder, a GGUF file, or smollm2-135m")
+        raise ValueError(
+            "which model? give --model with a hub id, a local folder, a GGUF file, smollm2-135m or bundled/t5-mini"
+        )
     if not settings.get("task") and not settings.get("inputs"):
         raise ValueError("which task? give --task (see `softprompt tasks`), or --inputs and --targets for your files")
     if settings.get("inputs") and settings.get("data") is None:

@@ -1,0 +1,133 @@
+"""Put a model of the family into the package: its bfloat16 weights, its tokenizer and a model card.
+
+    python benchmarks/bundle.py --family runs/family --size mini
+
+writes softprompt/bundled/t5-mini, which `softprompt.load("bundled/t5-mini")` reads. Every number of the card comes
+from the rows of results/; what has no row yet is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from softprompt.files import whole_folder, write_whole
+from softprompt.loading import BUNDLED_FOLDER
+from softprompt.shapes import SIZES
+
+MAX_BYTES = 30_000_000  # what the package may carry
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+ROOT = Path(__file__).parent.parent
+SOURCES = """\
+| text | share | licence |
+|---|--:|---|
+| English Wikipedia, May 2015 and vital articles' leads of 2026 | 46 % | CC BY-SA 3.0 and 4.0 |
+| books, mostly before 1927 (Classic Books, 100 English Novels, ELTeC) | 34 % | public domain in the US |
+| OpenStax textbooks, before their change of licence in 2026 | 15 % | CC BY 4.0 |
+| US State Department history, State of the Union, World Factbook | 3 % | US government works |
+| PLOS articles, African Storybook | 2 % | CC BY |"""
+
+
+def rows_of(results: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a file, none if it is not there."""
+    path = results / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def card(size: str, results: Path) -> str:
+    """The model card, from the rows."""
+    shape = SIZES[size]
+    runs = {row["run"]: row for row in rows_of(results, "t5_family") if row["size"] == size}
+    span, lm = runs["span"], runs["lm"]
+    tables = 2 * span["vocabulary"] * shape.d_model
+    lines = [
+        "---\nlicense: apache-2.0\nlanguage: en\npipeline_tag: text2text-generation\n---",
+        f"# t5-{size}",
+        "A small T5 1.1, pre-trained by span corruption and then LM-adapted, as the frozen models of Lester et al. "
+        "2021 are. It is there so that prompt tuning can be tried on a laptop with no network: "
+        f'`softprompt.load("bundled/t5-{size}")`. It knows little; do not use it for anything that matters.',
+        "## Shape",
+        f"Width {shape.d_model}, feed-forward {shape.d_ff} (gated GELU), {shape.num_heads} heads of {shape.d_kv}, "
+        f"{shape.num_layers} encoder and {shape.num_decoder_layers} decoder layers, {span['vocabulary']:,} pieces with "
+        f"100 sentinels and byte fallback. {shape.num_parameters / 1e6:.1f} million weights besides the two tables of "
+        f"the vocabulary ({tables / 1e6:.1f} million), in bfloat16.",
+        "## Training",
+        f"{span['tokens'] / 1e6:.1f} million tokens of span corruption ({hours(span)}), then "
+        f"{lm['tokens'] / 1e6:.1f} million of prefix language modelling ({hours(lm)}). Both tables started from "
+        f"{span['tables_from']}'s embeddings (Apache-2.0), by PCA. Made again by "
+        f"`{span['command']}` and the same for `lm`.",
+        f"Held-out loss, in nats a token: span corruption {span['heldout']:.3f}, prefix LM {lm['heldout']:.3f}.",
+        "## Data",
+        SOURCES,
+        "The weights are derived from texts under these licences; attribution for each document can be had from "
+        "the sources named. English only, and the fiction is mostly of the 19th century: expect its views.",
+        "## What it can and cannot do",
+        *abilities(size, results),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def hours(row: dict[str, Any]) -> str:
+    """How long a run took, and on what."""
+    return f"{row['seconds'] / 3600:.1f} hours on {row['device']}, {row['threads']} threads"
+
+
+def abilities(size: str, results: Path) -> list[str]:
+    """What has been measured."""
+    found = []
+    continued = {Path(row["model"]).name: row for row in rows_of(results, "continuation") if _is_of(row, size)}
+    grams = next((row for row in rows_of(results, "continuation") if "gram" in row["model"]), None)
+    if grams and "lm" in continued:
+        found.append(
+            f"Continuing held-out text: {continued['lm']['nats_per_token']:.3f} nats a token; a {grams['model']} model "
+            f"of {grams['training_tokens'] / 1e6:.0f} million tokens has {grams['nats_per_token']:.3f}."
+        )
+    rows = [row for row in rows_of(results, "t5_ablation") if row["config"].get("size") == size]
+    for task in sorted({row["task"] for row in rows}):
+        values = [r["value"] for r in rows if r["task"] == task and r["notes"].get("point") == "lm"]
+        if values:
+            found.append(f"Prompt tuning on {task}: {fmean(values):.3f} on dev, mean of {len(values)} seeds.")
+    found.append("It answers in short label-like texts after prompt tuning. It does not follow instructions.")
+    return found
+
+
+def _is_of(row: dict[str, Any], size: str) -> bool:
+    return size in Path(row["model"]).parts
+
+
+def bundle(folder: Path, target: Path, card: str) -> int:
+    """Copy what `softprompt adapt` wrote, with a card; the bytes it takes. ValueError if they are too many."""
+    taken = len(card.encode()) + sum((folder / name).stat().st_size for name in FILES)
+    if taken > MAX_BYTES:
+        raise ValueError(f"{folder} takes {taken:,} bytes, more than {MAX_BYTES:,}; take a smaller size")
+    if target.exists():
+        shutil.rmtree(target)
+    with whole_folder(target) as staging:
+        for name in FILES:
+            shutil.copy(folder / name, staging)
+        write_whole(staging / "README.md", card)
+    return taken
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", type=Path, default=Path("runs/family"))
+    parser.add_argument("--size", default="mini", choices=("micro", "tiny", "mini"))
+    parser.add_argument("--out", type=Path, help="(default: the package's own folder)")
+    options = parser.parse_args()
+    target = options.out or BUNDLED_FOLDER / f"t5-{options.size}"
+    try:
+        taken = bundle(options.family / options.size / "lm", target, card(options.size, ROOT / "results"))
+    except (ValueError, OSError, KeyError) as error:
+        sys.exit(f"bundle: {error}")
+    print(f"{target}: {taken / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
