@@ -6,6 +6,7 @@
 Points, each the same shape, tasks, seeds and settings of prompt tuning:
 
     random           untrained weights
+    tables           the same, with the two tables that the family's pre-training starts from
     span             span corruption
     span+sentinel    the same model, a sentinel in front of every target
     span+            span corruption for as many steps more as the adaptation takes, at its rate and batch
@@ -27,10 +28,13 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from baselines import bars, data_folder
+from family import TABLES_FROM
 
 from softprompt.backbone import FrozenLM
 from softprompt.data import TextFormat
 from softprompt.evaluation import Result, append_rows, read_rows
+from softprompt.loading import load
+from softprompt.pretraining import save_model
 from softprompt.run import RunConfig, Trained, Watch, evaluate, load_model, train
 from softprompt.shapes import SIZES, new_model
 from softprompt.tasks import get_task, read_split
@@ -55,23 +59,25 @@ def points_of(family: Path, size: str) -> list[Point]:
     adapted = sorted((folder / "lm" / "steps").glob("*"), key=lambda path: int(path.name))
     points = [
         Point("random", folder / "random"),
+        Point("tables", folder / "tables"),
         Point("span", folder / "span"),
         Point("span+sentinel", folder / "span", "targets"),
         Point("span+", folder / "span+"),
         *(Point(f"lm@{path.name}", path) for path in adapted),
     ]
-    missing = [point.folder for point in points[1:] if not (point.folder / "config.json").is_file()]
+    missing = [point.folder for point in points[2:] if not (point.folder / "config.json").is_file()]
     if missing or not adapted:
         raise ValueError(f"no model in {(missing or [folder / 'lm' / 'steps'])[0]}; python benchmarks/family.py first")
     return points
 
 
-def write_random(folder: Path, size: str, like: Path) -> None:
-    """The untrained control: the shape's own random weights, with the family's vocabulary."""
-    if not (folder / "config.json").is_file():
-        tokenizer = load_tokenizer(like)
-        new_model(SIZES[size], tokenizer, seed=1).save_pretrained(folder)
-        tokenizer.save(folder)
+def write_untrained(points: Sequence[Point], size: str) -> None:
+    """The first two points, which nothing trains: the shape's own random weights, with the family's vocabulary."""
+    tokenizer = load_tokenizer(points[2].folder)
+    for point in points[:2]:
+        if not (point.folder / "config.json").is_file():
+            wider = load(TABLES_FROM, dtype="float32") if point.name == "tables" else None
+            save_model(new_model(SIZES[size], tokenizer, seed=1, tables_from=wider), tokenizer, point.folder)
 
 
 def measure(point: Point, size: str, config: RunConfig, rows: Path, watch: Watch) -> None:
@@ -173,7 +179,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 dtype="float32",
             )
             points = points_of(given.family, given.size)
-            write_random(points[0].folder, given.size, points[1].folder)
+            write_untrained(points, given.size)
             for point in points:
                 measure(point, given.size, config, given.rows, bars(given.minutes))
         found = rows_of(given.rows, given.size)
