@@ -26,16 +26,17 @@ from tqdm import tqdm
 
 from softprompt.corpus import TokenStream, corpus_files, read_documents, tokenized
 from softprompt.evaluation import surroundings
-from softprompt.loading import keep_freed_memory, load
+from softprompt.loading import choose_dtype, keep_freed_memory, load
 from softprompt.pretraining import CURVE, Hooks, Machine, PretrainConfig, pretrain
 from softprompt.shapes import SIZES, new_model, read_model
 from softprompt.tokenizer import Tokenizer, load_tokenizer
 from softprompt.vocabulary import train_vocabulary
 
+DEVICE = torch.device("cpu")
 VOCABULARY = 8_192
 TABLES_FROM = "smollm2-135m"
 # Chosen on micro, at 3.3 million tokens (docs/log.md, 2026-11-23): 8 texts a step, AdamW, tables from a wider model.
-SPAN_STEPS = 9_000  # 24.6 million tokens, the same for each size
+SPAN_STEPS = 6_000  # 16.4 million tokens, the same for each size: what mini reads in two hours on one core
 BATCH_SIZE = 8
 RATES = {"micro": 3e-3, "tiny": 2e-3, "mini": 1.5e-3}
 RUNS = ("span", "lm", "span+")
@@ -91,7 +92,7 @@ def train(size: str, run: str, tokenizer: Tokenizer, text: tuple[TokenStream, To
                 score=lambda step, loss, heldout: bar.set_postfix_str(f"loss {loss:.3f}, held-out {heldout:.3f}"),
                 message=tqdm.write,
             )
-            machine = Machine(compile=options.compile)
+            machine = Machine(compile=options.compile, bfloat16=choose_dtype("auto", DEVICE) is torch.bfloat16)
             pretrain(
                 model, tokenizer, *text, config, folder=folder, name=size, resume=True, machine=machine, hooks=hooks
             )
@@ -118,7 +119,7 @@ def write_row(size: str, run: str, config: PretrainConfig, folder: Path, options
         "seconds": curve[-1]["seconds"],
         "curve": curve,
         "command": f"python benchmarks/family.py --corpus DIR --heldout DIR --sizes {size} --runs {run}",
-        **surroundings(torch.device("cpu"), torch.float32),
+        **surroundings(DEVICE, choose_dtype("auto", DEVICE)),
     }
     with options.rows.open("a") as file:
         file.write(json.dumps(row) + "\n")
