@@ -113,12 +113,12 @@ def open_prompts(
         raise ValueError("no prompt was given; name at least one folder that `softprompt train` wrote")
     prompts = [load_prompt(path) for path in paths]
     cards = [prompt.card for prompt in prompts]
-    chosen = _given_task(task) if task is not None else _shared_task(cards, paths)
+    chosen = _given_task(task) if task is not None else shared_task(cards, paths)
     lm = model if isinstance(model, FrozenLM) else load_for(prompts[0], model, device=device, dtype=dtype)
     for prompt in prompts:
         check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
-    forms = [_form_of(card, path, chosen, lm) for card, path in zip(cards, paths, strict=True)]
-    return SavedPrompts(lm, paths, prompts, chosen, forms, _shared_scoring(cards, paths, chosen, scoring))
+    forms = [form_of(card, path, chosen, lm) for card, path in zip(cards, paths, strict=True)]
+    return SavedPrompts(lm, paths, prompts, chosen, forms, shared_scoring(cards, paths, chosen, scoring))
 
 
 def load_for(prompt: SoftPrompt, model: str | None = None, *, device: str = "auto", dtype: str = "auto") -> FrozenLM:
@@ -168,7 +168,7 @@ def _given_task(task: str | Task) -> Task:
     return get_task(task) if isinstance(task, str) else task
 
 
-def _shared_task(cards: Sequence[Card], paths: Sequence[Path]) -> Task:
+def shared_task(cards: Sequence[Card], paths: Sequence[Path]) -> Task:
     """The cards' task; for prompts that record none, any text with any answer (or the card's labels)."""
 
     def identity(card: Card) -> tuple[Any, ...]:
@@ -184,8 +184,8 @@ def _shared_task(cards: Sequence[Card], paths: Sequence[Path]) -> Task:
     return task_of(cards[0]) or file_task(inputs="{inputs}", targets="{targets}", labels=labels, name="unknown")
 
 
-def _form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:
-    """The card's text format, with room for the longest label (a prompt may be asked about another task)."""
+def form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:
+    """A card's text format, with room for the longest label (a prompt may be asked about another task)."""
     longest = max((len(lm.tokenizer.encode(" " + label)) + 1 for label in task.labels or ()), default=4)
     if not card.text:
         warnings.warn(f"{path} does not record its text format; {lm.name}'s usual one is taken", stacklevel=3)
@@ -197,7 +197,8 @@ def _form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:
     return replace(form, max_target_length=max(form.max_target_length, longest))
 
 
-def _shared_scoring(cards: Sequence[Card], paths: Sequence[Path], task: Task, given: str | None) -> str:
+def shared_scoring(cards: Sequence[Card], paths: Sequence[Path], task: Task, given: str | None = None) -> str:
+    """How the prompts answer: as given, or as the cards say they were trained. ValueError if these differ."""
     if given is not None:
         check_scoring(given)
         return given
@@ -383,26 +384,29 @@ def predict_records(
 def _question(saved: SavedPrompts, number: int, item: Item, inputs_column: str | None) -> _Question:
     columns = {"inputs": item} if isinstance(item, str) else item if isinstance(item, dict) else {}
     try:
-        examples = _examples(saved.task, item, inputs_column)
+        examples = examples_of(saved.task, item, inputs_column)
         for example in examples:
             if saved.scoring == "rank" and not (example.choices or saved.task.labels):
                 raise ValueError(f"{saved.task.name} has no labels to rank for this input; use --scoring generate")
         return _Question(number, columns, examples, saved.encode(examples))
     except ValueError as error:
         return _Question(number, columns, [], [], str(error))
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = f"not a record of {saved.task.name} ({type(error).__name__}: {error})"
-        return _Question(number, columns, [], [], reason)
 
 
-def _examples(task: Task, item: Item, inputs_column: str | None) -> list[Example]:
+def examples_of(task: Task, item: Item, inputs_column: str | None = None) -> list[Example]:
+    """The examples to answer: of a finished input one; of a record as many as the task casts it to, unless a column
+    with the finished input is named. ValueError for what is no record of the task.
+    """
     if isinstance(item, ValueError):
         raise item
     if isinstance(item, str):
         return [_finished(item)]
     if inputs_column is not None:
         return [_finished(text_column(item, inputs_column))]
-    return task.cast(_without_targets(task, item), "test")
+    try:
+        return task.cast(_without_targets(task, item), "test")
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"not a record of {task.name} ({type(error).__name__}: {error})") from error
 
 
 def _finished(text: str) -> Example:

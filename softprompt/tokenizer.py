@@ -72,8 +72,19 @@ class Tokenizer:
 
     def chat(self, text: str) -> str:
         """The text as a user's turn in the model's own chat template, ready for the answer."""
-        turn = [{"role": "user", "content": text}]
-        return self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return self.conversation([{"role": "user", "content": text}])
+
+    def conversation(self, messages: Sequence[dict[str, str]]) -> str:
+        """Turns of `role` and `content` in the model's own chat template, ready for the answer.
+
+        ValueError for an order of roles that the template refuses.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            return self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template refuses these messages: {error}") from error
 
     def digest(self) -> bytes:
         """What the fingerprint takes from the tokenizer."""

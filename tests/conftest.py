@@ -31,6 +31,7 @@ TENSOR_MODULES = [
     "pretraining",
     "run",
     "prediction",
+    "inspection",
     "decoding",
     "prompt_table",
     "running",

@@ -173,7 +173,7 @@ def test_an_unknown_command_offers_the_nearest(run):
     assert (code, err) == (
         2,
         "softprompt: no command named 'zzz'; there are "
-        "train, eval, predict, convert, tasks, vocabulary, pretrain, adapt\n",
+        "train, eval, predict, serve, convert, tasks, vocabulary, pretrain, adapt\n",
     )
 
 

@@ -11,13 +11,18 @@ from conftest import TENSOR_MODULES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt"
-LAYERS = ["files", "tasks", *TENSOR_MODULES, "preview", "commands", "cli", "__init__", "__main__"]
+LAYERS = ["files", "tasks", *TENSOR_MODULES, "server", "preview", "commands", "cli", "__init__", "__main__"]
 ONLY_IN = {
     "transformers": {"tokenizer", "layers", "backbone", "shapes", "loading"},
     "sklearn": set(),
     "peft": set(),
     "datasets": {"tasks"},
     "argparse": {"commands", "cli"},
+    "fastapi": {"server"},
+    "starlette": {"server"},
+    "pydantic": {"server"},
+    "prometheus_client": {"server"},
+    "uvicorn": {"commands"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,12 +1,13 @@
 """The commands, one file each: their flags, the call they make, and what they print."""
 
-from softprompt.commands import convert, eval, predict, pretrain, tasks, train, vocabulary
+from softprompt.commands import convert, eval, predict, pretrain, serve, tasks, train, vocabulary
 from softprompt.commands.options import Command
 
 COMMANDS: dict[str, Command] = {
     "train": train.COMMAND,
     "eval": eval.COMMAND,
     "predict": predict.COMMAND,
+    "serve": serve.COMMAND,
     "convert": convert.COMMAND,
     "tasks": tasks.COMMAND,
     "vocabulary": vocabulary.COMMAND,

@@ -1,0 +1,196 @@
+"use strict";
+// The playground: asks /v1 as any client would. No library, nothing to build.
+
+const $ = (id) => document.getElementById(id);
+const kind = () => document.querySelector("input[name=kind]:checked").value;
+const chosen = () => [...document.querySelectorAll("#choices input:checked")].map((box) => box.value);
+let running = null;
+
+function make(tag, text, className) {
+  const element = document.createElement(tag);
+  if (text !== undefined) element.textContent = text;
+  if (className) element.className = className;
+  return element;
+}
+
+function headers() {
+  const key = sessionStorage.getItem("key");
+  return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+}
+
+async function ask(path, body, signal) {
+  const options = body ? { method: "POST", body: JSON.stringify(body) } : {};
+  const answer = await fetch(path, { ...options, headers: headers(), signal });
+  if (answer.ok) return answer;
+  const said = await answer.json().catch(() => null);
+  const error = new Error(said?.error?.message ?? `the server answered ${answer.status}`);
+  error.status = answer.status;
+  throw error;
+}
+
+async function list() {
+  try {
+    const known = await (await ask("/v1/prompts")).json();
+    const names = [
+      ...known.prompts.map((one) => [one.name, one.versions.at(-1).task ?? "prompt"]),
+      ...known.ensembles.map((one) => [one.name, `ensemble of ${one.members.length}`]),
+      ...known.aliases.map((one) => [one.name, `alias of ${Object.keys(one.targets).join(", ")}`]),
+      [known.base, "bare model"],
+    ];
+    const before = chosen();
+    $("choices").replaceChildren(...names.map(([name, about], place) => choice(name, about, before.length ? before.includes(name) : place === 0)));
+    $("about").textContent = `${known.base}, ${known.prompts.length} prompt${known.prompts.length === 1 ? "" : "s"}`;
+    fail(null);
+  } catch (error) {
+    $("about").textContent = "not connected";
+    if (error.status === 401 || error.status === 403) $("access").hidden = !($("access").open = true);
+    fail(error);
+  }
+  show();
+}
+
+function choice(name, about, checked) {
+  const label = make("label");
+  const box = make("input");
+  Object.assign(box, { type: "checkbox", value: name, checked });
+  label.append(box, name, make("small", about));
+  return label;
+}
+
+function fail(error) {
+  $("error").hidden = !error;
+  $("error").textContent = error ? error.message : "";
+}
+
+// A record is JSON in braces; everything else is a finished input.
+function question(model) {
+  const text = $("input").value;
+  const record = text.trim().startsWith("{");
+  let fields;
+  if (record) {
+    try { fields = JSON.parse(text); } catch (error) { throw new Error(`the record is not JSON: ${error.message}`); }
+  }
+  if (kind() === "classify") {
+    const labels = $("labels").value.split(",").map((label) => label.trim()).filter(Boolean);
+    return ["/v1/classify", { model, ...(record ? { fields } : { input: text }), ...(labels.length ? { labels } : {}) }];
+  }
+  const tokens = $("max-tokens").valueAsNumber, temperature = $("temperature").valueAsNumber;
+  return ["/v1/completions", {
+    model, ...(record ? { fields } : { prompt: text }), stream: true,
+    ...(tokens ? { max_tokens: tokens } : {}), ...(temperature ? { temperature } : {}),
+  }];
+}
+
+function quoted(text) { return `'${text.replaceAll("'", `'\\''`)}'`; }
+
+function show() {
+  document.body.classList.toggle("complete", kind() === "complete");
+  try {
+    const [path, body] = question(chosen()[0] ?? "NAME");
+    const key = sessionStorage.getItem("key") ? ` -H 'Authorization: Bearer KEY'` : "";
+    const quiet = body.stream ? " -N" : "";
+    $("curl").textContent = `curl${quiet} ${location.origin}${path} -H 'Content-Type: application/json'${key} -d ${quoted(JSON.stringify(body))}`;
+  } catch (error) { $("curl").textContent = error.message; }
+}
+
+async function run(event) {
+  event?.preventDefault();
+  if (running) running.abort();
+  const names = chosen();
+  if (!names.length) return fail(new Error("choose a prompt first"));
+  if (!$("input").value.trim()) { $("input").focus(); return fail(new Error("type an input first")); }
+  fail(null);
+  const mine = running = new AbortController();
+  $("run").disabled = true;
+  const cards = names.map((name) => { const card = make("article"); card.append(make("h2", name)); return card; });
+  $("answers").replaceChildren(...cards);
+  await Promise.all(names.map((name, i) => answer(name, cards[i], mine.signal)));
+  if (running === mine) { running = null; $("run").disabled = false; }
+}
+
+async function answer(name, card, signal) {
+  try {
+    const [path, body] = question(name);
+    const begun = performance.now();
+    const response = await ask(path, body, signal);
+    if (body.stream) await stream(response, card);
+    else for (const result of (await response.json()).results) label(result, card);
+    card.querySelector(".said")?.append(`, ${Math.round(performance.now() - begun)} ms`);
+  } catch (error) {
+    if (error.name !== "AbortError") card.append(make("p", error.message, "wrong"));
+  }
+}
+
+function label(result, card) {
+  if (result.example) card.append(make("h3", result.example));
+  const shares = Object.entries(result.probabilities).sort((a, b) => b[1] - a[1]);
+  for (const [text, share] of shares.slice(0, 20)) {
+    const bar = make("div", undefined, text === result.label ? "bar best" : "bar");
+    bar.style.setProperty("--share", `${100 * share}%`);
+    bar.append(make("span", text), make("span", `${(100 * share).toFixed(1)} %`));
+    card.append(bar);
+  }
+  if (shares.length > 20) card.append(make("p", `and ${shares.length - 20} more labels`, "said"));
+  for (const vote of result.votes ?? []) card.append(make("p", `${vote.prompt_hash.slice(0, 12)} votes ${vote.label}`, "said"));
+  said(result, card);
+}
+
+async function stream(response, card) {
+  const text = make("p", "", "text");
+  card.append(text);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "", last = null;
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const data = event.replace(/^data: /, "");
+      if (data === "[DONE]") continue;
+      const { choices, error } = JSON.parse(data);
+      if (error) throw new Error(error.message);
+      text.append(choices[0].text);
+      if (choices[0].finish_reason) last = choices[0];
+    }
+  }
+  if (last) said(last, card);
+}
+
+function said(result, card) {
+  const cut = result.truncated ? ", cut to the length limit" : "";
+  const line = make("p", `${result.input_tokens} input tokens${cut}`, "said");
+  if (result.prompt_hash) line.append(`, prompt ${result.prompt_hash.slice(0, 12)}`);
+  card.append(line);
+  if (result.prompt_hash) card.append(nearest(card.querySelector("h2").textContent));
+}
+
+function nearest(name) {
+  const button = make("button", "nearest tokens", "quiet");
+  button.type = "button";
+  button.setAttribute("aria-label", `Nearest tokens of ${name}`);
+  button.onclick = async () => {
+    button.disabled = true;
+    try {
+      const found = await (await ask(`/v1/prompts/${encodeURIComponent(name)}/nearest`)).json();
+      const table = make("table");
+      const head = make("tr");
+      head.append(make("th", "row"), make("th", "norm"), make("th", "nearest by cosine"));
+      table.append(head);
+      for (const row of found.rows) {
+        const line = make("tr");
+        const tokens = row.tokens.map((token, i) => `${JSON.stringify(token)} ${row.cosines[i].toFixed(2)}`);
+        line.append(make("td", row.position), make("td", row.norm.toFixed(1)), make("td", tokens.join("  ")));
+        table.append(line);
+      }
+      button.replaceWith(table);
+    } catch (error) { button.replaceWith(make("p", error.message, "wrong")); }
+  };
+  return button;
+}
+
+$("form").addEventListener("submit", run);
+$("form").addEventListener("input", show);
+document.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(); });
+$("save-key").addEventListener("click", () => { sessionStorage.setItem("key", $("key").value); $("key").value = ""; list(); });
+list();

@@ -1,0 +1,868 @@
+"""The HTTP server: OpenAI's endpoints, classification, prompts that come and go, keys and limits."""
+
+import asyncio
+import io
+import json
+import logging
+import tarfile
+import threading
+import time
+import zipfile
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+
+import pytest
+import torch
+from conftest import tiny_lm
+from fastapi.testclient import TestClient
+
+from softprompt.data import default_format, encode_examples
+from softprompt.evaluation import vote
+from softprompt.prediction import open_prompts, predict_records
+from softprompt.prompt import Card, SoftPrompt, save_prompt
+from softprompt.server.access import Access, Key, read_keys
+from softprompt.server.app import Server, make_app
+from softprompt.server.asking import Asker
+from softprompt.server.registry import Registry
+from softprompt.server.wire import Limits
+from softprompt.serving import Scheduler
+from softprompt.tasks import TASKS, file_task, get_task
+
+LABELS = ("positive", "negative")
+TEXT = "sentence: a warm and funny story"
+MEMORY = 1 << 26
+KEYS = (
+    Key(name="reader", sha256=sha256(b"reader-0123456789").hexdigest()),
+    Key(
+        name="boss",
+        sha256=sha256(b"boss-0123456789ab").hexdigest(),
+        scopes=frozenset({"use", "administer"}),
+    ),
+)
+
+
+def make_prompt(lm, seed=0, length=4, **card):
+    given = {
+        "model_name": lm.name,
+        "model_fingerprint": lm.fingerprint,
+        "is_encoder_decoder": lm.is_encoder_decoder,
+        "width": lm.width,
+        "task": "mine",
+        "labels": LABELS,
+        "text": default_format(
+            lm, max_target_length=6, inputs_template="sentence: {sentence}", targets_template="{label}"
+        ).to_json(),
+    } | card
+    values = torch.randn(length, lm.width, generator=torch.Generator().manual_seed(seed))
+    return SoftPrompt(values, Card(**given))
+
+
+def saved(lm, folder, seed=0, **changes):
+    save_prompt(make_prompt(lm, seed, **changes), folder)
+    return folder
+
+
+def archive(folder, kind="zip", inside="sst2/"):
+    data = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(data, "w") as file:
+            for path in folder.iterdir():
+                file.write(path, f"{inside}{path.name}")
+    else:
+        with tarfile.open(fileobj=data, mode=f"w:{kind}") as file:
+            file.add(folder, "sst2")
+    return data.getvalue()
+
+
+def make_server(lm, tmp_path, *, access=None, limits=None, num_prompts=2, keep=True, **engine):
+    scheduler = Scheduler(lm, **{"max_memory": MEMORY} | engine)
+    registry = Registry(scheduler.table, lm.name, tmp_path / "kept" if keep else None)
+    for i in range(num_prompts):
+        registry.add(f"p{i}", saved(lm, tmp_path / f"p{i}", seed=i, length=3 + i))
+    registry.open()
+    return Server(scheduler, registry, access or Access(), limits or Limits(timeout=60.0))
+
+
+@contextmanager
+def served(server):
+    with TestClient(make_app(server)) as client:
+        for _ in range(1000):
+            if server.is_ready:
+                break
+            time.sleep(0.01)
+        yield client
+
+
+@pytest.fixture
+def client(lm, tmp_path):
+    with served(make_server(lm, tmp_path)) as client:
+        yield client
+
+
+def why(answer, status):
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["request_id"] == answer.headers["x-request-id"]
+    return error["message"]
+
+
+# Questions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_completion_is_what_predict_writes(lm, tmp_path):
+    with served(make_server(lm, tmp_path)) as client:
+        answer = client.post("/v1/completions", json={"model": "p1", "prompt": TEXT}).json()
+    prompts = open_prompts(tmp_path / "p1", model=lm, scoring="generate")
+    (alone,) = predict_records(prompts, [(1, TEXT)])
+    (choice,) = answer["choices"]
+    assert choice["text"].strip() == alone["prediction"]
+    assert answer["object"] == "text_completion" and answer["model"] == "p1"
+    assert choice["prompt_hash"] == prompts.prompts[0].sha256
+    assert choice["truncated"] is False
+    assert choice["input_tokens"] == answer["usage"]["prompt_tokens"]
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"]
+
+
+def test_a_label_is_the_one_that_predict_ranks_first(lm, tmp_path):
+    with served(make_server(lm, tmp_path)) as client:
+        answer = client.post("/v1/classify", json={"model": "p0", "fields": {"sentence": "dull"}}).json()
+    prompts = open_prompts(tmp_path / "p0", model=lm, scoring="rank")
+    (alone,) = predict_records(prompts, [(1, {"sentence": "dull"})], with_probabilities=True)
+    (result,) = answer["results"]
+    assert result["label"] == alone["prediction"]
+    assert result["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+    assert result["log_probs"][result["label"]] == pytest.approx(alone["log_prob"], abs=1e-5)
+    assert result["votes"] is None
+
+
+def test_many_inputs_in_one_request_come_back_in_order(client):
+    texts = [f"sentence: {'very ' * n}good" for n in (9, 0, 4)]
+    many = client.post("/v1/classify", json={"model": "p0", "input": texts}).json()["results"]
+    alone = [client.post("/v1/classify", json={"model": "p0", "input": text}).json()["results"][0] for text in texts]
+    assert [result["input"] for result in many] == [0, 1, 2]
+    for together, single in zip(many, alone, strict=True):
+        assert together["probabilities"] == pytest.approx(single["probabilities"], abs=1e-5)
+        assert together["input_tokens"] == single["input_tokens"]
+
+
+def test_a_cut_input_is_said_to_be_cut(lm, tmp_path):
+    server = make_server(lm, tmp_path, num_prompts=0)
+    templates = {"inputs_template": "sentence: {sentence}", "targets_template": "{label}"}
+    form = default_format(lm, max_input_length=16, max_target_length=6, **templates)
+    server.registry.add("short", saved(lm, tmp_path / "short", text=form.to_json()))
+    with served(server) as client:
+        answer = client.post("/v1/classify", json={"model": "short", "input": "word " * 50}).json()
+    (result,) = answer["results"]
+    assert result["truncated"] is True
+    assert result["input_tokens"] == 16
+
+
+def test_an_ensemble_votes_as_its_prompts_do_one_by_one(client):
+    assert client.put("/v1/ensembles/both", json={"members": ["p0", "p1"]}).status_code == 200
+    (voted,) = client.post("/v1/classify", json={"model": "both", "input": TEXT}).json()["results"]
+    single = [
+        client.post("/v1/classify", json={"model": name, "input": TEXT}).json()["results"][0] for name in ("p0", "p1")
+    ]
+    assert [vote["label"] for vote in voted["votes"]] == [result["label"] for result in single]
+    for label in LABELS:
+        mean = sum(result["probabilities"][label] for result in single) / 2
+        assert voted["probabilities"][label] == pytest.approx(mean, abs=1e-5)
+    assert voted["prompt_hash"] is None
+    assert [v["prompt_hash"] for v in voted["votes"]] == [result["prompt_hash"] for result in single]
+
+
+def test_an_ensemble_writes_one_text_and_says_who_wrote_what(client):
+    client.put("/v1/ensembles/both", json={"members": ["p0", "p1"]})
+    (choice,) = client.post("/v1/completions", json={"model": "both", "prompt": TEXT}).json()["choices"]
+    texts = [member["text"] for member in choice["members"]]
+    assert choice["text"] in texts and len(texts) == 2
+
+
+def test_the_bare_model_continues_text_and_scores_labels_given(client, lm):
+    answer = client.post("/v1/completions", json={"model": lm.name, "prompt": "the sea", "max_tokens": 3}).json()
+    assert answer["choices"][0]["prompt_hash"] is None
+    assert answer["usage"]["completion_tokens"] <= 3
+    asked = {"model": lm.name, "input": "the sea", "labels": ["warm", "cold"]}
+    (result,) = client.post("/v1/classify", json=asked).json()["results"]
+    assert set(result["probabilities"]) == {"warm", "cold"}
+    reason = why(client.post("/v1/classify", json=asked | {"labels": None}), 400)
+    assert reason == "there are no labels to score: this prompt writes free text; give labels, or complete"
+
+
+def test_a_stream_is_the_same_text_in_pieces(client):
+    asked = {"model": "p0", "prompt": TEXT, "max_tokens": 12}
+    whole = client.post("/v1/completions", json=asked).json()
+    with client.stream(
+        "POST", "/v1/completions", json=asked | {"stream": True, "stream_options": {"include_usage": True}}
+    ) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    events = [json.loads(line) for line in lines[:-1]]
+    pieces = [choice["text"] for event in events for choice in event["choices"]]
+    assert "".join(pieces) == whole["choices"][0]["text"]
+    assert len(pieces) > 2
+    assert events[-1]["usage"] == whole["usage"]
+    assert events[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert events[-2]["choices"][0]["prompt_hash"] == whole["choices"][0]["prompt_hash"]
+
+
+def test_sampling_with_a_seed_repeats_itself_and_the_seed_is_told(client):
+    asked = {"model": "p0", "prompt": TEXT, "max_tokens": 8, "temperature": 1.5, "n": 3, "seed": 7}
+    first, second = (client.post("/v1/completions", json=asked).json()["choices"] for _ in range(2))
+    assert [choice["text"] for choice in first] == [choice["text"] for choice in second]
+    assert [choice["seed"] for choice in first] == [7, 8, 9]
+    assert len({choice["text"] for choice in first}) > 1
+
+
+def test_log_probs_are_those_of_the_tokens_written(client):
+    asked = {"model": "p0", "prompt": TEXT, "max_tokens": 5, "logprobs": 0}
+    (choice,) = client.post("/v1/completions", json=asked).json()["choices"]
+    found = choice["logprobs"]
+    assert len(found["tokens"]) == len(found["token_logprobs"]) == len(found["text_offset"])
+    assert all(value <= 0 for value in found["token_logprobs"])
+
+
+def test_chat_takes_one_message_as_a_prompts_input(client):
+    asked = {"model": "p0", "messages": [{"role": "user", "content": TEXT}]}
+    said = client.post("/v1/chat/completions", json=asked).json()
+    text = client.post("/v1/completions", json={"model": "p0", "prompt": TEXT}).json()["choices"][0]["text"]
+    assert said["object"] == "chat.completion"
+    assert said["choices"][0]["message"] == {"role": "assistant", "content": text}
+    two = [*asked["messages"], {"role": "assistant", "content": "hm"}]
+    reason = why(client.post("/v1/chat/completions", json=asked | {"messages": two}), 400)
+    assert reason == "2 messages, but a prompt takes one, of role user: its input, as in training"
+
+
+def test_chat_with_the_bare_model_needs_its_template(client, lm):
+    asked = {"model": lm.name, "messages": [{"role": "user", "content": "hello"}]}
+    reason = why(client.post("/v1/chat/completions", json=asked), 400)
+    assert reason == f"{lm.name} has no chat template; ask for a completion instead"
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    lm.tokenizer._tokenizer.chat_template = template
+    lm.tokenizer.has_chat_template = True
+    turns = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": [{"type": "text", "text": "and?"}]},
+    ]
+    answer = client.post("/v1/chat/completions", json={"model": lm.name, "messages": turns, "max_tokens": 2}).json()
+    wanted = lm.tokenizer.encode("[user] hello\n[assistant] yes\n[user] and?\n[assistant]")
+    assert answer["usage"]["prompt_tokens"] == len(wanted) + lm.is_encoder_decoder
+
+
+def test_openais_client_works_unchanged(lm, tmp_path):
+    import openai
+
+    with served(make_server(lm, tmp_path)) as client:
+        theirs = openai.OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client)
+        assert [model.id for model in theirs.models.list()] == [lm.name, "p0", "p1"]
+        assert theirs.models.retrieve("p0").kind == "prompt"
+        done = theirs.completions.create(model="p0", prompt=[TEXT, "sentence: dull"], max_tokens=4)
+        assert [choice.index for choice in done.choices] == [0, 1]
+        assert done.choices[0].input_tokens > 0
+        stream = theirs.completions.create(model="p0", prompt=TEXT, max_tokens=4, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in stream) == done.choices[0].text
+        said = theirs.chat.completions.create(
+            model="p0", messages=[{"role": "user", "content": TEXT}], max_completion_tokens=4
+        )
+        assert said.choices[0].message.content == done.choices[0].text
+        chunks = theirs.chat.completions.create(
+            model="p0", messages=[{"role": "user", "content": TEXT}], max_tokens=4, stream=True
+        )
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == done.choices[0].text
+        with pytest.raises(openai.NotFoundError, match="did you mean 'p0'"):
+            theirs.completions.create(model="p00", prompt=TEXT)
+
+
+# The ids that the trainer had --------------------------------------------------------------------------------------
+
+RECORDS = {
+    "superglue/boolq": {"question": "is the sea warm", "passage": "The sea is warm.", "idx": 3},
+    "superglue/rte": {"premise": "It rained.", "hypothesis": "The street was wet.", "idx": 1},
+    "superglue/cb": {"premise": "It rained.", "hypothesis": "The street was wet.", "idx": 1},
+    "superglue/copa": {"premise": "It rained.", "choice1": "wet", "choice2": "dry", "question": "effect", "idx": 0},
+    "superglue/wic": {"word": "sea", "sentence1": "the sea", "sentence2": "a sea of people", "idx": 0,
+                      "start1": 4, "end1": 7, "start2": 2, "end2": 5},
+    "glue/sst2": {"sentence": "a warm and funny story"},
+    "glue/mrpc": {"sentence1": "It rained.", "sentence2": "Rain fell."},
+    "glue/qqp": {"question1": "is it warm?", "question2": "is it cold?"},
+    "mrqa/squad": {"context": "The sea is warm.", "question": "what is warm?", "qid": "q1", "answers": ["sea"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS))
+def test_the_server_reads_the_trainers_ids(lm, tmp_path, name):
+    task = get_task(name)
+    form = default_format(lm, max_target_length=12, max_input_length=40)
+    scheduler = Scheduler(lm, max_memory=MEMORY)
+    prompt = make_prompt(lm, task=name, labels=task.labels or (), task_version=task.version, text=form.to_json())
+    hashed = scheduler.table.add(prompt)
+    asker = Asker(lm, scheduler.table)
+    questions = asker.questions(asker.worn((hashed,)), [RECORDS[name]])
+    trained = encode_examples(task.cast(RECORDS[name], "test"), form, lm.tokenizer, with_targets=False)
+    assert [question.rows[0].ids for question in questions] == [row.ids for row in trained]
+
+
+def test_every_task_can_be_asked_of_the_server(lm):
+    """Nothing in the server knows a task: a card of any task gives worn prompts with that task's own cast."""
+    scheduler = Scheduler(lm, max_memory=MEMORY)
+    asker = Asker(lm, scheduler.table)
+    for seed, name in enumerate(TASKS):
+        task = get_task(name)
+        prompt = make_prompt(
+            lm, seed, task=name, labels=task.labels or (), task_version=task.version, text=default_format(lm).to_json()
+        )
+        (worn,) = asker.worn((scheduler.table.add(prompt),))
+        assert worn.task is task or worn.task.cast is task.cast
+
+
+# Prompts that come and go -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["zip", "gz", "xz", ""])
+def test_an_uploaded_prompt_is_on_disk_and_served_and_survives_a_restart(lm, tmp_path, kind):
+    folder = saved(lm, tmp_path / "new", seed=9)
+    with served(make_server(lm, tmp_path)) as client:
+        data = archive(folder, "zip") if kind == "zip" else archive(folder, kind)
+        answer = client.put("/v1/prompts/fresh", content=data)
+        assert answer.status_code == 200, answer.text
+        (version,) = answer.json()["versions"]
+        assert version["labels"] == list(LABELS) and version["task"] == "mine"
+        before = client.post("/v1/classify", json={"model": "fresh", "input": TEXT}).json()["results"]
+        assert before[0]["prompt_hash"] == version["prompt_hash"]
+        assert (tmp_path / "kept" / "fresh" / version["prompt_hash"] / "adapter_model.safetensors").is_file()
+    with served(make_server(lm, tmp_path)) as client:
+        after = client.post("/v1/classify", json={"model": "fresh", "input": TEXT}).json()["results"]
+    assert after == before
+
+
+def test_versions_aliases_and_roll_back(lm, tmp_path):
+    with served(make_server(lm, tmp_path)) as client:
+        hashes = []
+        for seed in (11, 12):
+            data = archive(saved(lm, tmp_path / f"v{seed}", seed=seed))
+            hashes.append(client.put("/v1/prompts/sst2", content=data).json()["versions"][-1]["prompt_hash"])
+
+        def worn(name, **more):
+            answer = client.post("/v1/classify", json={"model": name, "input": TEXT} | more)
+            return answer.json()["results"][0]["prompt_hash"]
+
+        assert worn("sst2") == hashes[1]
+        assert worn(f"sst2@{hashes[0][:8]}") == hashes[0]
+        for new in (f"sst2@{hashes[0][:12]}", "sst2"):
+            assert client.put("/v1/aliases/prod", json={"targets": {new: 100.0}}).status_code == 200
+            assert worn("prod") == hashes[0 if "@" in new else 1]
+        split = {f"sst2@{hash[:12]}": 50.0 for hash in hashes}
+        client.put("/v1/aliases/prod", json={"targets": split})
+        seen = [worn("prod", user=f"user {i}") for i in range(40)]
+        assert 8 < seen.count(hashes[0]) < 32
+        assert seen == [worn("prod", user=f"user {i}") for i in range(40)]
+        reason = why(client.delete(f"/v1/prompts/sst2@{hashes[0][:12]}"), 409)
+        assert reason == f"prod still leads to sst2@{hashes[0][:12]}; change or delete prod first"
+        assert client.delete("/v1/prompts/prod").json() == {"name": "prod", "prompt_hashes": []}
+        assert client.delete(f"/v1/prompts/sst2@{hashes[0][:12]}").json()["prompt_hashes"] == [hashes[0]]
+        assert not (tmp_path / "kept" / "sst2" / hashes[0]).exists()
+        assert worn("sst2") == hashes[1]
+        client.delete("/v1/prompts/sst2")
+        assert why(client.post("/v1/classify", json={"model": "sst2", "input": TEXT}), 404).startswith(
+            "no prompt named 'sst2'"
+        )
+        assert not (tmp_path / "kept" / "sst2").exists()
+
+
+def test_ensembles_and_aliases_survive_a_restart(lm, tmp_path):
+    with served(make_server(lm, tmp_path)) as client:
+        client.put("/v1/ensembles/both", json={"members": ["p0", "p1"]})
+        client.put("/v1/aliases/prod", json={"targets": {"both": 100.0}})
+        before = client.get("/v1/prompts").json()
+    with served(make_server(lm, tmp_path)) as client:
+        assert client.get("/v1/prompts").json() == before
+        assert (
+            len(client.post("/v1/classify", json={"model": "prod", "input": TEXT}).json()["results"][0]["votes"]) == 2
+        )
+
+
+def test_a_prompt_of_another_model_is_refused_and_nothing_changes(lm, tmp_path):
+    other = tiny_lm("gpt2", n_embd=32)
+    data = archive(saved(other, tmp_path / "other"))
+    with served(make_server(lm, tmp_path)) as client:
+        before = client.get("/v1/prompts").json()
+        reason = why(client.put("/v1/prompts/p9", content=data), 400)
+        assert reason.startswith("the prompt was trained for tiny-gpt2")
+        assert lm.name in reason
+        assert client.get("/v1/prompts").json() == before
+        assert not (tmp_path / "kept" / "p9").exists()
+
+
+def hostile(members, *, link=None):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+        if link:
+            info = tarfile.TarInfo("adapter_model.safetensors")
+            info.type, info.linkname = tarfile.SYMTYPE, link
+            file.addfile(info)
+    return data.getvalue()
+
+
+LYING = (1 << 60).to_bytes(8, "little") + b'{"prompt_embeddings": {}}'
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"nonsense", "not a whole zip or tar archive"),
+        (b"PK\x03\x04broken", "not a whole zip or tar archive"),
+        (hostile({"../../etc/adapter_config.json": b"{}"}), "a path out of its folder"),
+        (hostile({"/etc/adapter_config.json": b"{}"}), "a path out of its folder"),
+        (hostile({"x/adapter_model.bin": b"pickle"}), "pickles can run any code"),
+        (hostile({}, link="/etc/passwd"), "which is a link or a device"),
+        (hostile({"README.md": b"hello"}), "the archive holds no adapter_model.safetensors"),
+        (hostile({"a/README.md": b"1", "b/README.md": b"2"}), "holds README.md twice"),
+        (hostile({f"{i}.txt": b"" for i in range(200)}), "more than 100 files"),
+        (
+            hostile({"adapter_model.safetensors": LYING, "adapter_config.json": b"{}"}),
+            "a PEFT adapter of type None; wanted PROMPT_TUNING",
+        ),
+    ],
+)
+def test_a_hostile_archive_is_refused_in_words(llama, tmp_path, data, reason):
+    with served(make_server(llama, tmp_path)) as client:
+        assert reason in why(client.put("/v1/prompts/evil", content=data), 400)
+        assert "evil" not in client.get("/v1/prompts").text
+        assert client.post("/v1/classify", json={"model": "p0", "input": TEXT}).status_code == 200
+
+
+def test_a_safetensors_file_that_lies_about_its_header_is_refused(llama, tmp_path):
+    folder = saved(llama, tmp_path / "liar")
+    (folder / "adapter_model.safetensors").write_bytes(LYING)
+    with served(make_server(llama, tmp_path)) as client:
+        reason = why(client.put("/v1/prompts/evil", content=archive(folder)), 400)
+    assert reason.startswith("adapter_model.safetensors is not a whole safetensors file")
+    assert "/" not in reason.split("(")[0]
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(llama, tmp_path):
+    folder = saved(llama, tmp_path / "big")
+    (folder / "README.md").write_bytes(b"0" * 2_000_000)
+    with served(make_server(llama, tmp_path, limits=Limits(max_upload=100_000))) as client:
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as file:
+            for path in folder.iterdir():
+                file.write(path, path.name)
+        reason = why(client.put("/v1/prompts/big", content=data.getvalue()), 400)
+        assert reason == "the archive unpacks to more than 100,000 bytes, which is all that is allowed"
+        assert why(client.put("/v1/prompts/big", content=b"0" * 100_001), 413).startswith("the body is longer than")
+
+
+def test_a_full_disk_is_said_and_the_old_version_stays(llama, tmp_path, monkeypatch):
+    with served(make_server(llama, tmp_path)) as client:
+        first = archive(saved(llama, tmp_path / "a", seed=21))
+        client.put("/v1/prompts/mine", content=first)
+        before = client.get("/v1/prompts").json()
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("softprompt.server.registry.write_whole", full)
+        answer = client.put("/v1/prompts/mine", content=archive(saved(llama, tmp_path / "b", seed=22)))
+        assert why(answer, 507) == "could not be kept: No space left on device"
+        assert client.get("/v1/prompts").json() == before
+        assert client.post("/v1/classify", json={"model": "mine", "input": TEXT}).status_code == 200
+
+
+def test_without_a_folder_nothing_can_be_uploaded(llama, tmp_path):
+    data = archive(saved(llama, tmp_path / "a"))
+    with served(make_server(llama, tmp_path, keep=False)) as client:
+        reason = why(client.put("/v1/prompts/mine", content=data), 409)
+    assert reason == "this server keeps no prompts; start it with --prompts-dir DIR to upload some"
+
+
+def test_replacing_a_prompt_under_load_never_mixes_versions(lm, tmp_path):
+    """Every answer is one of the two versions' own, by its hash and its numbers."""
+    with served(make_server(lm, tmp_path)) as client:
+        data = [archive(saved(lm, tmp_path / f"v{seed}", seed=seed)) for seed in (31, 32)]
+        wanted = {}
+        for content in data:
+            client.put("/v1/prompts/hot", content=content)
+            (result,) = client.post("/v1/classify", json={"model": "hot", "input": TEXT}).json()["results"]
+            wanted[result["prompt_hash"]] = result["probabilities"]
+        assert len(wanted) == 2
+        stop = threading.Event()
+
+        def swap():
+            for i in range(60):
+                assert client.put("/v1/prompts/hot", content=data[i % 2]).status_code == 200
+            stop.set()
+
+        swapper = threading.Thread(target=swap)
+        swapper.start()
+        seen = set()
+        while not stop.is_set():
+            (result,) = client.post("/v1/classify", json={"model": "hot", "input": TEXT}).json()["results"]
+            seen.add(result["prompt_hash"])
+            assert result["probabilities"] == pytest.approx(wanted[result["prompt_hash"]], abs=1e-5)
+        swapper.join()
+        assert seen == set(wanted)
+
+
+def test_nearest_tokens_of_a_prompt_made_of_tokens_are_those(lm, tmp_path):
+    server = make_server(lm, tmp_path)
+    ids = lm.tokenizer.ordinary_ids()[5:9]
+    prompt = make_prompt(lm)
+    server.engine.table.add(SoftPrompt(lm.embeddings.detach()[ids].float(), prompt.card))
+    save_prompt(SoftPrompt(lm.embeddings.detach()[ids].float(), prompt.card), tmp_path / "words")
+    server.registry.add("words", tmp_path / "words")
+    with served(server) as client:
+        rows = client.get("/v1/prompts/words/nearest?count=2").json()["rows"]
+        assert [row["tokens"][0] for row in rows] == [lm.tokenizer.piece(id) for id in ids]
+        assert all(row["cosines"][0] == pytest.approx(1.0, abs=1e-5) for row in rows)
+        assert "is not one prompt" in why(client.get(f"/v1/prompts/{lm.name}/nearest"), 400)
+
+
+# Who may, and how much ------------------------------------------------------------------------------------------------
+
+
+def bearer(word):
+    return {"authorization": f"Bearer {word}"}
+
+
+def test_keys_open_what_their_scopes_say(llama, tmp_path):
+    with served(make_server(llama, tmp_path, access=Access(KEYS))) as client:
+        asked = {"model": "p0", "input": TEXT}
+        assert why(client.post("/v1/classify", json=asked), 401).startswith("no API key; send the header")
+        assert (
+            why(client.post("/v1/classify", json=asked, headers=bearer("wrong-0123456789")), 401) == "unknown API key"
+        )
+        reader = bearer("reader-0123456789")
+        assert client.post("/v1/classify", json=asked, headers=reader).status_code == 200
+        assert why(client.delete("/v1/prompts/p0", headers=reader), 403) == "the key reader may use, not administer"
+        assert client.delete("/v1/prompts/p0", headers=bearer("boss-0123456789ab")).status_code == 200
+        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+        assert client.get("/metrics").status_code == 401
+
+
+def test_a_keys_minute_is_used_up_and_fills_again(llama, tmp_path):
+    now = 0.0
+    access = Access((replace(KEYS[0], requests_per_minute=2),), clock=lambda: now)
+    with served(make_server(llama, tmp_path, access=access)) as client:
+        ask = partial(client.get, "/v1/models", headers=bearer("reader-0123456789"))
+        assert [ask().status_code for _ in range(3)] == [200, 200, 429]
+        assert ask().headers["retry-after"] == "30"
+        assert why(ask(), 429) == "the key reader has used its requests of this minute; try later"
+        now = 31.0
+        assert ask().status_code == 200
+
+
+def test_tokens_are_charged_after_the_answer(llama, tmp_path):
+    access = Access((replace(KEYS[0], tokens_per_minute=5),), clock=lambda: 0.0)
+    with served(make_server(llama, tmp_path, access=access)) as client:
+        ask = partial(
+            client.post, "/v1/classify", json={"model": "p0", "input": TEXT}, headers=bearer("reader-0123456789")
+        )
+        assert ask().status_code == 200
+        assert why(ask(), 429) == "the key reader has used its tokens of this minute; try later"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("just text", "holds no list of keys"),
+        ("[", "is not YAML"),
+        ("- name: a\n  key: short", "a key is text of 16 characters or more"),
+        ("- name: a\n  key: 0123456789abcdef\n  scope: [use]", "unknown entry 'scope'; did you mean 'scopes'?"),
+        ("- name: a\n  key: 0123456789abcdef\n  scopes: [root]", "give a list of use and administer"),
+        ("- name: a\n  key: 0123456789abcdef\n  requests_per_minute: -1", "give a number of 1 or more"),
+        ("- name: a\n  key: 0123456789abcdef\n- name: a\n  key: 0123456789abcdeg", "two keys of one name"),
+    ],
+)
+def test_a_bad_key_file_is_named_with_what_is_wrong(tmp_path, content, reason):
+    path = tmp_path / "keys.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"keys\.yaml") as caught:
+        read_keys(path)
+    assert reason in str(caught.value)
+
+
+def test_keys_are_kept_as_hashes(tmp_path):
+    path = tmp_path / "keys.yaml"
+    path.write_text("- name: a\n  key: 0123456789abcdef\n  scopes: [use, administer]\n  tokens_per_minute: 100\n")
+    (key,) = read_keys(path)
+    assert "0123456789abcdef" not in repr(key)
+    assert Access((key,)).key_of("Bearer 0123456789abcdef", "administer") is key
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("completions", {"prompt": "x"}, 400, "model: field required"),
+        ("completions", {"model": "p0"}, 400, "give either prompt (finished text) or fields"),
+        ("completions", {"model": "p0", "prompt": "x", "fields": {}}, 400, "give either prompt"),
+        ("completions", {"model": "p0", "prompt": 5}, 400, "valid string"),
+        ("completions", {"model": "p0", "prompt": "x", "max_tokens": "5"}, 400, "max_tokens: input should be a valid"),
+        ("completions", {"model": "p0", "prompt": "x", "max_tokens": -1}, 400, "greater than or equal to 1"),
+        ("completions", {"model": "p0", "prompt": "x", "max_token": 1}, 400, "did you mean 'max_tokens'?"),
+        ("completions", {"model": "p0", "prompt": "x", "top_p": 0}, 400, "greater than 0"),
+        ("completions", {"model": "p0", "prompt": "x", "n": 2}, 400, "n is 2 with temperature 0"),
+        ("completions", {"model": "p0", "prompt": "x", "num_beams": 2, "temperature": 1}, 400, "give one of the two"),
+        ("completions", {"model": "p0", "prompt": "x", "presence_penalty": 1}, 400, "presence_penalty"),
+        ("completions", {"model": "p0", "prompt": " "}, 400, "an input is empty"),
+        ("completions", {"model": "p0", "prompt": ["x", " "]}, 400, "input 1: an input is empty"),
+        ("completions", {"model": "p0", "prompt": ["x"] * 300}, 400, "300 inputs, but a request takes 256"),
+        ("completions", {"model": "nope", "prompt": "x"}, 404, "no prompt named 'nope'"),
+        ("completions", {"model": "p0@zz", "prompt": "x"}, 400, "'zz' is no version"),
+        ("completions", {"model": "p0@00000000", "prompt": "x"}, 404, "p0 has 0 versions that begin with 00000000"),
+        ("classify", {"model": "p0", "fields": {"text": "x"}}, 400, "no column 'sentence'"),
+        ("classify", {"model": "p0", "fields": {"sentence": None}}, 400, "the input is empty: no text in sentence"),
+        ("classify", {"model": "p0", "input": "x", "labels": ["a", "a"]}, 400, "labels repeat"),
+        ("chat/completions", {"model": "p0", "messages": []}, 400, "messages"),
+    ],
+)
+def test_bad_requests_get_a_reason(llama, tmp_path, path, body, status, reason):
+    with served(make_server(llama, tmp_path)) as client:
+        assert reason in why(client.post(f"/v1/{path}", json=body), status)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "the body is not JSON"),
+        (b'{"model": "\xff"}', "the body"),
+        (b"", "the body is empty"),
+        (b'{"model": "p0", "input": "\\ud800"}', "input"),
+        (b'{"model": "p0", "fields": {"sentence": "\\ud800"}}', "input 0 is no text"),
+        (b'{"model": "p0", "input": "x", "timeout": NaN}', "timeout"),
+        (b"[" * 100_000, "body"),
+    ],
+)
+def test_bytes_that_are_no_request_get_a_reason(llama, tmp_path, content, reason):
+    with served(make_server(llama, tmp_path)) as client:
+        answer = client.post("/v1/classify", content=content, headers={"content-type": "application/json"})
+        assert reason in why(answer, 400)
+
+
+def test_a_long_body_is_refused_before_it_is_read(llama, tmp_path):
+    with served(make_server(llama, tmp_path, limits=Limits(max_body=1_000))) as client:
+        answer = client.post("/v1/classify", json={"model": "p0", "input": "x" * 2_000})
+        assert why(answer, 413) == "the body is longer than 1,000 bytes, which is all that is allowed"
+
+        def pieces():
+            for _ in range(5):
+                yield b" " * 500
+
+        assert client.post("/v1/classify", content=pieces()).status_code == 413
+
+
+def test_a_full_queue_says_when_to_come_back(llama, tmp_path):
+    server = make_server(llama, tmp_path, max_waiting=2)
+    with served(server) as client:
+        answer = client.post("/v1/classify", json={"model": "p0", "input": ["x", "y", "z"]})
+        assert answer.status_code in (200, 429)
+        server.engine._seconds_per_part = 2.0
+        with server.engine._stepping:  # the engine stands still meanwhile
+            results = []
+            threads = [
+                threading.Thread(
+                    target=lambda: results.append(client.post("/v1/classify", json={"model": "p0", "input": TEXT}))
+                )
+                for _ in range(4)
+            ]
+            for thread in threads:
+                thread.start()
+            deadline = time.monotonic() + 20
+            while len(results) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+        for thread in threads:
+            thread.join()
+    full = [result for result in results if result.status_code == 429]
+    assert len(full) == 2
+    assert "the queue is full" in why(full[0], 429)
+    assert int(full[0].headers["retry-after"]) >= 1
+    assert sum(result.status_code == 200 for result in results) == 2
+
+
+def test_a_deadline_is_kept(llama, tmp_path):
+    server = make_server(llama, tmp_path)
+    with served(server) as client:
+        with server.engine._stepping:
+            worker = []
+            thread = threading.Thread(
+                target=lambda: worker.append(
+                    client.post("/v1/completions", json={"model": "p0", "prompt": TEXT, "timeout": 0.05})
+                )
+            )
+            thread.start()
+            time.sleep(0.3)
+        thread.join()
+    assert why(worker[0], 504) == "no answer within 0.05 seconds"
+
+
+def test_a_client_that_goes_stops_the_work(llama, tmp_path):
+    server = make_server(llama, tmp_path)
+    app = make_app(server)
+    body = json.dumps({"model": "p0", "prompt": TEXT, "max_tokens": 200}).encode()
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "raw_path": b"",
+        "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http", "root_path": "",
+    }  # fmt: skip
+
+    async def leave():
+        sent = []
+        told = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if told:
+                return told.pop()
+            while not server.engine.stats().num_rows:
+                await asyncio.sleep(0.001)
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        await app(scope, receive, send)
+        return sent
+
+    server.engine.start()
+    try:
+        sent = asyncio.run(leave())
+        assert sent[0]["status"] == 499
+        for _ in range(500):
+            if not server.engine.stats().num_rows:
+                break
+            time.sleep(0.01)
+        stats = server.engine.stats()
+        assert stats.num_rows == 0 and stats.num_cancelled == 1 and stats.num_output_tokens < 200
+    finally:
+        server.engine.drain()
+
+
+def test_an_error_of_ours_is_a_500_in_json_without_its_text(llama, tmp_path, monkeypatch, caplog):
+    server = make_server(llama, tmp_path)
+    monkeypatch.setattr(server.asker, "questions", lambda *_: {}["secret"])
+    with served_raw(server) as client:
+        answer = client.post("/v1/classify", json={"model": "p0", "input": TEXT})
+        assert why(answer, 500) == "something went wrong here; the log says what"
+    assert "secret" in caplog.text
+
+
+@contextmanager
+def served_raw(server):
+    server.warm_up = lambda: setattr(server, "is_ready", True)
+    with TestClient(make_app(server), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_one_bad_request_does_not_touch_another(lm, tmp_path):
+    with served(make_server(lm, tmp_path)) as client:
+        wanted = client.post("/v1/classify", json={"model": "p0", "input": TEXT}).json()["results"]
+        bad = [
+            {"model": "p0", "input": "x" * 1_000_000},
+            {"model": "nope", "input": "x"},
+            {"model": "p0", "fields": {"no": 1}},
+            {"model": "p0", "input": []},
+        ]
+        results = []
+        threads = [threading.Thread(target=client.post, args=("/v1/classify",), kwargs={"json": b}) for b in bad * 3]
+        threads += [
+            threading.Thread(
+                target=lambda: results.append(
+                    client.post("/v1/classify", json={"model": "p0", "input": TEXT}).json()["results"]
+                )
+            )
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(results) == 6
+    for result in results:
+        assert result[0]["probabilities"] == pytest.approx(wanted[0]["probabilities"], abs=1e-5)
+
+
+# The machine ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_ready_when_it_is_warm_and_not_before(llama, tmp_path):
+    server = make_server(llama, tmp_path)
+    release, warm = threading.Event(), server.warm_up
+
+    def slowly():
+        release.wait()
+        warm()
+
+    server.warm_up = slowly
+    with TestClient(make_app(server)) as client:
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert why(client.get("/readyz"), 503) == "warming up, or being stopped"
+        release.set()
+        for _ in range(1000):
+            if client.get("/readyz").status_code == 200:
+                break
+            time.sleep(0.01)
+        assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_metrics_count_requests_and_tokens_by_prompt(client):
+    client.post("/v1/classify", json={"model": "p0", "input": TEXT})
+    client.post("/v1/classify", json={"model": "nope", "input": TEXT})
+    text = client.get("/metrics").text
+    assert 'softprompt_requests_total{endpoint="/v1/classify",prompt="p0",status="200"} 1.0' in text
+    assert 'softprompt_requests_total{endpoint="/v1/classify",prompt="",status="404"} 1.0' in text
+    assert 'softprompt_request_seconds_count{endpoint="/v1/classify",prompt="p0"} 1.0' in text
+    assert "softprompt_batch_rows 0.0" in text
+    assert 'softprompt_input_tokens_total{prompt="p0"}' in text
+
+
+def test_request_ids_are_in_answers_errors_and_logs(client, caplog):
+    caplog.set_level(logging.INFO, "softprompt.access")
+    answer = client.get("/v1/models/nope", headers={"x-request-id": "mine-7"})
+    assert answer.headers["x-request-id"] == answer.json()["error"]["request_id"] == "mine-7"
+    assert json.loads(caplog.records[-1].message)["request_id"] == "mine-7"
+    assert client.get("/healthz", headers={"x-request-id": "<evil>"}).headers["x-request-id"].startswith("req-")
+
+
+def test_the_prompts_in_the_folder_are_served_and_bad_ones_are_named(llama, tmp_path):
+    saved(llama, tmp_path / "kept" / "mine", seed=5)
+    saved(tiny_lm("gpt2", n_embd=32), tmp_path / "kept" / "alien")
+    with pytest.warns(UserWarning, match=r"alien in .* is not served: alien: the prompt was trained for tiny-gpt2"):
+        server = make_server(llama, tmp_path, num_prompts=0)
+    assert server.registry.names() == [llama.name, "mine"]
+
+
+def test_the_vote_is_the_evaluations(llama, tmp_path):
+    """The request carries `evaluation.vote` of the card's own task, not a copy of it."""
+    server = make_server(llama, tmp_path)
+    hashes = [versions[-1].sha256 for versions in server.registry.versions().values()]
+    worn = server.asker.worn(hashes)
+    (question,) = server.asker.questions(worn, [TEXT])
+    request = server.asker.classification(question, None, 1.0)
+    assert request.vote.func is vote
+    assert request.vote.args[0].labels == LABELS
+
+
+def test_prompts_of_two_tasks_do_not_vote(llama, tmp_path):
+    server = make_server(llama, tmp_path)
+    server.registry.add("other", saved(llama, tmp_path / "other", seed=8, task="theirs"))
+    with served(server) as client:
+        client.put("/v1/ensembles/odd", json={"members": ["p0", "other"]})
+        reason = why(client.post("/v1/classify", json={"model": "odd", "input": TEXT}), 400)
+    assert "is a prompt for mine" in reason and "for theirs" in reason
+
+
+def test_labels_given_replace_the_prompts_own(client):
+    asked = {"model": "p0", "input": TEXT, "labels": ["yes", "no", "maybe"]}
+    (result,) = client.post("/v1/classify", json=asked).json()["results"]
+    assert set(result["probabilities"]) == {"yes", "no", "maybe"}
+    assert sum(result["probabilities"].values()) == pytest.approx(1.0)
+    assert file_task(inputs="{a}", targets="{b}", labels=("yes", "no")).labels == ("yes", "no")
