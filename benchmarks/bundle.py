@@ -74,7 +74,7 @@ def card(size: str, results: Path) -> str:
 
 def hours(row: dict[str, Any]) -> str:
     """How long a run took, and on what."""
-    return f"{row['seconds'] / 3600:.1f} hours on {row['device']}, {row['threads']} threads"
+    return f"{row['seconds'] / 3600:.1f} hours on {row['device']}, {row['dtype']}"
 
 
 def abilities(size: str, results: Path) -> list[str]:
@@ -109,7 +109,7 @@ def bundle(folder: Path, target: Path, card: str) -> int:
         shutil.rmtree(target)
     with whole_folder(target) as staging:
         for name in FILES:
-            shutil.copy(folder / name, staging)
+            shutil.copyfile(folder / name, staging / name)
         write_whole(staging / "README.md", card)
     return taken
 

@@ -502,7 +502,7 @@ class _Shape:
 
     def in_one_piece(self, question: Question) -> bool:
         """Whether its text is known at its end only: a vote, or an answer with a sentinel to strip."""
-        return len(question.worn) > 1 or question.worn[0].form.sentinel != "none"
+        return len(question.worn) != 1 or question.worn[0].form.sentinel != "none"
 
     def event(self, choices: list[dict[str, Any]], usage: api.Usage | None = None) -> str:
         """One server-sent event."""
