@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from family import table as family_table
 from smollm2_study import table as tasks_table
 
 from softprompt.files import write_whole
@@ -108,6 +109,25 @@ def members(results: Path) -> str:
     return "\n".join([*lines, "", f"SmolLM2-135M, SST-2; {where([*newest.values()][-1])}."])
 
 
+def family(results: Path) -> str:
+    """What pre-training the small T5s took and bought."""
+    rows = read(results / "t5_family.jsonl")
+    return f"{family_table(rows)}\n\n{where(rows[0])}." if rows else nothing_yet("benchmarks/family.py")
+
+
+def continuation(results: Path) -> str:
+    """How well the small T5s continue held-out text."""
+    rows = read(results / "continuation.jsonl")
+    if not rows:
+        return nothing_yet("benchmarks/continuation.py")
+    lines = ["| model | nats a token | perplexity |", "|---|--:|--:|"]
+    lines += [
+        f"| {row['model'].removeprefix('runs/family/')} | {row['nats_per_token']:.3f} | {row['perplexity']:.0f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def nothing_yet(command: str) -> str:
     """What stands where no row has been committed."""
     return f"No rows yet: `python {command}` makes them."
@@ -129,6 +149,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "tasks": tasks,
     "train_speed": train_speed,
     "members": members,
+    "family": family,
+    "continuation": continuation,
 }
 
 

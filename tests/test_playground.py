@@ -2,24 +2,17 @@
 
 import json
 import shutil
-import threading
-import time
 from pathlib import Path
 
 import pytest
-import uvicorn
-from test_server import make_server
-
-from softprompt.server.app import make_app
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER):
-    pytest.skip("no chromium and chromedriver on this machine", allow_module_level=True)
-
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from test_server import listening, make_server
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
 
 
 @pytest.fixture
@@ -27,14 +20,8 @@ def site(llama, tmp_path):
     """The address of a server with two prompts and an ensemble."""
     server = make_server(llama, tmp_path)
     server.registry.set_ensemble("both", ["p0", "p1"])
-    web = uvicorn.Server(uvicorn.Config(make_app(server), port=0, log_config=None))
-    thread = threading.Thread(target=web.run)
-    thread.start()
-    while not web.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}/"
-    web.should_exit = True
-    thread.join()
+    with listening(server) as address:
+        yield address
 
 
 @pytest.fixture
@@ -67,6 +54,7 @@ def texts(browser, selector):
     return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
 
 
+@needs_browser
 def test_labels_as_bars_for_two_prompts_side_by_side(browser, site):
     opened(browser, site)
     assert texts(browser, "#choices label")[:2] == ["p0\nmine", "p1\nmine"]
@@ -79,6 +67,7 @@ def test_labels_as_bars_for_two_prompts_side_by_side(browser, site):
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
+@needs_browser
 def test_text_streams_and_the_curl_line_is_the_request(browser, site):
     opened(browser, site)
     browser.find_element(By.CSS_SELECTOR, "input[value=complete]").click()
@@ -93,6 +82,7 @@ def test_text_streams_and_the_curl_line_is_the_request(browser, site):
     assert body == {"model": "p0", "prompt": "it's a film", "stream": True, "max_tokens": 7}
 
 
+@needs_browser
 def test_the_nearest_tokens_are_shown(browser, site):
     opened(browser, site)
     browser.find_element(By.ID, "input").send_keys("sentence: dull", Keys.CONTROL, Keys.ENTER)
@@ -101,6 +91,7 @@ def test_the_nearest_tokens_are_shown(browser, site):
     assert len(browser.find_elements(By.CSS_SELECTOR, "article table tr")) == 4  # the head and p0's three rows
 
 
+@needs_browser
 def test_mistakes_are_said_on_the_page(browser, site):
     opened(browser, site)
     box = browser.find_element(By.ID, "input")
@@ -112,6 +103,7 @@ def test_mistakes_are_said_on_the_page(browser, site):
     wait(browser, lambda b: "no column 'sentence'" in " ".join(texts(b, "article .wrong")))
 
 
+@needs_browser
 def test_it_works_by_keyboard_alone_and_fits_a_phone(browser, site):
     browser.set_window_size(360, 740)
     opened(browser, site)

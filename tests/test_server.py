@@ -15,6 +15,7 @@ from hashlib import sha256
 
 import pytest
 import torch
+import uvicorn
 from conftest import tiny_lm
 from fastapi.testclient import TestClient
 
@@ -93,6 +94,21 @@ def served(server):
                 break
             time.sleep(0.01)
         yield client
+
+
+@contextmanager
+def listening(server):
+    """The server on a port of this machine; its address."""
+    web = uvicorn.Server(uvicorn.Config(make_app(server), port=0, log_config=None))
+    thread = threading.Thread(target=web.run)
+    thread.start()
+    while not web.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        web.should_exit = True
+        thread.join()
 
 
 @pytest.fixture

@@ -1,0 +1,109 @@
+"""`softprompt serve` as a process of its own: what it prints, whom it lets in, and how it stops."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from test_server import TEXT, saved
+
+from softprompt.cli import main
+
+
+@pytest.fixture
+def model(llama, tmp_path):
+    llama.model.save_pretrained(tmp_path / "model")
+    llama.tokenizer.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def asked(url, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def test_it_serves_says_so_and_finishes_its_requests_when_told_to_stop(model, tmp_path):
+    from softprompt import load
+
+    saved(load(str(model)), tmp_path / "mine")
+    port = free_port()
+    command = [sys.executable, "-m", "softprompt", "serve", "--model", str(model), "--prompt", f"sst2={tmp_path}/mine"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--prompts-dir", str(tmp_path / "kept"), "--threads", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                if asked(f"{url}/readyz") == {"status": "ready"}:
+                    break
+            except OSError:
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.1)
+        answer = asked(f"{url}/v1/classify", {"model": "sst2", "input": TEXT})
+        assert answer["results"][0]["label"] in ("positive", "negative")
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert "model (" in said and "with 1 prompt" in said
+    assert f"{url} (this machine only: no --api-key-file was given); Ctrl-C stops" in said
+    assert '"path": "/v1/classify", "status": 200' in said
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "nothing to serve; give --model, or --prompt NAME=DIR"),
+        (["--host", "0.0.0.0", "--model", "x"], "--host 0.0.0.0 is open to other machines; give --api-key-file"),
+        (["--prompt", "a=x", "a=y"], "two prompts are named 'a': x and y"),
+        (["--model", "x", "--port", "70000"], "wanted a port from 0 to 65535"),
+        (["--model", "x", "--max-memory", "lots"], "wanted bytes such as 4G or 500M, got 'lots'"),
+        (["--model", "x", "--timeout", "-1"], "wanted a number above 0, got '-1'"),
+        (["--model", "x", "--api-key-file", "none.yaml"], "cannot read the key file none.yaml"),
+        (["--config", "none.yaml"], "cannot read none.yaml"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_2(words, reason, capsys):
+    assert main(["serve", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert reason in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("max-wating: 1", "no setting 'max-wating'; did you mean 'max_waiting'?"),
+        ("port: many", "port: wanted a port from 0 to 65535"),
+        ("prompt: [a]", "prompt: wanted names and folders"),
+        ("- 1", "holds no entries"),
+    ],
+)
+def test_a_bad_configuration_file_is_named(tmp_path, content, reason, capsys):
+    path = tmp_path / "serve.yaml"
+    path.write_text(content)
+    assert main(["serve", "--config", str(path)]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_prompt_of_another_model_stops_the_start(model, tmp_path, capsys, t5):
+    saved(t5, tmp_path / "other")
+    assert main(["serve", "--model", str(model), "--prompt", f"a={tmp_path}/other"]) == 2
+    assert "a: the prompt was trained for tiny-t5" in capsys.readouterr().err.replace("softprompt serve: ", "")
