@@ -59,6 +59,8 @@ def load(
         model, tokenizer = _read_model(folder, name, options)
         # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
         exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
+    if quantize == "4bit":
+        _keep_trainable(model)
     digest = digest_of_table(exact.get_input_embeddings().weight)
     lm = FrozenLM(model if quantize else model.to(place), tokenizer, name=name, embedding_digest=digest)
     if checkpoint_activations:
@@ -270,6 +272,17 @@ def _readable(name: str) -> Iterator[None]:
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot load a model from {name!r}: {first}") from None
+
+
+def _keep_trainable(model: Any) -> None:
+    """Keep 4-bit layers in the form that gradients flow through.
+
+    On a processor with bfloat16 bitsandbytes 0.50 packs them for inference at the first input without a gradient; its
+    product then has no backward pass, and widths must be multiples of 32.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
