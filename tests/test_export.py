@@ -152,7 +152,8 @@ def test_in_bfloat16_the_folder_differs_from_the_engine_by_rounding_only(kind, t
             theirs = plain_score(model, worn_ids(tokenizer, entry_of(tmp_path / "out", name), text), label)
             off.append(abs(theirs - ours))
             cost.append(abs(ours - best))
-    assert 0 < max(off) <= 2 * max(cost)  # no more than bfloat16 itself costs
+    assert max(cost) > 0  # bfloat16 rounds; where the processor multiplies in it, both may round alike
+    assert max(off) <= 2 * max(cost)  # no more than bfloat16 itself costs
 
 
 @pytest.mark.parametrize(("kind", "changes"), CASES)
