@@ -36,7 +36,7 @@ DEVICE = torch.device("cpu")
 VOCABULARY = 8_192
 TABLES_FROM = "smollm2-135m"
 # Chosen on micro, at 3.3 million tokens (docs/log.md, 2026-11-23): 8 texts a step, AdamW, tables from a wider model.
-SPAN_STEPS = 6_000  # 16.4 million tokens, the same for each size: what mini reads in two hours on one core
+SPAN_STEPS = 6_000  # 15.1 million tokens, the same for each size: what mini reads in two hours on one core
 BATCH_SIZE = 8
 RATES = {"micro": 3e-3, "tiny": 2e-3, "mini": 1.5e-3}
 RUNS = ("span", "lm", "span+")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
-from softprompt.commands.options import Command, say_if_slow
+from softprompt.commands.options import Command, named_folders, say_if_slow
 from softprompt.commands.terminal import counted, writing
 
 
@@ -45,7 +43,7 @@ def _to_vocabulary(args: argparse.Namespace) -> int:
     from softprompt.export import export_vocabulary
     from softprompt.formats import read_prompt
 
-    prompts = {name: read_prompt(path, args.from_kind) for name, path in _named(args.source).items()}
+    prompts = {name: read_prompt(path, args.from_kind) for name, path in named_folders(args.source).items()}
     say_if_slow(args.model or next(iter(prompts.values())).card.model_name)
     with writing(args.out):
         export_vocabulary(prompts, args.out, model=args.model, dtype=args.dtype)
@@ -53,21 +51,6 @@ def _to_vocabulary(args: argparse.Namespace) -> int:
     text = f"the model with {counted(len(prompts), 'prompt')} as {tokens}"
     print(f"{args.out}: {text}; its README.md says how a text wears them")
     return 0
-
-
-def _named(sources: Sequence[str]) -> dict[str, str]:
-    """The prompts' places by name: what stands in front of '=', or else the last part of the path."""
-    named: dict[str, str] = {}
-    for source in sources:
-        name, equals, path = source.partition("=")
-        if not equals or Path(source).exists():
-            name, path = Path(source).resolve().name, source
-        if name in named:
-            raise ValueError(
-                f"two prompts are named {name!r}: {named[name]} and {path}; name one otherwise: NAME={path}"
-            )
-        named[name] = path
-    return named
 
 
 COMMAND = Command(

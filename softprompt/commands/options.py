@@ -202,6 +202,21 @@ def add_prompt(command: argparse.ArgumentParser) -> None:
     add_threads(group)
 
 
+def named_folders(sources: Sequence[str]) -> dict[str, str]:
+    """Prompts' places by name: what stands in front of '=', or else the last part of the path."""
+    named: dict[str, str] = {}
+    for source in sources:
+        name, equals, path = source.partition("=")
+        if not equals or Path(source).exists():
+            name, path = Path(source).resolve().name, source
+        if name in named:
+            raise ValueError(
+                f"two prompts are named {name!r}: {named[name]} and {path}; name one otherwise: NAME={path}"
+            )
+        named[name] = path
+    return named
+
+
 def add_threads(group: Any) -> None:
     """Add --threads."""
     group.add_argument("--threads", type=int, metavar="N", help="processor threads (default: one for each core)")

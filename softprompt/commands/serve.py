@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from softprompt.commands.options import TRAIN_FLAGS, Command, add_threads, say_if_slow, set_threads
+from softprompt.commands.options import TRAIN_FLAGS, Command, add_threads, named_folders, say_if_slow, set_threads
 from softprompt.commands.terminal import counted, say, type_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -94,6 +93,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _from_file(path: str) -> dict[str, Any]:
     import yaml
 
+    from softprompt.tasks.task import nearest
+
     try:
         entries = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -104,8 +105,7 @@ def _from_file(path: str) -> dict[str, Any]:
     for entry, value in entries.items():
         name = str(entry).replace("-", "_")
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise ValueError(f"{path}: no setting {entry!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"{path}: no setting {entry!r}{nearest(name, known)}")
         try:
             settings[name] = _value(name, value)
         except argparse.ArgumentTypeError as error:
@@ -123,22 +123,9 @@ def _value(name: str, value: Any) -> Any:
     return KINDS[name](str(value)) if name in KINDS else str(value)
 
 
-def _named(words: list[str]) -> dict[str, str]:
-    """NAME=DIR, each; a folder alone is named by its last part."""
-    named: dict[str, str] = {}
-    for word in words:
-        name, equals, folder = word.partition("=")
-        if not equals:
-            name, folder = Path(word).resolve().name, word
-        if name in named:
-            raise ValueError(f"two prompts are named {name!r}: {named[name]} and {folder}; name one otherwise")
-        named[name] = folder
-    return named
-
-
 def _serve(args: argparse.Namespace) -> int:
     settings = _settings(args)
-    named = _named(settings.get("prompt", []))
+    named = named_folders(settings.get("prompt", []))
     has_keys = settings.get("api_key_file") is not None
     if settings["host"] not in LOOPBACK and not has_keys:
         raise ValueError(

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from softprompt.decoding import MAX_BEAMS, MAX_STOPS
+from softprompt.server.registry import MAX_MEMBERS
+
 MAX_CHOICES = 16  # completions of one input at most; ours
 Text = Annotated[str, Field(max_length=1_000_000)]
 Record = dict[str, Any]
@@ -31,10 +34,10 @@ class _Written(_Asked):
     temperature: Annotated[float, Field(ge=0, le=100, description="0: the most probable token")] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
-    stop: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES, description="answers for each input; more than 1 need a temperature")]
     n = 1
-    num_beams: Annotated[int, Field(ge=1, le=32)] = 1
+    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS)] = 1
     length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -109,7 +112,7 @@ class EnsembleRequest(BaseModel):
     """Prompts that vote."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    members: Annotated[list[str], Field(min_length=2, max_length=32)]
+    members: Annotated[list[str], Field(min_length=2, max_length=MAX_MEMBERS)]
 
 
 class AliasRequest(BaseModel):
@@ -166,25 +169,35 @@ class LogProbs(BaseModel):
     text_offset: list[int]
 
 
-class CompletionChoice(_Told):
-    """One answer."""
+class _Choice(_Told):
+    """One answer's end."""
 
     index: int
-    text: str
     finish_reason: Literal["stop", "length"]
-    logprobs: LogProbs | None = None
     members: list[Member] | None = None
 
 
-class Completion(BaseModel):
-    """The answer of /v1/completions."""
+class _Answered(BaseModel):
+    """What every answer of a model begins with."""
 
     id: str
-    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
-    choices: list[CompletionChoice]
     usage: Usage
+
+
+class CompletionChoice(_Choice):
+    """One answer."""
+
+    text: str
+    logprobs: LogProbs | None = None
+
+
+class Completion(_Answered):
+    """The answer of /v1/completions."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]
 
 
 class AssistantMessage(BaseModel):
@@ -194,25 +207,18 @@ class AssistantMessage(BaseModel):
     content: str
 
 
-class ChatChoice(_Told):
+class ChatChoice(_Choice):
     """One answer."""
 
-    index: int
     message: AssistantMessage
-    finish_reason: Literal["stop", "length"]
     logprobs: None = None
-    members: list[Member] | None = None
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(_Answered):
     """The answer of /v1/chat/completions."""
 
-    id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
     choices: list[ChatChoice]
-    usage: Usage
 
 
 class ClassifyResult(_Told):
@@ -225,15 +231,11 @@ class ClassifyResult(_Told):
     votes: list[Vote] | None = None
 
 
-class Classification(BaseModel):
+class Classification(_Answered):
     """The answer of /v1/classify."""
 
-    id: str
     object: Literal["classification"] = "classification"
-    created: int
-    model: str
     results: list[ClassifyResult]
-    usage: Usage
 
 
 class Model(BaseModel):

@@ -37,15 +37,14 @@ from softprompt.server import api
 from softprompt.server.access import Access, Key, Refused
 from softprompt.server.archive import read_archive
 from softprompt.server.asking import Asker, Question, Worn, shown
-from softprompt.server.registry import Conflict, Registry, UnknownName
+from softprompt.server.registry import MIN_HASH, NAME, Conflict, Registry, UnknownName
 from softprompt.server.telemetry import CONTENT_TYPE, Telemetry
-from softprompt.server.wire import REQUEST_ID, Limits, Wire
+from softprompt.server.wire import CLIENT_GONE, REQUEST_ID, Limits, Wire
 from softprompt.serving import Scheduler
 from softprompt.tasks.task import nearest
 
 PLAYGROUND = Path(__file__).parent.parent / "playground"
 BARE_MAX_TOKENS = 64  # ours: what the bare model writes unless told otherwise
-CLIENT_GONE = 499  # nginx's code for it; nobody reads it but the log
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 log = logging.getLogger("softprompt.server")
 
@@ -317,8 +316,8 @@ ARCHIVE = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-WANTED_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[0-9a-f]{8,64})?$"
+NAME_PATTERN = f"^{NAME}$"
+WANTED_PATTERN = f"^{NAME}(@[0-9a-f]{{{MIN_HASH},64}})?$"
 
 
 def make_app(server: Server) -> FastAPI:
@@ -388,18 +387,11 @@ def _add_questions(app: FastAPI, server: Server) -> None:
         """Text for each input. OpenAI's endpoint: `model` is a prompt's name, `prompt` is its finished input."""
         items = items_of(body.prompt, body.fields, "prompt", server.limits)
         call = Call(server, request, key, body)
-        shape = _CompletionShape(call, body)
-        await call.submit(
+        return await _written(
+            _CompletionShape(call, body),
             lambda prompts: server.asker.questions(server.asker.worn(prompts), items),
-            lambda q, choice: server.asker.completion(
-                q, decoding_of(body, longest_of(q.worn, body.max_tokens), choice), call.timeout
-            ),
-            count=body.n,
-            stream=bool(body.stream),
+            body.max_tokens,
         )
-        if body.stream:
-            return StreamingResponse(shape.stream(), media_type="text/event-stream")
-        return shape.whole(await call.answers())
 
     @app.post("/v1/chat/completions", response_model=api.ChatCompletion, tags=["ask"])
     async def chat(body: api.ChatRequest, request: Request, key: Key = use) -> Any:
@@ -407,18 +399,11 @@ def _add_questions(app: FastAPI, server: Server) -> None:
         messages = [{"role": message.role, "content": message.text} for message in body.messages]
         longest = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
         call = Call(server, request, key, body)
-        shape = _ChatShape(call, body)
-        await call.submit(
+        return await _written(
+            _ChatShape(call, body),
             lambda prompts: [server.asker.turns(server.asker.worn(prompts), messages)],
-            lambda q, choice: server.asker.completion(
-                q, decoding_of(body, longest_of(q.worn, longest), choice), call.timeout
-            ),
-            count=body.n,
-            stream=bool(body.stream),
+            longest,
         )
-        if body.stream:
-            return StreamingResponse(shape.stream(), media_type="text/event-stream")
-        return shape.whole(await call.answers())
 
     @app.post("/v1/classify", response_model=api.Classification, tags=["ask"])
     async def classify(body: api.ClassifyRequest, request: Request, key: Key = use) -> Any:
@@ -443,6 +428,22 @@ def _add_questions(app: FastAPI, server: Server) -> None:
         )
 
 
+async def _written(shape: _Shape, ask: Any, longest: int | None) -> Any:
+    """Text in OpenAI's form, whole or as a stream. ask, longest: as `Call.submit` and `longest_of` take them."""
+    call, body = shape.call, shape.body
+    await call.submit(
+        ask,
+        lambda q, choice: call.server.asker.completion(
+            q, decoding_of(body, longest_of(q.worn, longest), choice), call.timeout
+        ),
+        count=body.n,
+        stream=bool(body.stream),
+    )
+    if body.stream:
+        return StreamingResponse(shape.stream(), media_type="text/event-stream")
+    return shape.whole(await call.answers())
+
+
 class _Shape:
     """OpenAI's form of generated text, whole or in pieces."""
 
@@ -457,12 +458,14 @@ class _Shape:
             self.choice(index, self.question(index), answer, told(self.question(index), answer, several))
             for index, answer in enumerate(answers)
         ]
-        return self.document(choices, usage_of(answers))
+        return self.answer(
+            id=self.call.id, created=self.created, model=self.body.model, choices=choices, usage=usage_of(answers)
+        )
 
     async def stream(self) -> AsyncIterator[str]:
         """Server-sent events: pieces as they are written, each choice's end, the usage if asked for, and [DONE]."""
         call, left, answers = self.call, len(self.call.tickets), []
-        begun = [False] * left
+        begun, several = [False] * left, inputs_of_several(call.questions)
         try:
             for index in range(left):
                 if opening := self.opening(index):
@@ -488,7 +491,6 @@ class _Shape:
                 call.count(outcome)
                 if self.in_one_piece(question) and (text := text_of(question, outcome)):
                     yield self.event([self.piece(index, text)])
-                several = inputs_of_several(call.questions)
                 yield self.event([self.closing(index, outcome) | told(question, outcome, several)])
             if self.body.stream_options and self.body.stream_options.include_usage:
                 yield self.event([], usage_of(answers))
@@ -522,11 +524,10 @@ class _Shape:
         log.warning("%s: %s after the stream began: %s", self.call.id, status, body.message)
         return f"data: {json.dumps({'error': body.model_dump()})}\n\n"
 
+    answer: type[BaseModel]
+    """What a whole answer is."""
     chunk: str
-
-    def document(self, choices: list[Any], usage: api.Usage) -> BaseModel:
-        """The whole answer."""
-        raise NotImplementedError
+    """What a piece of it is called."""
 
     def choice(self, index: int, question: Question, answer: Answer, about: dict[str, Any]) -> BaseModel:
         """One finished choice."""
@@ -546,12 +547,8 @@ class _Shape:
 
 
 class _CompletionShape(_Shape):
+    answer = api.Completion
     chunk = "text_completion"
-
-    def document(self, choices: list[Any], usage: api.Usage) -> BaseModel:
-        return api.Completion(
-            id=self.call.id, created=self.created, model=self.body.model, choices=choices, usage=usage
-        )
 
     def choice(self, index: int, question: Question, answer: Answer, about: dict[str, Any]) -> BaseModel:
         alone = self.body.logprobs is not None and len(answer.parts) == 1
@@ -574,12 +571,8 @@ class _CompletionShape(_Shape):
 
 
 class _ChatShape(_Shape):
+    answer = api.ChatCompletion
     chunk = "chat.completion.chunk"
-
-    def document(self, choices: list[Any], usage: api.Usage) -> BaseModel:
-        return api.ChatCompletion(
-            id=self.call.id, created=self.created, model=self.body.model, choices=choices, usage=usage
-        )
 
     def choice(self, index: int, question: Question, answer: Answer, about: dict[str, Any]) -> BaseModel:
         return api.ChatChoice(

@@ -17,6 +17,7 @@ from softprompt.data import Row, TextFormat, default_format, encode_examples
 from softprompt.decoding import Decoding
 from softprompt.evaluation import candidates_of, vote
 from softprompt.prediction import examples_of, form_of, shared_scoring, shared_task
+from softprompt.prompt import Card
 from softprompt.prompt_table import PromptTable
 from softprompt.request import Part, Request
 from softprompt.tasks import Example, Task, file_task
@@ -33,6 +34,7 @@ class Worn:
     task: Task
     form: TextFormat
     scoring: str
+    card: Card | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class Asker:
         """
         if None in prompts:
             return (self._bare(is_text),)
-        cards = [self.table.get(sha256).card_json for sha256 in prompts if sha256]
-        made = tuple(self._described(sha256, card) for sha256, card in zip(prompts, cards, strict=True) if sha256)
-        shared_task([self.table.get(one.sha256).card for one in made if one.sha256], _places(made))
+        hashes = [sha256 for sha256 in prompts if sha256 is not None]
+        made = tuple(self._described(sha256, self.table.get(sha256).card_json) for sha256 in hashes)
+        if len(made) > 1:
+            shared_task([one.card for one in made if one.card], [Path(sha256[:12]) for sha256 in hashes])
         return made
 
     def questions(self, worn: Sequence[Worn], items: Sequence[str | dict[str, Any]]) -> list[Question]:
@@ -136,9 +139,9 @@ class Asker:
         return encode_examples(examples, form, self.lm.tokenizer, with_targets=False)
 
     def _describe(self, sha256: str, card_json: str) -> Worn:
-        card, place = self.table.get(sha256).card, [Path(sha256[:12])]
+        card, place = Card.from_json(card_json), [Path(sha256[:12])]
         task = shared_task([card], place)
-        return Worn(sha256, task, form_of(card, place[0], task, self.lm), shared_scoring([card], place, task))
+        return Worn(sha256, task, form_of(card, place[0], task, self.lm), shared_scoring([card], place, task), card)
 
     def _bare(self, is_text: bool) -> Worn:
         longest = self.lm.max_length or 4_096  # where a model states no limit; ours
@@ -162,7 +165,3 @@ def shown(form: TextFormat, text: str) -> str:
 def replace_labels(task: Task, labels: Sequence[str]) -> Task:
     """The task with other legal answers."""
     return file_task(inputs="{inputs}", targets="{targets}", labels=tuple(labels), name=task.name)
-
-
-def _places(worn: Sequence[Worn]) -> list[Path]:
-    return [Path((one.sha256 or "")[:12]) for one in worn]

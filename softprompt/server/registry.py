@@ -122,9 +122,9 @@ class Registry:
             name, _, digits = wanted.partition("@")
             going = [self._version(name, digits)] if digits else self._versions.get(name, [])
             self._check_known(name)
-            self._check_unused(wanted, is_whole=len(going) == len(self._versions.get(name, [])))
-            self._ensembles.pop(name, None) if not digits else None
-            self._aliases.pop(name, None) if not digits else None
+            self._check_unused(name, going, is_whole=len(going) == len(self._versions.get(name, [])))
+            self._ensembles.pop(name, None)
+            self._aliases.pop(name, None)
             kept = [version for version in self._versions.pop(name, []) if version not in going]
             if kept:
                 self._versions[name] = kept
@@ -323,15 +323,12 @@ class Registry:
         if digits:
             self._version(name, digits)
 
-    def _check_unused(self, wanted: str, *, is_whole: bool) -> None:
+    def _check_unused(self, name: str, going: Sequence[Version], *, is_whole: bool) -> None:
         """Conflict if an ensemble or an alias names what is to go."""
-        name = wanted.partition("@")[0]
         for owner, targets in [*self._ensembles.items(), *self._aliases.items()]:
             for target in targets:
                 own, _, digits = target.partition("@")
-                going = self._version(own, digits).sha256 if digits and own in self._versions else ""
-                is_one = "@" in wanted and bool(going) and going.startswith(wanted.partition("@")[2])
-                if own == name and (is_whole or is_one):
+                if own == name and (is_whole or (digits and self._version(own, digits) in going)):
                     raise Conflict(f"{owner} still leads to {target}; change or delete {owner} first")
 
 

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from softprompt.server.telemetry import Telemetry
 
 REQUEST_ID = "request_id"
+CLIENT_GONE = 499  # nginx's code for it; nobody reads it but the log
 GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 UPLOADS = re.compile(r"/v1/prompts/[^/]+")
 log = logging.getLogger("softprompt.access")
@@ -93,14 +94,14 @@ class Wire:
         route = scope.get("route")
         endpoint = getattr(route, "path", "unknown")
         prompt = scope.get("prompt", "")
-        self.telemetry.requests.labels(endpoint, prompt, status or 499).inc()
+        self.telemetry.requests.labels(endpoint, prompt, status or CLIENT_GONE).inc()
         if prompt:
             self.telemetry.seconds.labels(endpoint, prompt).observe(seconds)
         line = {
             REQUEST_ID: scope[REQUEST_ID],
             "method": scope["method"],
             "path": scope["path"][:200],
-            "status": status or 499,
+            "status": status or CLIENT_GONE,
             "ms": round(1_000 * seconds, 1),
             "prompt": prompt,
             "key": scope.get("key", ""),
