@@ -92,6 +92,17 @@ def test_the_nearest_tokens_are_shown(browser, site):
 
 
 @needs_browser
+def test_the_endpoints_have_a_page_of_their_own(browser, site):
+    browser.get(f"{site}docs")
+    wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "article"))
+    heads = texts(browser, "article h2")
+    assert "POST /v1/classify" in heads and "PUT /v1/prompts/{name}" in heads and "GET /metrics" in heads
+    page = browser.find_element(By.CSS_SELECTOR, "body").get_attribute("textContent")
+    assert "Body: ClassifyRequest" in page and "429" in page
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@needs_browser
 def test_mistakes_are_said_on_the_page(browser, site):
     opened(browser, site)
     box = browser.find_element(By.ID, "input")

@@ -493,6 +493,28 @@ def test_a_full_disk_is_said_and_the_old_version_stays(llama, tmp_path, monkeypa
         assert client.post("/v1/classify", json={"model": "mine", "input": TEXT}).status_code == 200
 
 
+def test_a_full_disk_changes_no_name(llama, tmp_path, monkeypatch):
+    with served(make_server(llama, tmp_path)) as client:
+        client.put("/v1/ensembles/both", json={"members": ["p0", "p1"]})
+        client.put("/v1/prompts/mine", content=archive(saved(llama, tmp_path / "a", seed=21)))
+        before = client.get("/v1/prompts").json()
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("softprompt.server.registry.write_whole", full)
+        for answer in (
+            client.put("/v1/ensembles/other", json={"members": ["p1", "p0"]}),
+            client.put("/v1/ensembles/both", json={"members": ["p1", "p0"]}),
+            client.put("/v1/aliases/live", json={"targets": {"p0": 100}}),
+            client.delete("/v1/prompts/both"),
+            client.delete("/v1/prompts/mine"),
+        ):
+            assert why(answer, 507) == "could not be kept: No space left on device"
+            assert client.get("/v1/prompts").json() == before
+        assert client.post("/v1/classify", json={"model": "mine", "input": TEXT}).status_code == 200
+
+
 def test_without_a_folder_nothing_can_be_uploaded(llama, tmp_path):
     data = archive(saved(llama, tmp_path / "a"))
     with served(make_server(llama, tmp_path, keep=False)) as client:

@@ -9,315 +9,33 @@ Everything that can be wrong with a request is found before any work, and answer
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import random
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import fmean
-from typing import Annotated, Any
+from typing import Any
 
 from anyio.to_thread import run_sync
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from pydantic import BaseModel
+from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 
-from softprompt.decoding import Decoding
-from softprompt.inspection import NUM_NEAREST, nearest_tokens
-from softprompt.request import Answer, Cancelled, DeadlineExceeded, NotServing, PartAnswer, Piece, QueueFull, Ticket
-from softprompt.request import Request as Asked
-from softprompt.server import api
-from softprompt.server.access import Access, Key, Refused
-from softprompt.server.archive import read_archive
-from softprompt.server.asking import Asker, Question, Worn, shown
-from softprompt.server.registry import MIN_HASH, NAME, Conflict, Registry, UnknownName
-from softprompt.server.telemetry import CONTENT_TYPE, Telemetry
-from softprompt.server.wire import CLIENT_GONE, REQUEST_ID, Limits, Wire
-from softprompt.serving import Scheduler
-from softprompt.tasks.task import nearest
+from softprompt.request import NotServing
+from softprompt.server.access import Key, Refused
+from softprompt.server.errors import ERRORS, refuse
+from softprompt.server.prompts import add_prompts
+from softprompt.server.questions import add_questions
+from softprompt.server.state import Server
+from softprompt.server.telemetry import CONTENT_TYPE
+from softprompt.server.wire import Wire
+
+__all__ = ["Server", "make_app"]
 
 PLAYGROUND = Path(__file__).parent.parent / "playground"
-BARE_MAX_TOKENS = 64  # ours: what the bare model writes unless told otherwise
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 log = logging.getLogger("softprompt.server")
-
-
-@dataclass(eq=False)
-class Server:
-    """What the endpoints share."""
-
-    engine: Scheduler
-    registry: Registry
-    access: Access = field(default_factory=Access)
-    limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        self.asker = Asker(self.engine.lm, self.engine.table)
-        self.telemetry = Telemetry(self.engine.stats)
-        self.is_ready = False
-        self.started = int(time.time())
-
-    def warm_up(self) -> None:
-        """Answer one question of each kind with the bare model and with a prompt, then be ready."""
-        for prompt in (None, *self.engine.table.hashes()[-1:]):
-            described = self.asker.worn((prompt,))
-            (question,) = self.asker.questions(described, ["warm up"])
-            self.engine.submit(self.asker.completion(question, Decoding(max_tokens=2), 600.0)).result()
-            self.engine.submit(self.asker.classification(question, ("yes", "no"), 600.0)).result()
-        self.is_ready = True
-
-
-class Call:
-    """One request on its way: whose it is, what it asks, and the engine's tickets."""
-
-    def __init__(self, server: Server, request: Request, key: Key, asked: api._Asked):
-        self.server, self.request, self.key, self.asked = server, request, key, asked
-        self.id: str = request.scope[REQUEST_ID]
-        self.events: asyncio.Queue[tuple[int, Piece | Answer | Exception]] = asyncio.Queue()
-        self.tickets: list[Ticket] = []
-        self.questions: list[Question] = []
-        self.name = asked.model
-        limit = server.limits.timeout
-        self.timeout = limit if asked.timeout is None else min(asked.timeout, limit)
-
-    async def submit(self, ask: Any, make: Any, *, count: int = 1, stream: bool = False) -> None:
-        """Resolve the name, make the questions and the engine's requests, and hand them over.
-
-        ask: worn prompts to questions; make: a question and which of its `count` answers, to an engine request.
-        """
-        server = self.server
-        point = random.Random(self.asked.user if self.asked.user is not None else self.id).random()
-        held = server.registry.hold(self.asked.model, point)
-        try:
-            self.name = self.request.scope["prompt"] = held.name
-            self.questions, made = await run_sync(partial(self._prepare, held.prompts, ask, make, count))
-            loop = asyncio.get_running_loop()
-            for index, request in enumerate(made):
-                tell = partial(_hand_over, loop, self.events, index)
-                self.tickets.append(server.engine.submit(request, tell, stream=stream))
-        except BaseException:
-            self.cancel()
-            raise
-        finally:
-            server.registry.release(held)
-
-    def _prepare(
-        self, prompts: Sequence[str | None], ask: Any, make: Any, count: int
-    ) -> tuple[list[Question], list[Asked]]:
-        questions = ask(prompts)
-        return questions, [make(question, choice) for question in questions for choice in range(count)]
-
-    async def answers(self) -> list[Answer]:
-        """All answers, in order; if one fails, or the client goes, the others are given up."""
-        found: list[Answer | None] = [None] * len(self.tickets)
-        gone = asyncio.create_task(_gone(self.request))
-        try:
-            while None in found:
-                event = asyncio.ensure_future(self.events.get())
-                await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not event.done():
-                    event.cancel()
-                    raise Cancelled("the client has gone")
-                index, outcome = event.result()
-                if isinstance(outcome, Exception):
-                    raise outcome
-                if isinstance(outcome, Answer):
-                    found[index] = outcome
-                    self.count(outcome)
-        finally:
-            gone.cancel()
-            self.cancel()
-        return [answer for answer in found if answer is not None]
-
-    def count(self, answer: Answer) -> None:
-        """Note what an answer took."""
-        read, written = num_read(answer), num_written(answer)
-        telemetry = self.server.telemetry
-        telemetry.input_tokens.labels(self.name).inc(read)
-        telemetry.output_tokens.labels(self.name).inc(written)
-        telemetry.queue_seconds.labels(self.name).observe(answer.waited)
-        self.server.access.charge(self.key, read + written)
-
-    def cancel(self) -> None:
-        """Stop work on whatever is not done."""
-        for ticket in self.tickets:
-            if not ticket.is_done:
-                ticket.cancel()
-
-
-def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Any], index: int, event: Any) -> None:
-    loop.call_soon_threadsafe(events.put_nowait, (index, event))
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def num_read(answer: Answer) -> int:
-    """Input tokens of all parts."""
-    return sum(part.num_input_tokens for part in answer.parts)
-
-
-def num_written(answer: Answer) -> int:
-    """Tokens generated by all parts, ends of sequence included."""
-    return sum(len(part.log_probs) for part in answer.parts)
-
-
-# What answers look like -------------------------------------------------------------------------------------------
-
-
-def usage_of(answers: Sequence[Answer]) -> api.Usage:
-    """Tokens read and written."""
-    read, written = sum(map(num_read, answers)), sum(map(num_written, answers))
-    return api.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
-
-
-def told(question: Question, answer: Answer, several: set[int]) -> dict[str, Any]:
-    """What every answer says of its input."""
-    alone = len(answer.parts) == 1
-    return {
-        "input_tokens": question.num_input_tokens,
-        "truncated": question.was_cut,
-        "prompt_hash": answer.parts[0].prompt if alone else None,
-        "input": question.item,
-        "example": question.example.id if question.item in several else None,
-        "seed": answer.seed,
-    }
-
-
-def inputs_of_several(questions: Sequence[Question]) -> set[int]:
-    """The inputs that are several examples each."""
-    counts = Counter(question.item for question in questions)
-    return {item for item, count in counts.items() if count > 1}
-
-
-def text_of(question: Question, answer: Answer) -> str:
-    """The answer's text: the only prompt's as it wrote it, or the vote's."""
-    alone = len(answer.parts) == 1
-    return shown(question.worn[0].form, answer.parts[0].text) if alone else answer.prediction.text
-
-
-def members_of(answer: Answer) -> list[api.Member] | None:
-    """What the prompts of an ensemble wrote."""
-    if len(answer.parts) == 1:
-        return None
-    return [
-        api.Member(prompt_hash=part.prompt, text=part.prediction.text, log_prob=part.prediction.log_prob)
-        for part in answer.parts
-    ]
-
-
-def result_of(index: int, question: Question, answer: Answer, several: set[int]) -> api.ClassifyResult:
-    """A label with its probabilities."""
-    shares = [part.prediction.probabilities() or {} for part in answer.parts]
-    votes = [
-        api.Vote(prompt_hash=part.prompt, label=part.prediction.text, probabilities=own)
-        for part, own in zip(answer.parts, shares, strict=True)
-    ]
-    return api.ClassifyResult(
-        index=index,
-        label=answer.prediction.text,
-        probabilities={label: fmean(own[label] for own in shares) for label in shares[0]},
-        log_probs=answer.prediction.scores if len(votes) == 1 else None,
-        votes=votes if len(votes) > 1 else None,
-        **told(question, answer, several),
-    )
-
-
-def log_probs_of(tokenizer: Any, part: PartAnswer) -> api.LogProbs:
-    """The chosen tokens' log-probabilities; the end of sequence is the last where there is one more."""
-    tokens = [tokenizer.piece(id) for id in part.ids]
-    tokens += ["</s>"] * (len(part.log_probs) - len(tokens))
-    offsets, place = [], 0
-    for token in tokens:
-        offsets.append(place)
-        place += len(token)
-    return api.LogProbs(tokens=tokens, token_logprobs=list(part.log_probs), text_offset=offsets)
-
-
-# Reading requests -------------------------------------------------------------------------------------------------
-
-
-def items_of(texts: str | list[str] | None, records: Any, name: str, limits: Limits) -> list[Any]:
-    """The inputs of a request: finished texts or records. ValueError unless exactly one kind is given."""
-    if (texts is None) == (records is None):
-        raise ValueError(f"give either {name} (finished text) or fields (a record of the prompt's task)")
-    given = texts if texts is not None else records
-    items = given if isinstance(given, list) else [given]
-    if len(items) > limits.max_inputs:
-        raise ValueError(f"{len(items)} inputs, but a request takes {limits.max_inputs}; send more requests")
-    for number, item in enumerate(items):
-        _check_unicode(item, f"input {number}")
-    return items
-
-
-def _check_unicode(value: Any, where: str) -> None:
-    """ValueError for half of a surrogate pair, which is no text."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError) as error:
-        raise ValueError(f"{where} is no text: {type(error).__name__}") from None
-
-
-def decoding_of(body: Any, max_tokens: int, choice: int) -> Decoding:
-    """How answer number `choice` of an input is written. ValueError for settings that do not go together."""
-    if body.n > 1 and body.temperature == 0:
-        raise ValueError(f"n is {body.n} with temperature 0, which gives {body.n} equal answers; give a temperature")
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    return Decoding(
-        max_tokens=max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        seed=None if body.seed is None else (body.seed + choice) % 2**63,
-        num_beams=body.num_beams,
-        length_penalty=body.length_penalty,
-        stop=stop,
-    )
-
-
-def longest_of(worn: Sequence[Worn], wanted: int | None) -> int:
-    """Tokens to write at most: as asked, or the longest target of the prompts' training."""
-    if wanted is not None:
-        return wanted
-    if worn[0].sha256 is None:
-        return BARE_MAX_TOKENS
-    return max(one.form.max_target_length for one in worn)
-
-
-# The application --------------------------------------------------------------------------------------------------
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": api.Error, "description": text}
-    for status, text in {
-        400: "what was asked makes no sense; the reason says why",
-        401: "no API key, or an unknown one",
-        403: "the key may not do this",
-        404: "no such name",
-        409: "it does not go with what there is",
-        413: "the body is too long",
-        429: "too many requests; try again after Retry-After seconds",
-        500: "our fault",
-        503: "not ready, or being stopped",
-        504: "no answer before the deadline",
-        507: "the disk is full",
-    }.items()
-}
-ARCHIVE = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
-NAME_PATTERN = f"^{NAME}$"
-WANTED_PATTERN = f"^{NAME}(@[0-9a-f]{{{MIN_HASH},64}})?$"
 
 
 def make_app(server: Server) -> FastAPI:
@@ -338,12 +56,14 @@ def make_app(server: Server) -> FastAPI:
         description=f"{server.engine.lm.name} and the soft prompts it wears.",
         lifespan=lifespan,
         responses=ERRORS,
+        docs_url=None,  # its page loads scripts from elsewhere; ours is in playground/
+        redoc_url=None,
     )
     app.state.server = server
     for kind in (ValueError, RuntimeError, OSError, Refused, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refuse)
-    _add_questions(app, server)
-    _add_prompts(app, server)
+    add_questions(app, server)
+    add_prompts(app, server)
     _add_machine(app, server)
     app.openapi = partial(_openapi, app, app.openapi)
     app.add_middleware(Wire, limits=server.limits, telemetry=server.telemetry, refuse=refuse)
@@ -369,344 +89,6 @@ def _openapi(app: FastAPI, make: Any) -> dict[str, Any]:
     return document
 
 
-def _guard(server: Server, scope: str) -> Any:
-    def key_of(request: Request) -> Key:
-        key = server.access.key_of(request.headers.get("authorization"), scope)
-        request.scope["key"] = key.name
-        server.access.admit(key)
-        return key
-
-    return Depends(key_of)
-
-
-def _add_questions(app: FastAPI, server: Server) -> None:
-    use: Any = _guard(server, "use")
-
-    @app.post("/v1/completions", response_model=api.Completion, tags=["ask"])
-    async def complete(body: api.CompletionRequest, request: Request, key: Key = use) -> Any:
-        """Text for each input. OpenAI's endpoint: `model` is a prompt's name, `prompt` is its finished input."""
-        items = items_of(body.prompt, body.fields, "prompt", server.limits)
-        call = Call(server, request, key, body)
-        return await _written(
-            _CompletionShape(call, body),
-            lambda prompts: server.asker.questions(server.asker.worn(prompts), items),
-            body.max_tokens,
-        )
-
-    @app.post("/v1/chat/completions", response_model=api.ChatCompletion, tags=["ask"])
-    async def chat(body: api.ChatRequest, request: Request, key: Key = use) -> Any:
-        """OpenAI's endpoint: one message of the user's is a prompt's input; the bare model takes a conversation."""
-        messages = [{"role": message.role, "content": message.text} for message in body.messages]
-        longest = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-        call = Call(server, request, key, body)
-        return await _written(
-            _ChatShape(call, body),
-            lambda prompts: [server.asker.turns(server.asker.worn(prompts), messages)],
-            longest,
-        )
-
-    @app.post("/v1/classify", response_model=api.Classification, tags=["ask"])
-    async def classify(body: api.ClassifyRequest, request: Request, key: Key = use) -> Any:
-        """The label of each input, with probabilities; an ensemble's votes too."""
-        items = items_of(body.input, body.fields, "input", server.limits)
-        if body.labels and len(set(body.labels)) < len(body.labels):
-            raise ValueError("labels repeat; give different ones")
-        call = Call(server, request, key, body)
-        await call.submit(
-            lambda prompts: server.asker.questions(server.asker.worn(prompts, is_text=False), items),
-            lambda question, _: server.asker.classification(question, body.labels, call.timeout),
-        )
-        answers = await call.answers()
-        several = inputs_of_several(call.questions)
-        pairs = zip(call.questions, answers, strict=True)
-        return api.Classification(
-            id=call.id,
-            created=int(time.time()),
-            model=body.model,
-            results=[result_of(i, question, answer, several) for i, (question, answer) in enumerate(pairs)],
-            usage=usage_of(answers),
-        )
-
-
-async def _written(shape: _Shape, ask: Any, longest: int | None) -> Any:
-    """Text in OpenAI's form, whole or as a stream. ask, longest: as `Call.submit` and `longest_of` take them."""
-    call, body = shape.call, shape.body
-    await call.submit(
-        ask,
-        lambda q, choice: call.server.asker.completion(
-            q, decoding_of(body, longest_of(q.worn, longest), choice), call.timeout
-        ),
-        count=body.n,
-        stream=bool(body.stream),
-    )
-    if body.stream:
-        return StreamingResponse(shape.stream(), media_type="text/event-stream")
-    return shape.whole(await call.answers())
-
-
-class _Shape:
-    """OpenAI's form of generated text, whole or in pieces."""
-
-    def __init__(self, call: Call, body: Any):
-        self.call, self.body = call, body
-        self.created = int(time.time())
-
-    def whole(self, answers: Sequence[Answer]) -> BaseModel:
-        """The finished answer."""
-        several = inputs_of_several(self.call.questions)
-        choices = [
-            self.choice(index, self.question(index), answer, told(self.question(index), answer, several))
-            for index, answer in enumerate(answers)
-        ]
-        return self.answer(
-            id=self.call.id, created=self.created, model=self.body.model, choices=choices, usage=usage_of(answers)
-        )
-
-    async def stream(self) -> AsyncIterator[str]:
-        """Server-sent events: pieces as they are written, each choice's end, the usage if asked for, and [DONE]."""
-        call, left, answers = self.call, len(self.call.tickets), []
-        begun, several = [False] * left, inputs_of_several(call.questions)
-        try:
-            for index in range(left):
-                if opening := self.opening(index):
-                    yield self.event([opening])
-            while left:
-                index, outcome = await call.events.get()
-                if isinstance(outcome, Exception):
-                    yield self.failure(outcome)
-                    return
-                question = self.question(index)
-                if isinstance(outcome, Piece):
-                    if self.in_one_piece(question):
-                        continue
-                    text = outcome.text
-                    if question.worn[0].form.leading_space and not begun[index]:
-                        text = text.lstrip()
-                    if text:
-                        begun[index] = True
-                        yield self.event([self.piece(index, text)])
-                    continue
-                left -= 1
-                answers.append(outcome)
-                call.count(outcome)
-                if self.in_one_piece(question) and (text := text_of(question, outcome)):
-                    yield self.event([self.piece(index, text)])
-                yield self.event([self.closing(index, outcome) | told(question, outcome, several)])
-            if self.body.stream_options and self.body.stream_options.include_usage:
-                yield self.event([], usage_of(answers))
-            yield "data: [DONE]\n\n"
-        finally:
-            call.cancel()
-
-    def question(self, index: int) -> Question:
-        """The question that choice `index` answers."""
-        return self.call.questions[index // self.body.n]
-
-    def in_one_piece(self, question: Question) -> bool:
-        """Whether its text is known at its end only: a vote, or an answer with a sentinel to strip."""
-        return len(question.worn) != 1 or question.worn[0].form.sentinel != "none"
-
-    def event(self, choices: list[dict[str, Any]], usage: api.Usage | None = None) -> str:
-        """One server-sent event."""
-        content = {
-            "id": self.call.id,
-            "object": self.chunk,
-            "created": self.created,
-            "model": self.body.model,
-            "choices": choices,
-            "usage": usage.model_dump() if usage else None,
-        }
-        return f"data: {json.dumps(content)}\n\n"
-
-    def failure(self, error: Exception) -> str:
-        """An error after the answer has begun."""
-        status, body = error_of(error, self.call.id)
-        log.warning("%s: %s after the stream began: %s", self.call.id, status, body.message)
-        return f"data: {json.dumps({'error': body.model_dump()})}\n\n"
-
-    answer: type[BaseModel]
-    """What a whole answer is."""
-    chunk: str
-    """What a piece of it is called."""
-
-    def choice(self, index: int, question: Question, answer: Answer, about: dict[str, Any]) -> BaseModel:
-        """One finished choice."""
-        raise NotImplementedError
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """What comes before a choice's text."""
-        return None
-
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        """A choice's new text."""
-        raise NotImplementedError
-
-    def closing(self, index: int, answer: Answer) -> dict[str, Any]:
-        """A choice's end."""
-        raise NotImplementedError
-
-
-class _CompletionShape(_Shape):
-    answer = api.Completion
-    chunk = "text_completion"
-
-    def choice(self, index: int, question: Question, answer: Answer, about: dict[str, Any]) -> BaseModel:
-        alone = self.body.logprobs is not None and len(answer.parts) == 1
-        tokenizer = self.call.server.engine.lm.tokenizer
-        return api.CompletionChoice(
-            index=index,
-            text=text_of(question, answer),
-            finish_reason=answer.parts[0].finish_reason,  # type: ignore[arg-type]
-            logprobs=log_probs_of(tokenizer, answer.parts[0]) if alone else None,
-            members=members_of(answer),
-            **about,
-        )
-
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        return {"index": index, "text": text, "finish_reason": None, "logprobs": None}
-
-    def closing(self, index: int, answer: Answer) -> dict[str, Any]:
-        reason = answer.parts[0].finish_reason
-        return {"index": index, "text": "", "finish_reason": reason, "logprobs": None}
-
-
-class _ChatShape(_Shape):
-    answer = api.ChatCompletion
-    chunk = "chat.completion.chunk"
-
-    def choice(self, index: int, question: Question, answer: Answer, about: dict[str, Any]) -> BaseModel:
-        return api.ChatChoice(
-            index=index,
-            message=api.AssistantMessage(content=text_of(question, answer)),
-            finish_reason=answer.parts[0].finish_reason,  # type: ignore[arg-type]
-            members=members_of(answer),
-            **about,
-        )
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        return self._delta(index, {"role": "assistant", "content": ""})
-
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        return self._delta(index, {"content": text})
-
-    def closing(self, index: int, answer: Answer) -> dict[str, Any]:
-        return self._delta(index, {}) | {"finish_reason": answer.parts[0].finish_reason}
-
-    def _delta(self, index: int, delta: dict[str, str]) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
-
-
-def _add_prompts(app: FastAPI, server: Server) -> None:
-    use: Any = _guard(server, "use")
-    administer: Any = _guard(server, "administer")
-    registry = server.registry
-
-    @app.get("/v1/models", response_model=api.Models, tags=["prompts"])
-    def models(key: Key = use) -> Any:
-        """Every name that a request may give as `model`. OpenAI's endpoint."""
-        return api.Models(data=[_model(server, name) for name in registry.names()])
-
-    @app.get("/v1/models/{name}", response_model=api.Model, tags=["prompts"])
-    def model(name: str, key: Key = use) -> Any:
-        """One of them. OpenAI's endpoint."""
-        registry.resolve(name, 0.0)
-        return _model(server, name)
-
-    @app.get("/v1/prompts", response_model=api.Prompts, tags=["prompts"])
-    def prompts(key: Key = use) -> Any:
-        """Prompts with their versions, ensembles and aliases."""
-        return api.Prompts(
-            base=registry.base,
-            prompts=[_info(server, name, versions) for name, versions in registry.versions().items()],
-            ensembles=[api.EnsembleInfo(name=n, members=list(m)) for n, m in registry.ensembles().items()],
-            aliases=[api.AliasInfo(name=n, targets=t) for n, t in registry.aliases().items()],
-        )
-
-    @app.put("/v1/prompts/{name}", response_model=api.PromptInfo, tags=["prompts"], openapi_extra=ARCHIVE)
-    async def upload(name: Annotated[str, _path(NAME_PATTERN)], request: Request, key: Key = administer) -> Any:
-        """Keep a prompt folder, sent as a zip or tar archive, as the newest version of a name."""
-        data = await request.body()
-        if not data:
-            raise ValueError("the body is empty; send a prompt's folder as a zip or tar archive")
-        prompt = await run_sync(partial(read_archive, data, max_bytes=server.limits.max_upload))
-        await run_sync(registry.upload, name, prompt)
-        log.info("%s: %s uploaded %s, %s", request.scope[REQUEST_ID], key.name, name, prompt.sha256[:12])
-        return _info(server, name, registry.versions()[name])
-
-    @app.delete("/v1/prompts/{name}", response_model=api.Deleted, tags=["prompts"])
-    async def delete(name: Annotated[str, _path(WANTED_PATTERN)], request: Request, key: Key = administer) -> Any:
-        """Take out a prompt, one version (NAME@HASH), an ensemble or an alias."""
-        gone = await run_sync(registry.remove, name)
-        log.info("%s: %s deleted %s", request.scope[REQUEST_ID], key.name, name)
-        return api.Deleted(name=name, prompt_hashes=gone)
-
-    @app.get("/v1/prompts/{name}/nearest", response_model=api.Nearest, tags=["prompts"])
-    def near(
-        name: Annotated[str, _path(WANTED_PATTERN)],
-        count: Annotated[int, Query(ge=1, le=50)] = NUM_NEAREST,
-        key: Key = use,
-    ) -> Any:
-        """The vocabulary's nearest tokens to each row of a prompt, by cosine (paper, section 7)."""
-        held = registry.hold(name, 0.0)
-        try:
-            (sha256,) = held.prompts if len(held.prompts) == 1 else (None,)
-            if sha256 is None:
-                raise ValueError(f"{name} is not one prompt; name one of its own")
-            found = nearest_tokens(server.engine.table.values(sha256).values, server.engine.lm, count)
-        finally:
-            registry.release(held)
-        rows = [
-            api.NearestRow(position=n.position, norm=n.norm, tokens=list(n.tokens), cosines=list(n.cosines))
-            for n in found
-        ]
-        return api.Nearest(name=name, prompt_hash=sha256, rows=rows)
-
-    @app.put("/v1/ensembles/{name}", response_model=api.EnsembleInfo, tags=["prompts"])
-    def ensemble(name: Annotated[str, _path(NAME_PATTERN)], body: api.EnsembleRequest, key: Key = administer) -> Any:
-        """Name several prompts of one task that vote."""
-        registry.set_ensemble(name, body.members)
-        return api.EnsembleInfo(name=name, members=body.members)
-
-    @app.put("/v1/aliases/{name}", response_model=api.AliasInfo, tags=["prompts"])
-    def alias(name: Annotated[str, _path(NAME_PATTERN)], body: api.AliasRequest, key: Key = administer) -> Any:
-        """Send a name's requests to prompts, versions or ensembles by shares: promote, roll back, split."""
-        registry.set_alias(name, body.targets)
-        return api.AliasInfo(name=name, targets=body.targets)
-
-
-def _path(pattern: str) -> Any:
-    from fastapi import Path as PathParameter
-
-    return PathParameter(pattern=pattern)
-
-
-def _model(server: Server, name: str) -> api.Model:
-    registry = server.registry
-    plain = name.partition("@")[0]
-    kind = "base" if name == registry.base else "prompt" if plain in registry.versions() else ""
-    kind = kind or ("ensemble" if name in registry.ensembles() else "alias")
-    return api.Model(id=name, created=server.started, kind=kind)  # type: ignore[arg-type]
-
-
-def _info(server: Server, name: str, versions: Sequence[Any]) -> api.PromptInfo:
-    made = []
-    for version in versions:
-        registered = server.engine.table.get(version.sha256)
-        card = registered.card
-        (worn,) = server.asker.worn([version.sha256])
-        made.append(
-            api.PromptVersion(
-                prompt_hash=version.sha256,
-                length=registered.length,
-                task=card.task,
-                labels=list(worn.task.labels or ()),
-                dev_metrics=card.dev_metrics,
-                scoring=worn.scoring,
-            )
-        )
-    return api.PromptInfo(name=name, versions=made)
-
-
 def _add_machine(app: FastAPI, server: Server) -> None:
     @app.get("/healthz", tags=["machine"])
     async def healthz() -> dict[str, str]:
@@ -720,7 +102,7 @@ def _add_machine(app: FastAPI, server: Server) -> None:
             raise NotServing("warming up, or being stopped")
         return {"status": "ready"}
 
-    use: Any = _guard(server, "use")
+    use: Any = server.guard("use")
 
     @app.get("/metrics", tags=["machine"], response_class=Response)
     async def metrics(key: Key = use) -> Response:
@@ -731,9 +113,13 @@ def _add_machine(app: FastAPI, server: Server) -> None:
     async def page() -> FileResponse:
         return _page("index.html")
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return _page("docs.html")
+
     @app.get("/playground/{file}", include_in_schema=False)
     async def part(file: str) -> FileResponse:
-        if file not in ("playground.js", "playground.css"):
+        if file not in ("playground.js", "playground.css", "docs.js"):
             raise HTTPException(404, "no such file")
         return _page(file)
 
@@ -741,71 +127,3 @@ def _add_machine(app: FastAPI, server: Server) -> None:
 def _page(file: str) -> FileResponse:
     headers = {"content-security-policy": PAGE_POLICY, "x-content-type-options": "nosniff", "cache-control": "no-cache"}
     return FileResponse(PLAYGROUND / file, headers=headers)
-
-
-# Errors -----------------------------------------------------------------------------------------------------------
-
-
-def error_of(error: Exception, request_id: str) -> tuple[int, api.ErrorBody]:
-    """The status and the reason that a client gets for an error."""
-    status, kind, param, message = 500, "server_error", None, "something went wrong here; the log says what"
-    match error:
-        case Refused():
-            status, kind = error.status, "rate_limit" if error.status == 429 else "authentication_error"
-        case UnknownName():
-            status, kind, param = 404, "invalid_request_error", "model"
-        case Conflict():
-            status, kind = 409, "conflict"
-        case RequestValidationError():
-            status, kind = 400, "invalid_request_error"
-            param, message = _of_validation(error)
-        case QueueFull():
-            status, kind = 429, "overloaded"
-        case NotServing():
-            status, kind = 503, "not_serving"
-        case DeadlineExceeded():
-            status, kind = 504, "timeout"
-        case Cancelled():
-            status, kind = CLIENT_GONE, "client_gone"
-        case HTTPException():
-            status, kind = error.status_code, "invalid_request_error"
-            message = str(error.detail)
-        case ValueError():
-            status, kind = 400, "invalid_request_error"
-        case OSError():
-            status, kind, message = 507, "disk_error", f"could not be kept: {error.strerror or error}"
-    if not isinstance(error, RequestValidationError | HTTPException | OSError) and status != 500:
-        message = " ".join(str(error).split())
-    code = {404: "not_found", 429: "rate_limit_exceeded"}.get(status)
-    readable = message.encode("utf-8", "replace").decode()
-    return status, api.ErrorBody(message=readable, type=kind, param=param, code=code, request_id=request_id)
-
-
-def _of_validation(error: RequestValidationError) -> tuple[str | None, str]:
-    """The field at fault, and what is wrong with it, of the first of pydantic's errors."""
-    first = error.errors()[0]
-    place = [str(step) for step in first["loc"] if step not in ("body", "path", "query")]
-    name = ".".join(place) or None
-    if first["type"] == "json_invalid":
-        return None, f"the body is not JSON ({first.get('ctx', {}).get('error', 'damaged')})"
-    if first["type"] == "extra_forbidden":
-        known = {field for model in (api.CompletionRequest, api.ChatRequest, api.ClassifyRequest) for field in
-                 model.model_fields}  # fmt: skip
-        return name, f"unknown field {name!r}{nearest(str(name), known)}"
-    if first["type"] == "missing" and name is None:
-        return None, "the body is empty; send JSON with Content-Type: application/json"
-    given = "" if first["type"] == "missing" else f", got {json.dumps(first.get('input'), default=str)[:80]}"
-    return name, f"{name or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}{given}"
-
-
-async def refuse(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a request that ended with an error."""
-    request_id = request.scope.get(REQUEST_ID, "")
-    status, body = error_of(error, request_id)
-    if status in (500, 507):
-        log.error("%s: %s", request_id, body.message, exc_info=error)
-    wait = getattr(error, "retry_after", None)
-    headers = {"retry-after": str(max(1, round(wait)))} if wait is not None else None
-    if status == 401:
-        headers = {"www-authenticate": "Bearer"}
-    return JSONResponse({"error": body.model_dump()}, status, headers)

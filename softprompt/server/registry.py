@@ -84,7 +84,7 @@ class Registry:
                 version = Version(self.table.add(folder), Path(folder), is_upload=False)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            self._append(name, version)
+            self._versions = self._with(name, version)
             return version
 
     def upload(self, name: str, prompt: SoftPrompt) -> Version:
@@ -102,51 +102,52 @@ class Registry:
             folder = self.folder / name / prompt.sha256
             save_prompt(prompt, folder)
             version = Version(self.table.add(folder), folder, is_upload=True)
-            before = self._versions.get(name, [])[:]
-            self._append(name, version)
             try:
-                self._save()
+                self._change(versions=self._with(name, version))
             except OSError:
-                self._versions[name] = before
-                self._forget([version] if version.sha256 not in {old.sha256 for old in before} else [])
+                known = {old.sha256 for old in self._versions.get(name, [])}
+                self._forget([] if version.sha256 in known else [version])
                 raise
             return version
 
     def remove(self, wanted: str) -> list[str]:
         """Take out a prompt with all its versions, one version, an ensemble or an alias; the hashes that went.
 
-        UnknownName for what is not there, Conflict for what an ensemble or an alias still needs. Requests that wear
-        a prompt go on with it to their end.
+        UnknownName for what is not there, Conflict for what an ensemble or an alias still needs, OSError where that
+        cannot be written; then nothing has changed. Requests that wear a prompt go on with it to their end.
         """
         with self._lock:
             name, _, digits = wanted.partition("@")
             going = [self._version(name, digits)] if digits else self._versions.get(name, [])
             self._check_known(name)
             self._check_unused(name, going, is_whole=len(going) == len(self._versions.get(name, [])))
-            self._ensembles.pop(name, None)
-            self._aliases.pop(name, None)
-            kept = [version for version in self._versions.pop(name, []) if version not in going]
-            if kept:
-                self._versions[name] = kept
-            self._save()
+            versions, ensembles, aliases = (
+                {other: value for other, value in names.items() if other != name}
+                for names in (self._versions, self._ensembles, self._aliases)
+            )
+            kept = [version for version in self._versions.get(name, []) if version not in going]
+            self._change(versions | ({name: kept} if kept else {}), ensembles, aliases)
             self._forget(going)
             return [version.sha256 for version in going]
 
     def set_ensemble(self, name: str, members: Sequence[str]) -> None:
-        """Name several prompts that vote. ValueError for fewer than two, for unknown ones, or a name in use."""
+        """Name several prompts that vote.
+
+        ValueError for fewer than two, for unknown ones, or a name in use; OSError where it cannot be written.
+        """
         with self._lock:
             self._check_new(name, self._ensembles)
             if not 2 <= len(members) <= MAX_MEMBERS:
                 raise ValueError(f"an ensemble takes 2 to {MAX_MEMBERS} prompts, and this one has {len(members)}")
             for member in members:
                 self._check_is(member, "an ensemble's member", self._versions)
-            self._ensembles[name] = tuple(members)
-            self._save()
+            self._change(ensembles={**self._ensembles, name: tuple(members)})
 
     def set_alias(self, name: str, shares: Mapping[str, float]) -> None:
         """Send a name's requests to its targets, by their shares in percent; in one step.
 
-        ValueError for no target, shares that do not sum to 100, unknown targets, or a name in use.
+        ValueError for no target, shares that do not sum to 100, unknown targets, or a name in use; OSError where it
+        cannot be written.
         """
         with self._lock:
             self._check_new(name, self._aliases)
@@ -154,8 +155,7 @@ class Registry:
                 raise ValueError(f"the shares are {dict(shares)}; give positive ones that sum to 100 percent")
             for target in shares:
                 self._check_is(target, "an alias's target", {**self._versions, **self._ensembles})
-            self._aliases[name] = dict(shares)
-            self._save()
+            self._change(aliases={**self._aliases, name: dict(shares)})
 
     # Asking -----------------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Registry:
         self._aliases = dict(state["aliases"])
 
     def _add_upload(self, name: str, folder: Path) -> None:
-        self._append(name, Version(self.table.add(folder), folder, is_upload=True))
+        self._versions = self._with(name, Version(self.table.add(folder), folder, is_upload=True))
 
     def _serve(self, what: str, add: Any) -> None:
         try:
@@ -254,23 +254,33 @@ class Registry:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a registry of softprompt serve ({error}); move it away") from error
 
-    def _save(self) -> None:
-        if self.folder is None:
-            return
-        uploads = {n: [v.sha256 for v in versions if v.is_upload] for n, versions in self._versions.items()}
-        state = {
-            "format": FORMAT,
-            "versions": {name: hashes for name, hashes in uploads.items() if hashes},
-            "ensembles": self._ensembles,
-            "aliases": self._aliases,
-        }
-        write_whole(self.folder / STATE, json.dumps(state, indent=1) + "\n")
+    def _change(
+        self,
+        versions: dict[str, list[Version]] | None = None,
+        ensembles: dict[str, tuple[str, ...]] | None = None,
+        aliases: dict[str, dict[str, float]] | None = None,
+    ) -> None:
+        """Write what the names are to be, then let them be that: where the disk is full, nothing has changed."""
+        versions = self._versions if versions is None else versions
+        ensembles = self._ensembles if ensembles is None else ensembles
+        aliases = self._aliases if aliases is None else aliases
+        if self.folder is not None:
+            uploads = {name: [one.sha256 for one in own if one.is_upload] for name, own in versions.items()}
+            state = {
+                "format": FORMAT,
+                "versions": {name: hashes for name, hashes in uploads.items() if hashes},
+                "ensembles": ensembles,
+                "aliases": aliases,
+            }
+            write_whole(self.folder / STATE, json.dumps(state, indent=1) + "\n")
+        self._versions, self._ensembles, self._aliases = versions, ensembles, aliases
 
     # Inside, under the lock -------------------------------------------------------------------------------------
 
-    def _append(self, name: str, version: Version) -> None:
-        versions = [old for old in self._versions.get(name, []) if old.sha256 != version.sha256]
-        self._versions[name] = [*versions, version]
+    def _with(self, name: str, version: Version) -> dict[str, list[Version]]:
+        """All versions, with this one as the name's current."""
+        before = [old for old in self._versions.get(name, []) if old.sha256 != version.sha256]
+        return {**self._versions, name: [*before, version]}
 
     def _forget(self, going: Sequence[Version]) -> None:
         """Take contents out of the table that no name has any more, and delete uploads' folders."""
