@@ -36,11 +36,11 @@ DEVICE = torch.device("cpu")
 VOCABULARY = 8_192
 TABLES_FROM = "smollm2-135m"
 # Chosen on micro, at 3.3 million tokens (docs/log.md, 2026-11-23): 8 texts a step, AdamW, tables from a wider model.
-SPAN_STEPS = 6_000  # 15.1 million tokens, the same for each size: what mini reads in two hours on one core
+SPAN_STEPS = 5_000  # 12.6 million tokens, the same for each size: what mini reads in 75 minutes on one core
 BATCH_SIZE = 8
-RATES = {"micro": 3e-3, "tiny": 2e-3, "mini": 1.5e-3}
+RATES = {"micro": 2e-2, "tiny": 1.5e-2, "mini": 1e-2}  # of 0.01, 0.02 and 0.04 on micro (docs/log.md, 2026-11-25)
 RUNS = ("span", "lm", "span+")
-ADAPT_RATE = 5e-4  # constant, so that 1 %, 5 % and 10 % of the steps compare
+ADAPT_RATE = 5e-3  # constant, so that 1 %, 5 % and 10 % of the steps compare
 
 
 def config_of(size: str, run: str) -> PretrainConfig:

@@ -43,6 +43,7 @@ OPTIMIZERS = ("adamw", "adafactor")
 CHECKPOINT = "checkpoint.safetensors"
 CURVE = "curve.jsonl"
 STEPS = "steps"  # the folder of the models that --keep names
+LEAST_SCALE = 1e-3  # epsilon2 of Adafactor (Shazeer and Stern 2018): what a weight of zeros counts as
 HELDOUT_SEED = 0  # held-out texts are always corrupted alike, so that losses compare
 
 
@@ -60,8 +61,9 @@ class PretrainConfig:
     input_length: int = 256
     """Tokens of the inputs with their end, with span; of the whole text, with prefix-lm."""
     optimizer: str = "adamw"
-    """adamw, or adafactor with T5's scaling by the size of each weight."""
-    learning_rate: float = 2e-3
+    """adamw or adafactor, both with T5's scaling by the size of each weight."""
+    learning_rate: float = 2e-2
+    """A share of each weight's root mean square. nanoT5's; the same was best on our micro (docs/log.md, 2026-11-25)."""
     schedule: str = "cosine"
     """constant, linear, cosine or rsqrt, all after `warmup_steps`."""
     warmup_steps: int = 100
@@ -435,10 +437,30 @@ def _optimizer(config: PretrainConfig, parameters: Sequence[Tensor]) -> Any:
     if config.optimizer == "adafactor":
         # PyTorch's has T5's scaling by a weight's root mean square, and never more than 1/sqrt(step) of it.
         return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    # The second beta is nanoT5's and most small language models': 0.999 forgets too slowly for a few thousand steps.
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
-    )
+    return ScaledAdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+class ScaledAdamW(torch.optim.AdamW):
+    """AdamW whose rate is a share of each weight's root mean square, as Adafactor's is in T5 (nanoT5's AdamWScale).
+
+    T5's query weights start at (d * d_kv)^-0.5, a hundredth of its embeddings: a rate that moves the embeddings
+    overwrites the queries within a few steps, and the decoder never learns to read its encoder (docs/log.md,
+    2026-11-25). `lr` is set anew before every step, as `train_step` does.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], lr: float, weight_decay: float):
+        # The second beta is that of most small language models: 0.999 forgets too slowly for a few thousand steps.
+        groups = [{"params": [parameter]} for parameter in parameters]
+        super().__init__(groups, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update."""
+        weights = [group["params"][0] for group in self.param_groups]
+        norms = torch.stack(torch._foreach_norm(weights)).tolist()
+        for group, weight, norm in zip(self.param_groups, weights, norms, strict=True):
+            group["lr"] *= max(norm / math.sqrt(weight.numel()), LEAST_SCALE)
+        super().step(closure)
 
 
 def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:

@@ -77,6 +77,8 @@ def new_model(shape: Shape, tokenizer: Tokenizer, *, seed: int, tables_from: Fro
 
     Weights are drawn as transformers draws T5's, but the output layer with a standard deviation of d^-0.5, as T5X
     does (its own initialiser of the logits' weights): at 1, a new model's loss is many times that of guessing.
+    Attention starts where it is useful, which T5's own random start takes tens of millions of tokens to reach:
+    `attend_to_the_same` and `attend_nearby`.
 
     tables_from: a wider model, whose embeddings take the place of both tables' random rows, for the pieces that are
     ordinary text. ValueError for one that is no wider.
@@ -99,12 +101,41 @@ def new_model(shape: Shape, tokenizer: Tokenizer, *, seed: int, tables_from: Fro
         model = T5ForConditionalGeneration(config)
         # transformers 5 ties the two tables of every new T5; T5 1.1's are two.
         model.lm_head.weight = nn.Parameter(torch.randn(tokenizer.size, shape.d_model) * shape.d_model**-0.5)
+    attend_to_the_same(model)
+    attend_nearby(model)
     if tables_from is not None:
         ids, rows = projected_embeddings(tables_from, tokenizer, shape.d_model, seed=seed)
         with torch.no_grad():
             model.shared.weight[ids] = rows
             model.lm_head.weight[ids] = rows * shape.d_model**-0.5
     return model.float()
+
+
+@torch.no_grad()
+def attend_to_the_same(model: Any) -> None:
+    """Let the decoder of a new T5 read, of its inputs, what stands at the token that it has just written.
+
+    The keys' weights of its cross-attention become those of the queries, at their own size: a token's query meets its
+    own key with a score of d_kv^0.5, and others' with scores of about 1. So a sentinel finds its place in the inputs.
+    """
+    for block in model.decoder.block:
+        attention = block.layer[1].EncDecAttention
+        attention.k.weight.copy_(attention.q.weight * attention.key_value_proj_dim**0.5)
+
+
+NEARBY = 8  # distances that a bucket of T5's has to itself, on each side
+NEAREST_BIAS, BIAS_STEP = 4.0, 0.7  # ours: half of a head's attention on about three tokens (docs/log.md, 2026-11-25)
+
+
+@torch.no_grad()
+def attend_nearby(model: Any) -> None:
+    """Let the encoder of a new T5 read a token's neighbours: even heads those before it, odd heads those after it."""
+    biases = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [32 buckets, heads]
+    before, after = biases[: len(biases) // 2], biases[len(biases) // 2 :]
+    near = NEAREST_BIAS - BIAS_STEP * torch.arange(NEARBY)
+    biases.zero_()
+    before[:NEARBY, 0::2] = near[:, None]
+    after[:NEARBY, 1::2] = near[:, None]
 
 
 def projected_embeddings(

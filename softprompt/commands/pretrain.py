@@ -14,8 +14,8 @@ FLAGS: dict[str, Flag] = {
     "batch_size": Flag(int, "texts a step", "64"),
     "micro_batch_size": Flag(int, "texts computed together", "8"),
     "input_length": Flag(int, "tokens of an input (pretrain), of a whole text (adapt)", "256"),
-    "optimizer": Flag(str, "AdamW, or Adafactor with T5's scaling", "adamw", ("adamw", "adafactor")),
-    "learning_rate": Flag(float, "after the warm-up"),
+    "optimizer": Flag(str, "both with T5's scaling", "adamw", ("adamw", "adafactor")),
+    "learning_rate": Flag(float, "after the warm-up, a share of each weight's size"),
     "schedule": Flag(str, "how the rate goes on", choices=("constant", "linear", "cosine", "rsqrt")),
     "warmup_steps": Flag(int, "steps in which the rate rises"),
     "clip_norm": Flag(float, "bound on the gradient's norm", "1"),
@@ -27,9 +27,9 @@ FLAGS: dict[str, Flag] = {
 }
 """The fields of PretrainConfig but the objective."""
 
-PRETRAIN = {"objective": "span", "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 200}
+PRETRAIN = {"objective": "span", "learning_rate": 2e-2, "schedule": "cosine", "warmup_steps": 200}
 # Constant, so that models kept at different steps compare.
-ADAPT = {"objective": "prefix-lm", "learning_rate": 5e-4, "schedule": "constant", "warmup_steps": 20}
+ADAPT = {"objective": "prefix-lm", "learning_rate": 5e-3, "schedule": "constant", "warmup_steps": 20}
 
 
 def _add_common(command: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
