@@ -55,7 +55,7 @@ def load(
     if quantize is not None:
         options |= {"quantization_config": _quantisation(quantize, number), "device_map": {"": place}}
     path, name = resolve(str(source))
-    with _as_folder(path, name) as folder:
+    with as_folder(path, name) as folder:
         model, tokenizer = _read_model(folder, name, options)
         # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
         exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
@@ -74,7 +74,7 @@ def read_checkpoint(source: str | Path) -> tuple[Any, Any, str]:
     Raises ValueError for a source that is no model.
     """
     path, name = resolve(str(source))
-    with _as_folder(path, name) as folder:
+    with as_folder(path, name) as folder:
         return *_read_model(folder, name, {"dtype": "auto"}), name
 
 
@@ -185,7 +185,7 @@ def _packaged_smollm2() -> Path:
     return files[0]
 
 
-def _as_folder(path: str | Path, name: str) -> contextlib.AbstractContextManager[str | Path]:
+def as_folder(path: str | Path, name: str) -> contextlib.AbstractContextManager[str | Path]:
     """What transformers can read: a GGUF file as the folder it was dequantised to, anything else as it is."""
     return _dequantised(Path(path), name) if str(path).endswith(".gguf") else contextlib.nullcontext(path)
 

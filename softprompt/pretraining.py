@@ -457,7 +457,7 @@ class ScaledAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:
         """One update."""
         weights = [group["params"][0] for group in self.param_groups]
-        norms = torch.stack(torch._foreach_norm(weights)).tolist()
+        norms = torch.stack([weight.norm() for weight in weights]).tolist()
         for group, weight, norm in zip(self.param_groups, weights, norms, strict=True):
             group["lr"] *= max(norm / math.sqrt(weight.numel()), LEAST_SCALE)
         super().step(closure)

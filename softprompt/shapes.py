@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from softprompt.backbone import T5_TYPES, FrozenLM
-from softprompt.loading import quiet, resolve
+from softprompt.backbone import T5_TYPES, FrozenLM, scales_outputs
+from softprompt.loading import as_folder, quiet, resolve
 from softprompt.tasks.task import nearest
 from softprompt.tokenizer import Tokenizer, load_tokenizer
 
@@ -55,6 +55,46 @@ SIZES = {
     "xl": Shape(d_model=2048, d_ff=5120, num_heads=32, num_layers=24, num_decoder_layers=24),
     "xxl": Shape(d_model=4096, d_ff=10240, num_heads=64, num_layers=24, num_decoder_layers=24),
 }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How large a model is, whatever its kind."""
+
+    name: str
+    width: int
+    num_layers: int
+    """Of encoder and decoder together."""
+    num_parameters: int
+    """The tables of the vocabulary included."""
+
+    @classmethod
+    def of_shape(cls, name: str, shape: Shape, vocabulary: int) -> Architecture:
+        """A T5 1.1's, with two tables of `vocabulary` rows."""
+        layers = shape.num_layers + shape.num_decoder_layers
+        return cls(name, shape.d_model, layers, shape.num_parameters + 2 * vocabulary * shape.d_model)
+
+
+def read_architecture(source: str | Path) -> Architecture:
+    """A model's, from its configuration alone: no weights are read. ValueError for a source that is no model."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    path, name = resolve(str(source))
+    try:
+        with quiet(), as_folder(path, name) as folder, torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder)
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            model = kind.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot read the configuration of {str(source)!r}: {first}") from None
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if not config.is_encoder_decoder:
+        text = config.get_text_config()
+        return Architecture(name, text.hidden_size, text.num_hidden_layers, count)
+    if config.model_type != "umt5" and not scales_outputs(config):  # transformers 5 ties the two tables of every new T5
+        count += config.vocab_size * config.d_model
+    return Architecture(name, config.d_model, config.num_layers + config.num_decoder_layers, count)
 
 
 def shape_of(size: str) -> Shape:

@@ -18,6 +18,8 @@ TENSOR_MODULES = [
     "backbone",
     "loading",
     "shapes",
+    "paper",
+    "params",
     "vocabulary",
     "corpus",
     "data",

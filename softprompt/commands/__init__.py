@@ -1,6 +1,6 @@
 """The commands, one file each: their flags, the call they make, and what they print."""
 
-from softprompt.commands import convert, eval, predict, pretrain, serve, tasks, train, vocabulary
+from softprompt.commands import convert, eval, params, predict, pretrain, serve, tasks, train, vocabulary
 from softprompt.commands.options import Command
 
 COMMANDS: dict[str, Command] = {
@@ -10,6 +10,7 @@ COMMANDS: dict[str, Command] = {
     "serve": serve.COMMAND,
     "convert": convert.COMMAND,
     "tasks": tasks.COMMAND,
+    "params": params.COMMAND,
     "vocabulary": vocabulary.COMMAND,
     "pretrain": pretrain.COMMAND,
     "adapt": pretrain.ADAPT_COMMAND,

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from softprompt.files import write_whole
 from softprompt.prompt import CONFIG, SoftPrompt, check_fits, save_prompt
@@ -28,6 +28,7 @@ MIN_HASH = 8  # digits that a request must give; ours
 MAX_MEMBERS = 32  # prompts of an ensemble; ours
 STATE = "registry.json"
 FORMAT = 1
+_Value = TypeVar("_Value")
 
 
 class UnknownName(ValueError):
@@ -121,12 +122,9 @@ class Registry:
             going = [self._version(name, digits)] if digits else self._versions.get(name, [])
             self._check_known(name)
             self._check_unused(name, going, is_whole=len(going) == len(self._versions.get(name, [])))
-            versions, ensembles, aliases = (
-                {other: value for other, value in names.items() if other != name}
-                for names in (self._versions, self._ensembles, self._aliases)
-            )
             kept = [version for version in self._versions.get(name, []) if version not in going]
-            self._change(versions | ({name: kept} if kept else {}), ensembles, aliases)
+            versions = _without(self._versions, name) | ({name: kept} if kept else {})
+            self._change(versions, _without(self._ensembles, name), _without(self._aliases, name))
             self._forget(going)
             return [version.sha256 for version in going]
 
@@ -340,6 +338,10 @@ class Registry:
                 own, _, digits = target.partition("@")
                 if own == name and (is_whole or (digits and self._version(own, digits) in going)):
                     raise Conflict(f"{owner} still leads to {target}; change or delete {owner} first")
+
+
+def _without(names: Mapping[str, _Value], name: str) -> dict[str, _Value]:
+    return {other: value for other, value in names.items() if other != name}
 
 
 def _worn(resolved: Resolved) -> list[str]:

@@ -1,0 +1,104 @@
+"""Parameter counts: the paper's table 4 and figure 4 entry by entry, and real modules."""
+
+import json
+
+import pytest
+import torch
+from conftest import T5, make_llama, make_tokenizer
+from transformers import T5Config, T5ForConditionalGeneration
+
+from softprompt.cli import main
+from softprompt.paper import SIZES as PAPER_SIZES
+from softprompt.paper import TABLE_4
+from softprompt.params import counts, figure_4, t5, table_4
+from softprompt.shapes import SIZES, read_architecture
+
+MISPRINTS = {  # reference of each: arithmetic on the row itself
+    ("small", 20): ("prints 10,420 trainable", "prints 76,971,572 in all"),
+    ("large", 100): ("prints 0.01907 %",),
+    ("xxl", 50): ("prints 11,137,380,352 in all",),
+}
+
+
+def test_table_4_is_the_papers_entry_by_entry_but_for_its_misprints():
+    rows = table_4()
+    assert [(row.size, row.length) for row in rows] == [(s, p) for s in PAPER_SIZES for p in (1, 5, 20, 50, 100, 150)]
+    for row in rows:
+        wrong = MISPRINTS.get((row.size, row.length), ())
+        assert row.misprints == wrong
+        printed = TABLE_4[row.size][row.length]
+        assert (row.trainable == printed.trainable) == (not any("trainable" in text for text in wrong))
+        assert (row.total == printed.total) == (not any("in all" in text for text in wrong))
+        assert (abs(row.percent - printed.percent) <= 1e-5) == (not any("%" in text for text in wrong))
+
+
+def test_figure_4_is_the_papers_but_for_prefix_tuning_on_small():
+    for line in figure_4():
+        differs = line.size == "small" and line.method.startswith("prefix")
+        assert bool(line.reason) == differs
+        assert (line.counted == pytest.approx(line.paper, rel=2e-3)) == (not differs)
+
+
+@pytest.mark.parametrize("size", PAPER_SIZES)
+def test_a_real_t5_has_as_many_weights(size):
+    shape = SIZES[size]
+    config = T5Config(
+        vocab_size=32_128, d_model=shape.d_model, d_ff=shape.d_ff, num_heads=shape.num_heads, d_kv=shape.d_kv,
+        num_layers=shape.num_layers, num_decoder_layers=shape.num_decoder_layers, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(config)
+    tied = model.lm_head.weight is model.shared.weight
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert t5(size).num_parameters == count + tied * model.shared.weight.numel()
+
+
+def test_a_prompt_of_pefts_has_as_many_numbers():
+    from peft import PromptTuningConfig, get_peft_model
+
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7, num_transformer_submodules=1)
+    model = make_llama()
+    wanted = dict(counts(t5("small"), [7]))["prompt tuning"][0] / t5("small").width * model.config.hidden_size
+    assert get_peft_model(model, config).get_nb_trainable_parameters()[0] == wanted
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_models_size_is_read_from_its_configuration(tmp_path, tied):
+    config = T5Config(**T5 | {"scale_decoder_outputs": tied})
+    config.save_pretrained(tmp_path)
+    found = read_architecture(tmp_path)
+    model = T5ForConditionalGeneration(T5Config(**T5))
+    count = sum(p.numel() for name, p in model.named_parameters() if "lm_head" not in name)
+    assert found.num_parameters == count + (not tied) * T5["vocab_size"] * T5["d_model"]
+    assert (found.width, found.num_layers) == (T5["d_model"], 4)
+
+
+def test_a_decoder_only_models_size_is_its_modules(tmp_path):
+    model = make_llama()
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert read_architecture(tmp_path).num_parameters == model.num_parameters()
+
+
+def test_the_command(capsys, tmp_path):
+    assert main(["params"]) == 0
+    shown = capsys.readouterr().out
+    assert "Small  20      10,240   76,971,392      0.01330 %  * prints 10,420 trainable" in shown
+    assert "prefix tuning, inference on Small: the paper counts 6 + 6 layers" in shown
+    assert main(["params", "--model", "bundled/t5-mini", "--prompt-length", "20,100", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["methods"]["prompt tuning"] == [20 * 256, 100 * 256]
+    assert found["num_parameters"] == SIZES["mini"].num_parameters + 2 * 8_192 * 256
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--prompt-length", "20"], "--prompt-length goes with --model; without it the lengths are those of the"),
+        (["--model", "bundled/t5-mini", "--prompt-length", "0"], "a prompt of 0 tokens cannot be; give lengths of 1"),
+        (["--model", "bundled/t5-mimi"], "no model named 'bundled/t5-mimi'; did you mean 'bundled/t5-mini'?"),
+    ],
+)
+def test_mistakes_are_said(capsys, words, reason):
+    assert main(["params", *words]) == 2
+    assert reason in capsys.readouterr().err
