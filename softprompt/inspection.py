@@ -1,19 +1,31 @@
-"""What a trained prompt looks like: the vocabulary's nearest tokens to each of its rows (paper, section 7).
+"""What a trained prompt looks like (paper, section 7): the vocabulary's nearest tokens to each of its rows, whether
+labels persist, which rows share their neighbours, norms, drift from the start, and what each row is worth.
 
+Everything goes by cosine: trained rows are several times longer than embeddings, so distances say nothing.
 Shapes: p prompt tokens, v vocabulary, d width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM
+from softprompt.prediction import SavedPrompts
+from softprompt.prompt import Card, SoftPrompt, from_uniform
+from softprompt.run import Watch, evaluate
+from softprompt.tasks import Example
 
 NUM_NEAREST = 5  # paper, section 7: the top 5
+# When a row is worth a word of warning. All ours.
+UNMOVED = 1e-6  # 1 - cosine with its start
+TWINS = 0.999  # cosine of two rows
+TOO_LONG = 100.0  # times the vocabulary's median norm; the authors' released prompts reach about 5 (features.md 5.3)
 
 
 @dataclass(frozen=True)
@@ -49,3 +61,150 @@ def nearest_tokens(values: Float[Tensor, "p d"], lm: FrozenLM, count: int = NUM_
         pieces = tuple(lm.tokenizer.piece(id) for id in own)
         found.append(Neighbours(position, norms[position], pieces, own, tuple(near)))
     return found
+
+
+@dataclass(frozen=True)
+class Label:
+    """Where a label of the task is found in a prompt."""
+
+    label: str
+    started: tuple[int, ...]
+    """The rows that began as it."""
+    near: tuple[int, ...]
+    """The rows that have one of its pieces among their nearest tokens."""
+
+    @property
+    def persists(self) -> bool | None:
+        """Whether a row that began as the label still is near it; None if none began so."""
+        return bool(set(self.started) & set(self.near)) if self.started else None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a prompt looks like."""
+
+    rows: tuple[Neighbours, ...]
+    starts: tuple[str, ...]
+    """What each row began as: a label, a piece, or nothing that is a text."""
+    drift: tuple[float | None, ...]
+    """1 - cosine of each row with its start; None where the start is not known."""
+    vocabulary_norm: float
+    """The median norm of the vocabulary's ordinary tokens."""
+    labels: tuple[Label, ...]
+    shared: dict[str, tuple[int, ...]]
+    """Tokens that are the nearest of several rows, and these."""
+    mean_cosine: float
+    """Of two different rows; 1 for a prompt of one row."""
+    warnings: tuple[str, ...]
+
+
+def inspect_prompt(prompt: SoftPrompt, lm: FrozenLM, count: int = NUM_NEAREST) -> Inspection:
+    """Look at a prompt. count: nearest tokens of each row. ValueError as `nearest_tokens` has it."""
+    rows = tuple(nearest_tokens(prompt.values, lm, count))
+    table = lm.embeddings.detach()[torch.tensor(lm.tokenizer.ordinary_ids(), device=lm.device)].float()
+    vocabulary_norm = float(table.norm(dim=1).median())
+    start = starting_values(prompt.card, lm, prompt.length)
+    drift = _drift(prompt.values, start)
+    unit = torch.nn.functional.normalize(prompt.values, dim=1)
+    cosines = unit @ unit.T
+    between = cosines[~torch.eye(len(unit), dtype=torch.bool)]
+    return Inspection(
+        rows=rows,
+        starts=tuple(_text_of(entry) for entry in _entries(prompt.card, prompt.length)),
+        drift=drift,
+        vocabulary_norm=vocabulary_norm,
+        labels=tuple(_label(label, prompt.card, rows, lm) for label in prompt.card.labels),
+        shared=_shared(rows),
+        mean_cosine=float(between.mean()) if len(between) else 1.0,
+        warnings=tuple(_warnings(prompt.values, drift, cosines, vocabulary_norm)),
+    )
+
+
+def starting_values(card: Card, lm: FrozenLM, length: int) -> Float[Tensor, "p d"] | None:
+    """What a prompt began as, made again from its card; None for what the card does not say (another prompt)."""
+    if card.init.get("kind") == "uniform":
+        chooser = torch.Generator().manual_seed(card.init["seed"])
+        return from_uniform(lm.embeddings, length, low=card.init["low"], generator=chooser)[0]
+    entries = _entries(card, length)
+    if not all(entry.get("ids") for entry in entries):
+        return None
+    table = lm.embeddings.detach()
+    means = [table[torch.tensor(entry["ids"], device=table.device)].float().mean(0) for entry in entries]
+    return torch.stack(means).cpu()
+
+
+def _entries(card: Card, length: int) -> list[dict[str, Any]]:
+    """What the card says of each row's start."""
+    entries = card.init.get("tokens") or []
+    return [dict(entry) for entry in entries] if len(entries) == length else [{}] * length
+
+
+def _text_of(entry: dict[str, Any]) -> str:
+    return entry.get("label") or "".join(entry.get("pieces", ()))
+
+
+def _drift(values: Tensor, start: Tensor | None) -> tuple[float | None, ...]:
+    if start is None:
+        return (None,) * len(values)
+    return tuple((1 - torch.nn.functional.cosine_similarity(values, start, dim=1)).tolist())
+
+
+def _label(label: str, card: Card, rows: Sequence[Neighbours], lm: FrozenLM) -> Label:
+    pieces = {id for text in (label, f" {label}") for id in lm.tokenizer.encode(text)}
+    entries = _entries(card, len(rows))
+    return Label(
+        label,
+        tuple(place for place, entry in enumerate(entries) if entry.get("label") == label),
+        tuple(row.position for row in rows if pieces & set(row.ids)),
+    )
+
+
+def _shared(rows: Sequence[Neighbours]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        found.setdefault(row.tokens[0], []).append(row.position)
+    several = {token: tuple(places) for token, places in found.items() if len(places) > 1}
+    return dict(sorted(several.items(), key=lambda item: -len(item[1])))
+
+
+def _warnings(values: Tensor, drift: Sequence[float | None], cosines: Tensor, vocabulary_norm: float) -> list[str]:
+    norms = values.norm(dim=1)
+    twins = (cosines > TWINS).triu(diagonal=1).nonzero().tolist()
+    found = {
+        "hold numbers that are not finite; train again with a lower rate": ~values.isfinite().all(1),
+        "are all zeros": norms == 0,
+        f"are over {TOO_LONG:g} times as long as a token; the learning rate is too high": norms
+        > TOO_LONG * vocabulary_norm,
+        "have not moved from where they began": torch.tensor([d is not None and abs(d) < UNMOVED for d in drift]),
+    }
+    lines = [
+        f"rows {_places(which.nonzero().flatten().tolist())} {text}" for text, which in found.items() if which.any()
+    ]
+    if twins:
+        lines.append("rows " + ", ".join(f"{a} and {b}" for a, b in twins[:5]) + " are nearly the same")
+    return lines
+
+
+def _places(rows: Sequence[int]) -> str:
+    shown = ", ".join(map(str, rows[:10]))
+    return f"{shown} and {len(rows) - 10} more" if len(rows) > 10 else shown
+
+
+def ablate(
+    saved: SavedPrompts, examples: Sequence[Example], *, watch: Watch | None = None
+) -> tuple[float, list[float]]:
+    """The score of a saved prompt, and its score without each of its rows: all of them in mixed batches of one pass.
+
+    Scores are the mean of the task's metrics, 0..1. ValueError for more than one prompt.
+    """
+    if len(saved.prompts) != 1:
+        raise ValueError(f"{len(saved.prompts)} prompts, but ablation looks at one at a time")
+    values = saved.prompts[0].values
+    shorter = [torch.cat([values[:place], values[place + 1 :]]) for place in range(len(values))]
+    options: dict[str, Any] = {"scoring": saved.scoring, "watch": watch}
+    if len(values) == 1:  # without its only row there is no prompt
+        (whole,) = evaluate(saved.lm, [values], saved.task, examples, saved.forms[0], **options)
+        bare = evaluate(saved.lm, [], saved.task, examples, saved.forms[0], **options)
+        return whole.headline, [bare[0].headline]
+    whole, *without = evaluate(saved.lm, [values, *shorter], saved.task, examples, saved.forms[0], **options)
+    return whole.headline, [one.headline for one in without]

