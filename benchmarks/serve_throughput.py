@@ -7,11 +7,12 @@
 tokens, and answers the same requests (real inputs of four tasks, prompts drawn uniformly) greedily, in alternation:
 
     switching   PEFT as documented: `set_adapter`, then `generate`, request by request; float32 and bfloat16
-    grouped     PEFT, the queue grouped by prompt, batches of up to 16; in bfloat16, and in the faster type here
+    grouped     PEFT, the queue grouped by prompt, batches of up to 16; in bfloat16, and in float32 where that is faster
 
-Before the first round each prompt has answered once on our side, so its keys and values are there. A ratio is the
-median over rounds of the seconds of PEFT for a request by ours. PEFT answers padded batches of a decoder-only model
-otherwise than its rows alone, so the share of equal answers stands beside each ratio.
+Ours runs in what `--dtype auto` takes: bfloat16 where the processor multiplies in it. Before the first round each
+prompt has answered once on our side, so its keys and values are there. A ratio is the median over rounds of the seconds
+of PEFT for a request by ours. PEFT answers padded batches of a decoder-only model otherwise than its rows alone, and
+bfloat16 rounds otherwise than float32, so the share of equal answers stands beside each ratio.
 Rows: results/serve_throughput.jsonl.
 """
 
@@ -35,6 +36,7 @@ from train_speed import append
 
 from softprompt.data import default_format
 from softprompt.evaluation import surroundings
+from softprompt.loading import choose_dtype
 
 PROMPT_LENGTH = 100
 MAX_TOKENS = 8
@@ -58,6 +60,7 @@ RIVALS = (
     Rival("grouped", "float32", 4, {}),
     Rival("grouped", "float32", 64, {}),
 )
+OURS = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
 
 
 class Timed(NamedTuple):
@@ -108,7 +111,7 @@ def row_of(model: str, rival: Rival, pairs: list[tuple[Timed, Timed]], asks: lis
         "theirs_per_second": round(1 / statistics.median(theirs.seconds for _, theirs in pairs), 2),
         "equal_answers": round(sum(a == b for a, b in compared) / len(compared), 4),
         "command": "python " + shlex.join(sys.argv),
-        **surroundings(torch.device("cpu"), torch.float32),
+        **surroundings(torch.device("cpu"), getattr(torch, OURS)),
         "threads": options.threads,
     }
 
@@ -125,7 +128,7 @@ def run(model: str, source: str, folder: Path, options: Any) -> list[dict[str, A
         own = prompts[: rival.num_prompts]
         sides = [
             Side(name=name, model=model, source=source, prompts=own, max_tokens=MAX_TOKENS, dtype=dtype)
-            for name, dtype in (("ours", "float32"), (rival.name, rival.dtype))
+            for name, dtype in (("ours", OURS), (rival.name, rival.dtype))
         ]
         ours, theirs = (Worker(side, options.threads) for side in sides)
         theirs.answer(draw(pool, rival.num_prompts, 8, seed=-1))
@@ -163,7 +166,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.data is None:
         parser.error("where is the tasks' data? set SOFTPROMPT_DATA or give --data")
-    options.rivals = RIVALS
+    options.rivals = RIVALS if OURS == "float32" else [rival for rival in RIVALS if rival.wanted]
     if options.quick:
         options.rounds, options.requests, options.rivals = 2, 32, (RIVALS[0], RIVALS[-1])
     return options

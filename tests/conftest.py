@@ -20,6 +20,7 @@ TENSOR_MODULES = [
     "shapes",
     "paper",
     "params",
+    "significance",
     "vocabulary",
     "corpus",
     "data",

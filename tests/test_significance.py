@@ -1,0 +1,101 @@
+"""Intervals, paired comparisons and verdicts, against what is known of them."""
+
+import numpy as np
+import pytest
+
+from softprompt.significance import (
+    NOISE,
+    NOT_SEEN,
+    SEEN,
+    UNTESTABLE,
+    Difference,
+    Interval,
+    compare,
+    holm,
+    interval,
+    learnable,
+    verdicts,
+)
+
+
+def drawn(rate, seeds, examples, seed=0):
+    return (np.random.default_rng(seed).random((seeds, examples)) < rate).astype(float)
+
+
+def test_the_interval_of_one_seed_is_the_binomial_one():
+    scores = drawn(0.7, 1, 900)
+    found = interval(scores)
+    error = np.sqrt(scores.mean() * (1 - scores.mean()) / 900)
+    assert found.mean == scores.mean()
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.08)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    same = np.repeat(drawn(0.7, 1, 400), 3, axis=0)
+    apart = np.stack([drawn(rate, 1, 400, seed)[0] for seed, rate in enumerate((0.5, 0.7, 0.9))])
+    width = {name: (i := interval(table)).high - i.low for name, table in (("same", same), ("apart", apart))}
+    assert width["apart"] > 1.5 * width["same"]
+
+
+def test_pairing_sees_what_two_intervals_do_not():
+    first = drawn(0.6, 1, 500).repeat(3, 0)
+    second = first.copy()
+    second[:, :25] = 0  # the same answers but for a few examples
+    found = compare([first], [second])
+    assert found.p < 0.01 and found.interval.low > 0
+    assert interval(first).low < interval(second).high
+
+
+def test_a_method_does_not_differ_from_itself():
+    scores = [drawn(0.6, 3, 300), drawn(0.8, 3, 100)]
+    found = compare(scores, scores)
+    assert found.interval.mean == 0 and found.p > 0.5
+
+
+def test_chance_alone_is_significant_about_one_time_in_twenty():
+    ps = [compare([drawn(0.6, 1, 200, 2 * i)], [drawn(0.6, 1, 200, 2 * i + 1)], draws=300).p for i in range(200)]
+    assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.10
+
+
+def test_tasks_count_alike_whatever_their_size():
+    large, small = np.ones((1, 1000)), np.zeros((1, 10))
+    assert compare([large, small], [1 - large, small]).interval.mean == 0.5
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    scores = drawn(0.6, 3, 50)
+    assert interval(scores) == interval(scores) != interval(scores, seed=1)
+
+
+def test_holm_is_the_textbooks():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_verdicts():
+    up, down = Interval(0.1, 0.05, 0.15), Interval(-0.1, -0.15, -0.05)
+    found = [Difference(up, 0.001), None, Difference(down, 0.001), Difference(up, 0.03)]
+    assert verdicts(found) == [SEEN, UNTESTABLE, NOT_SEEN, SEEN]
+    # The correction: 0.03 beside another of 0.04 is no more below 0.05.
+    assert verdicts([Difference(up, 0.03), Difference(up, 0.04)]) == [NOISE, NOISE]
+
+
+def test_a_task_must_be_learnable_to_decide_anything():
+    majority = drawn(0.5, 1, 1000)
+    assert learnable(np.maximum(drawn(0.4, 3, 1000, 5), majority), majority)
+    assert not learnable(majority.repeat(3, 0), majority)
+    assert not learnable(drawn(0.8, 3, 10, 1), drawn(0.6, 1, 10, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: interval(np.zeros((0, 3))), r"scores of shape \(0, 3\); wanted one row a seed"),
+        (lambda: compare([], []), "0 and 0 tasks; compare methods on the same tasks, one at least"),
+        (lambda: compare([np.zeros((1, 3))], [np.zeros((1, 4))]), "3 and 4 examples; compare methods on the same"),
+    ],
+)
+def test_mistakes_are_said(call, reason):
+    with pytest.raises(ValueError, match=reason):
+        call()
