@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from softprompt.backbone import FrozenLM
 from softprompt.data import SEPARATOR, TextFormat, collate, encode_examples, encode_target, micro_batches
-from softprompt.evaluation import Evaluation, Result, append_rows, judge, read_rows, surroundings
+from softprompt.evaluation import Evaluation, Result, append_rows, judge, read_rows, right_answers, surroundings
 from softprompt.files import write_whole
 from softprompt.inference import MAX_TOKENS, Prediction, Progress
 from softprompt.loading import SMOLLM2, load
@@ -294,12 +294,6 @@ def limited(split: Split, limit: int) -> Split:
 
 
 # Rows --------------------------------------------------------------------------------------------------------------
-
-
-def right_answers(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> str:
-    """'1' for each right answer and '0' for each wrong one, in the order of the examples, for paired comparisons."""
-    pairs = zip(examples, predictions, strict=True)
-    return "".join("1" if task.answer(p.text, e) == e.references[0] else "0" for e, p in pairs)
 
 
 def settings_of(method: str, *, max_train: int, limit: int | None) -> dict[str, Any]:

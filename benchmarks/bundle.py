@@ -87,13 +87,17 @@ def abilities(size: str, results: Path) -> list[str]:
             f"Continuing held-out text: {continued['lm']['nats_per_token']:.3f} nats a token; a {grams['model']} model "
             f"of {grams['training_tokens'] / 1e6:.0f} million tokens has {grams['nats_per_token']:.3f}."
         )
-    rows = [row for row in rows_of(results, "t5_ablation") if row["config"].get("size") == size]
-    for task in sorted({row["task"] for row in rows}):
-        values = [r["value"] for r in rows if r["task"] == task and r["notes"].get("point") == "lm"]
-        if values:
-            found.append(f"Prompt tuning on {task}: {fmean(values):.3f} on dev, mean of {len(values)} seeds.")
-    found.append("As far as measured, soft prompts hardly change what it writes (docs/log.md of the project).")
+    tuned = [row for row in rows_of(results, "t5_mini_tasks") if row["model"] == f"bundled/t5-{size}"]
+    for task in dict.fromkeys(row["task"] for row in tuned):
+        values = [row["value"] for row in tuned if row["task"] == task]
+        words = [row["value"] for row in rows_of(results, "baselines") if _is_tfidf(row, task)]
+        beside = f"; TF-IDF with logistic regression has {words[-1]:.3f}" if words else ""
+        found.append(f"Prompt tuning on {task}: {fmean(values):.3f} on dev, mean of {len(values)} seeds{beside}.")
     return found
+
+
+def _is_tfidf(row: dict[str, Any], task: str) -> bool:
+    return row["task"] == task and row["config"].get("method") == "tfidf"
 
 
 def _is_of(row: dict[str, Any], size: str) -> bool:

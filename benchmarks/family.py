@@ -10,7 +10,9 @@ Runs, each within 2.5 hours alone on 2 cores, each resumed where it was left:
     lm      that model LM-adapted at a constant rate for 10 % of its steps; 1 %, 5 % and 10 % are kept
     span+   the control: span corruption continued for the same steps at the same rate and batch
 
-A run that is done gets a row in results/t5_family.jsonl, with its curve.
+Beside them stand two models that nothing trained, `random` and `tables` (random weights behind the two tables), so
+that `softprompt experiment figure-3c --models runs/family/SIZE` has all its points. A run that is done gets a row in
+results/t5_family.jsonl, with its curve.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from tqdm import tqdm
 from softprompt.corpus import TokenStream, corpus_files, read_documents, tokenized
 from softprompt.evaluation import surroundings
 from softprompt.loading import choose_dtype, keep_freed_memory, load
-from softprompt.pretraining import CURVE, Hooks, Machine, PretrainConfig, pretrain
+from softprompt.pretraining import CURVE, Hooks, Machine, PretrainConfig, pretrain, save_model
 from softprompt.shapes import SIZES, new_model, read_model
 from softprompt.tokenizer import Tokenizer, load_tokenizer
 from softprompt.vocabulary import train_vocabulary
@@ -73,6 +75,14 @@ def vocabulary_of(corpus: list[str], out: Path) -> Tokenizer:
     if not (folder / "tokenizer.json").exists():
         Tokenizer(train_vocabulary(read_documents(corpus_files(corpus)), size=VOCABULARY)).save(folder)
     return load_tokenizer(folder)
+
+
+def write_untrained(size: str, tokenizer: Tokenizer, out: Path) -> None:
+    """The two controls that take no training."""
+    for name in ("random", "tables"):
+        if not (out / size / name / "config.json").is_file():
+            wider = load(TABLES_FROM, dtype="float32") if name == "tables" else None
+            save_model(new_model(SIZES[size], tokenizer, seed=1, tables_from=wider), tokenizer, out / size / name)
 
 
 def train(size: str, run: str, tokenizer: Tokenizer, text: tuple[TokenStream, TokenStream], options: Any) -> None:
@@ -135,15 +145,33 @@ def read(rows: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
 
 
+def current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of today's recipe, in the order of sizes and runs; those of earlier ones stay in the file."""
+    found = [row for row in rows if row["config"] == json_of(config_of(row["size"], row["run"]))]
+    order = [(size, run) for size in RATES for run in RUNS]
+    return sorted(found, key=lambda row: order.index((row["size"], row["run"])))
+
+
+def heldout_by_tokens(rows: list[dict[str, Any]]) -> str:
+    """Span corruption's held-out loss after a tenth, a quarter, half and all of the tokens, a line a size."""
+    spans = [row for row in current(rows) if row["run"] == "span"]
+    shares = (0.1, 0.25, 0.5, 1.0)
+    heads = [f"{share * max(row['tokens'] for row in spans) / 1e6:.1f} M tokens" for share in shares]
+    lines = [f"| size | {' | '.join(heads)} |", f"|---|{'--:|' * len(shares)}"]
+    for row in spans:
+        reached = [next(at for at in row["curve"] if at["tokens"] >= share * row["tokens"]) for share in shares]
+        losses = " | ".join(f"{at['heldout']:.3f}" for at in reached)
+        lines.append(f"| {row['size']} | {losses} |")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """What the budget bought, a line a run."""
     lines = [
         "| size | weights besides the tables | run | steps | million tokens | hours | threads | tokens/s | held-out |",
         "|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in rows:
-        if row["config"] != json_of(config_of(row["size"], row["run"])):
-            continue  # of an earlier recipe; it stays in the file
+    for row in current(rows):
         lines.append(
             f"| {row['size']} | {row['parameters'] / 1e6:.2f} M | {row['run']} | {row['config']['steps']:,} "
             f"| {row['tokens'] / 1e6:.1f} | {row['seconds'] / 3600:.2f} | {row['threads']} "
@@ -173,6 +201,7 @@ def main() -> None:
                 for places in (options.corpus, options.heldout)
             )
         for size in options.sizes:
+            write_untrained(size, tokenizer, options.out)
             for run in options.runs:
                 train(size, run, tokenizer, (text[0], text[1]), options)
     print(table(read(options.rows)))

@@ -10,14 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from bundled import table as bundled_table
+from family import current, heldout_by_tokens
 from family import table as family_table
 from smollm2_study import table as tasks_table
 
+from softprompt.evaluation import read_rows
 from softprompt.files import write_whole
+from softprompt.study import table as study_table
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
@@ -111,13 +116,50 @@ def members(results: Path) -> str:
 
 def family(results: Path) -> str:
     """What pre-training the small T5s took and bought."""
-    rows = read(results / "t5_family.jsonl")
-    return f"{family_table(rows)}\n\n{where(rows[0])}." if rows else nothing_yet("benchmarks/family.py")
+    rows = current(read(results / "t5_family.jsonl"))
+    return f"{family_table(rows)}\n\n{where(rows[-1])}." if rows else nothing_yet("benchmarks/family.py")
+
+
+def family_curves(results: Path) -> str:
+    """Held-out loss against tokens read, by size."""
+    rows = current(read(results / "t5_family.jsonl"))
+    return heldout_by_tokens(rows) if rows else nothing_yet("benchmarks/family.py")
+
+
+def bundled(results: Path) -> str:
+    """Prompts on the model that ships, beside words alone and the untrained shape."""
+    rows = read_rows(results / "t5_mini_tasks.jsonl")
+    return bundled_table(rows, read_rows(results / "baselines.jsonl")) if rows else nothing_yet("benchmarks/bundled.py")
+
+
+def study(results: Path, name: str) -> str:
+    """What an experiment of the paper found here."""
+    rows = [row for row in read_rows(results / "study.jsonl") if row.experiment == name]
+    return study_table(rows) if rows else f"No rows yet: `softprompt experiment {name}` makes them."
+
+
+def pretrain_speed(results: Path) -> str:
+    """Pre-training beside the plain loop; the newest row of each size."""
+    newest = {row["size"]: row for row in read(results / "pretrain_speed.jsonl")}
+    if not newest:
+        return nothing_yet("benchmarks/pretrain_speed.py")
+    lines = [
+        "| size | ours, tokens/s | plain, tokens/s | ratio | wanted | share of peak |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in newest.values():
+        missed = "" if row["ratio"] >= row["needed"] else " (missed)"
+        lines.append(
+            f"| {row['size']} | {row['ours_tokens_per_s']:,.0f} | {row['plain_tokens_per_s']:,.0f} "
+            f"| {row['ratio']:.2f} | {row['needed']:g}{missed} | {row['share_of_peak']:.0%} |"
+        )
+    last = [*newest.values()][-1]
+    return "\n".join([*lines, "", f"Batch {last['batch_size']}; medians; {where(last)}."])
 
 
 def continuation(results: Path) -> str:
     """How well the small T5s continue held-out text."""
-    rows = read(results / "continuation.jsonl")
+    rows = list({row["model"]: row for row in read(results / "continuation.jsonl")}.values())  # the newest of each
     if not rows:
         return nothing_yet("benchmarks/continuation.py")
     lines = ["| model | nats a token | perplexity |", "|---|--:|--:|"]
@@ -150,6 +192,11 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "train_speed": train_speed,
     "members": members,
     "family": family,
+    "family_curves": family_curves,
+    "bundled": bundled,
+    "figure_3c": partial(study, name="figure-3c"),
+    "figure_3d": partial(study, name="figure-3d"),
+    "pretrain_speed": pretrain_speed,
     "continuation": continuation,
 }
 

@@ -13,7 +13,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from softprompt.commands import COMMANDS
@@ -76,14 +75,18 @@ class _Parser(argparse.ArgumentParser):
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser, commands = _parser()
     if words and not words[0].startswith("-") and words[0] not in commands:
-        near = get_close_matches(words[0], commands, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(commands)}"
-        parser.exit(BAD_INPUT, f"softprompt: no command named {words[0]!r}; {hint}\n")
+        from softprompt.tasks.task import nearest
+
+        hint = nearest(words[0], commands) or f"; there are {', '.join(commands)}"
+        parser.exit(BAD_INPUT, f"softprompt: no command named {words[0]!r}{hint}\n")
     args, unknown = parser.parse_known_args(words)
     if unknown:
         command = commands[args.command]
-        near = get_close_matches(unknown[0].split("=")[0], command._option_string_actions, n=1)
-        command.error(f"unknown argument {unknown[0]!r}" + (f" (did you mean {near[0]}?)" if near else ""))
+        from softprompt.tasks.task import nearest
+
+        command.error(
+            f"unknown argument {unknown[0]!r}{nearest(unknown[0].split('=')[0], command._option_string_actions)}"
+        )
     return args
 
 

@@ -88,6 +88,12 @@ def judge(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
     return Evaluation(list(predictions), task.metrics(texts, examples), illegal / max(len(texts), 1))
 
 
+def right_answers(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> str:
+    """'1' for each right answer and '0' for each wrong one, in the order of the examples, for paired comparisons."""
+    pairs = zip(examples, predictions, strict=True)
+    return "".join("1" if task.answer(p.text, e) in e.references else "0" for e, p in pairs)
+
+
 def vote(task: Task, example: Example, predictions: Sequence[Prediction]) -> Prediction:
     """The ensemble's answer (paper, section 6): the majority of the members' post-processed answers.
 

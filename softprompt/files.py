@@ -1,4 +1,4 @@
-"""Files and folders that are whole, or not there."""
+"""Files and folders that are whole, or not there; and settings people write by hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -51,6 +52,21 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """What a YAML file holds. ValueError, naming it as `what`, for one that is missing, or with the line at fault."""
+    import yaml  # only who reads settings waits for it
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {what} {path}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{path}{line}: not YAML ({error.problem})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
 
 
 def _beside(path: Path) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from jaxtyping import Float, Int
@@ -46,6 +47,12 @@ class Prediction:
             return None
         shares = torch.tensor(list(self.scores.values()), dtype=torch.float64).softmax(0).tolist()
         return dict(zip(self.scores, shares, strict=True))
+
+
+def mean_probabilities(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """What prompts that scored the same candidates give each of them, on average; nothing if none was scored."""
+    shares = [own for prediction in predictions if (own := prediction.probabilities()) is not None]
+    return {text: fmean(own[text] for own in shares) for text in shares[0]} if shares else {}
 
 
 class Engine:

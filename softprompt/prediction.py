@@ -22,7 +22,7 @@ from typing import Any
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
 from softprompt.evaluation import Evaluation, Result, check_scoring, ensemble, judge, predict, surroundings, vote
-from softprompt.inference import Engine, Prediction, Progress
+from softprompt.inference import Engine, Prediction, Progress, mean_probabilities
 from softprompt.loading import load
 from softprompt.prompt import Card, SoftPrompt, check_fits, load_prompt
 from softprompt.run import Data, Watch
@@ -449,9 +449,8 @@ def _line(
     line = {"prediction": best.text, "log_prob": round(best.log_prob, NUM_DIGITS), "truncated": was_cut}
     if not with_probabilities:
         return line
-    members = [shares for prediction in votes if (shares := prediction.probabilities()) is not None]
-    mean = {text: round(fmean(member[text] for member in members), NUM_DIGITS) for text in members[0]}
-    return {**line, "probabilities": mean}
+    mean = mean_probabilities(votes)
+    return {**line, "probabilities": {text: round(share, NUM_DIGITS) for text, share in mean.items()}}
 
 
 # Files ----------------------------------------------------------------------------------------------------------

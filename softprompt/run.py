@@ -252,34 +252,99 @@ def train(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None 
 
     lm: a model that is loaded already. Raises ValueError for anything the user must mend.
     """
+    return train_together([config], folder=config.out, lm=lm, watch=watch)[0]
+
+
+def train_together(
+    configs: Sequence[RunConfig], *, folder: Path, lm: FrozenLM | None = None, watch: Watch | None = None
+) -> list[list[Trained]]:
+    """Train the prompts of several runs over one copy of the model, such as the points of an ablation.
+
+    Each run chooses and delivers as it would alone, into its own `out`. folder: for the checkpoint they share.
+    The first run's `minutes` and `resume` hold for all. Raises ValueError as `train` does, and for runs of different
+    models or machines, or with one `out`.
+    """
+    _check_together(configs)
     watch = watch or Watch()
-    lm = lm or load_model(config)
-    splits = [prepare(config, task, lm) for task in tasks_of(config)]
-    for split in splits:
-        _tell_split(split, watch)
-    plans = [plan for split in splits for plan in plan_prompts(config, split, lm)]
-    members = members_of(plans, lm)
+    first = configs[0]
+    lm = lm or load_model(first)
+    known: dict[Any, Split] = {}
+    splits = [[_prepared(config, task, lm, known, watch) for task in tasks_of(config)] for config in configs]
+    plans = [
+        [plan for split in own for plan in plan_prompts(config, split, lm)]
+        for config, own in zip(configs, splits, strict=True)
+    ]
+    if len(configs) > 1:
+        for number, (config, own) in enumerate(zip(configs, plans, strict=True)):
+            for plan in own:
+                plan.run, plan.name = number, f"{config.out.name}: {plan.name}"
+    members = members_of([plan for own in plans for plan in own], lm)
     watch.begin(max(member.config.steps for member in members), sum(member.config.batch_size for member in members))
-    config.out.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     fitted = fit(
         lm,
         members,
-        folder=config.out,
-        resume=config.resume,
-        minutes=config.minutes,
+        folder=folder,
+        resume=first.resume,
+        minutes=first.minutes,
         on_step=watch.step,
         on_score=lambda step, i, loss, score: watch.score(step, members[i].name, loss, score),
         on_message=watch.message,
         on_phase=watch.phase,
     )
     by_name = {member.name: result for member, result in zip(members, fitted, strict=True)}
+    return [
+        _deliver(config, lm, own_splits, own, by_name, watch)
+        for config, own_splits, own in zip(configs, splits, plans, strict=True)
+    ]
+
+
+SHARED = ("model", "device", "dtype", "quantize", "checkpoint_activations", "compile", "minutes", "resume")
+"""What runs that train together must have in common."""
+
+
+def _check_together(configs: Sequence[RunConfig]) -> None:
+    if not configs:
+        raise ValueError("no run was given; give one configuration at least")
+    for config in configs[1:]:
+        for name in SHARED:
+            if getattr(config, name) != getattr(configs[0], name):
+                raise ValueError(
+                    f"runs that train together share their {name}, but {configs[0].out} has "
+                    f"{getattr(configs[0], name)!r} and {config.out} has {getattr(config, name)!r}"
+                )
+    folders = [str(config.out) for config in configs]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"two runs write to {max(folders, key=folders.count)}; give each its own folder")
+
+
+def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Split], watch: Watch) -> Split:
+    """A task's data; runs that see it alike share it."""
+    fields = ("inputs", "targets", "select", "max_train", "max_input_length", "separator", "sentinel", "chat")
+    key = (task.name, repr(config.data), *(getattr(config, name) for name in fields))
+    if key not in known:
+        known[key] = prepare(config, task, lm)
+        _tell_split(known[key], watch)
+    return known[key]
+
+
+def _deliver(
+    config: RunConfig,
+    lm: FrozenLM,
+    splits: Sequence[Split],
+    plans: Sequence[Plan],
+    fitted: Mapping[str, Fitted],
+    watch: Watch,
+) -> list[Trained]:
+    """Choose each task's setting, save its prompts, and score them once."""
     several = len(splits) > 1 or len(config.seeds) > 1
+    config.out.mkdir(parents=True, exist_ok=True)
     delivered = []
     for split in splits:
         own = [plan for plan in plans if plan.split is split]
-        chosen = _choose(own, by_name)
-        kept = [_keep(config, lm, plan, by_name[plan.name], several) for plan in own if plan.setting == chosen]
-        _write_settings(config.out, own, by_name, chosen)
+        chosen = _choose(own, fitted)
+        kept = [_keep(config, lm, plan, fitted[plan.name], several) for plan in own if plan.setting == chosen]
+        _write_settings(config.out, own, fitted, chosen)
         delivered += _score_once(config, lm, split, kept, watch) if split.dev else [trained for _, trained in kept]
     return delivered
 
@@ -376,6 +441,8 @@ class Plan:
     train: TrainConfig
     values: Tensor
     init: dict[str, Any]
+    run: int = 0
+    """Which of the runs that train together it belongs to."""
 
 
 def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
@@ -434,17 +501,17 @@ def _initial_texts(split: Split) -> list[str]:
 def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
     """The plans as members, each after the folds (if any) that choose its step.
 
-    The folds of a setting belong to its first seed and serve the others too.
+    The folds of a setting belong to its run's first seed and serve the others too.
     """
     members: list[Member] = []
     encoded: dict[int, tuple[list[Row], list[Row]]] = {}
-    fold_places: dict[tuple[int, Any], tuple[int, ...]] = {}
+    fold_places: dict[tuple[int, int, Any], tuple[int, ...]] = {}
     for plan in plans:
         key = id(plan.split)
         if key not in encoded:
             encoded[key] = _encode(plan.split, lm)
             check_length(encoded[key][0], len(plan.values), lm)
-        group = (key, plan.setting)
+        group = (key, plan.run, plan.setting)
         if plan.split.folds and group not in fold_places:
             first = len(members)
             members.extend(_fold_members(plan, lm))

@@ -33,6 +33,8 @@ TENSOR_MODULES = [
     "training",
     "pretraining",
     "run",
+    "experiments",
+    "study",
     "prediction",
     "inspection",
     "decoding",

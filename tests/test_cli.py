@@ -186,7 +186,7 @@ def test_an_unknown_flag_offers_the_nearest(run):
     code, _, err = run("train", "--lerning-rate", "3")
     assert code == 2
     assert err == (
-        "softprompt train: unknown argument '--lerning-rate' (did you mean --learning-rate?); "
+        "softprompt train: unknown argument '--lerning-rate'; did you mean '--learning-rate'?; "
         "see softprompt train --help\n"
     )
 

@@ -78,7 +78,7 @@ def test_it_serves_says_so_and_finishes_its_requests_when_told_to_stop(model, tm
         (["--model", "x", "--max-memory", "lots"], "wanted bytes such as 4G or 500M, got 'lots'"),
         (["--model", "x", "--timeout", "-1"], "wanted a number above 0, got '-1'"),
         (["--model", "x", "--api-key-file", "none.yaml"], "cannot read the key file none.yaml"),
-        (["--config", "none.yaml"], "cannot read none.yaml"),
+        (["--config", "none.yaml"], "cannot read the settings none.yaml: No such file or directory"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_2(words, reason, capsys):

@@ -612,7 +612,7 @@ def test_tokens_are_charged_after_the_answer(llama, tmp_path):
     ("content", "reason"),
     [
         ("just text", "holds no list of keys"),
-        ("[", "is not YAML"),
+        ("[", "line 1: not YAML"),
         ("- name: a\n  key: short", "a key is text of 16 characters or more"),
         ("- name: a\n  key: 0123456789abcdef\n  scope: [use]", "unknown entry 'scope'; did you mean 'scopes'?"),
         ("- name: a\n  key: 0123456789abcdef\n  scopes: [root]", "give a list of use and administer"),

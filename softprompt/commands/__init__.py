@@ -1,6 +1,18 @@
 """The commands, one file each: their flags, the call they make, and what they print."""
 
-from softprompt.commands import convert, eval, inspect, params, predict, pretrain, serve, tasks, train, vocabulary
+from softprompt.commands import (
+    convert,
+    eval,
+    experiment,
+    inspect,
+    params,
+    predict,
+    pretrain,
+    serve,
+    tasks,
+    train,
+    vocabulary,
+)
 from softprompt.commands.options import Command
 
 COMMANDS: dict[str, Command] = {
@@ -9,6 +21,7 @@ COMMANDS: dict[str, Command] = {
     "predict": predict.COMMAND,
     "serve": serve.COMMAND,
     "convert": convert.COMMAND,
+    "experiment": experiment.COMMAND,
     "inspect": inspect.COMMAND,
     "tasks": tasks.COMMAND,
     "params": params.COMMAND,

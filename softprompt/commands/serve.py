@@ -10,6 +10,7 @@ from typing import Any
 
 from softprompt.commands.options import TRAIN_FLAGS, Command, add_threads, named_folders, say_if_slow, set_threads
 from softprompt.commands.terminal import counted, say, type_of
+from softprompt.files import read_yaml
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -91,14 +92,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _from_file(path: str) -> dict[str, Any]:
-    import yaml
-
     from softprompt.tasks.task import nearest
 
-    try:
-        entries = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    entries = read_yaml(path, "the settings")
     if not isinstance(entries, Mapping):
         raise ValueError(f"{path} holds no entries; write lines such as 'port: 8000'")
     known, settings = ("prompt", *KINDS, *TEXTS), {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from softprompt.commands.options import TRAIN_FLAGS, Command, add_data, add_threads, read_data, say_if_slow, set_threads
 from softprompt.commands.terminal import Display, counted, duration, number, say, table, type_of, writing
+from softprompt.files import read_yaml
 
 PROMPT_FILE = "adapter_config.json"  # in every folder that holds a prompt
 CHECKPOINT = "checkpoint.safetensors"
@@ -87,13 +87,9 @@ def run_config(args: argparse.Namespace) -> Any:
 
 def _recipe(path: Path) -> dict[str, Any]:
     """The settings of a YAML file, named as the flags are, with - or _."""
-    import yaml
+    from softprompt.tasks.task import nearest
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{path}{line}: not YAML ({error.problem})") from error
+    content = read_yaml(path, "the recipe")
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no settings; write a line for each, such as 'steps: 500'")
     known = {name: flag for flags in TRAIN_FLAGS.values() for name, flag in flags.items()}
@@ -101,8 +97,7 @@ def _recipe(path: Path) -> dict[str, Any]:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name != "data" and name not in known:
-            near = get_close_matches(name, [*known, "data"], n=1)
-            raise ValueError(f"{path}: no setting named {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"{path}: no setting named {key!r}{nearest(name, [*known, 'data'])}")
         if value is None:
             continue
         try:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from softprompt.files import read_yaml
 from softprompt.tasks.task import nearest
 
 SCOPES = ("use", "administer")
@@ -111,12 +110,7 @@ def read_keys(path: str | Path) -> tuple[Key, ...]:
 
     Raises ValueError for a file that is missing, is no such list, or is empty.
     """
-    try:
-        listed = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(f"cannot read the key file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+    listed = read_yaml(path, "the key file")
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
         raise ValueError(f"{path} holds no list of keys; write '- name: ...' and 'key: ...' for each")
     keys = tuple(_key(entry, f"{path}, key {number}") for number, entry in enumerate(listed, 1))

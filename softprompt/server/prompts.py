@@ -120,16 +120,15 @@ def _model(server: Server, name: str) -> api.Model:
 def _info(server: Server, name: str, versions: Sequence[Any]) -> api.PromptInfo:
     made = []
     for version in versions:
-        registered = server.engine.table.get(version.sha256)
-        card = registered.card
-        (worn,) = server.asker.worn([version.sha256])
+        (worn,) = server.asker.worn([version.sha256])  # with its card, parsed once
+        assert worn.card is not None
         made.append(
             api.PromptVersion(
                 prompt_hash=version.sha256,
-                length=registered.length,
-                task=card.task,
+                length=server.engine.table.length(version.sha256),
+                task=worn.card.task,
                 labels=list(worn.task.labels or ()),
-                dev_metrics=card.dev_metrics,
+                dev_metrics=worn.card.dev_metrics,
                 scoring=worn.scoring,
             )
         )

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -19,6 +18,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from softprompt.decoding import Decoding
+from softprompt.inference import mean_probabilities
 from softprompt.request import Answer, Cancelled, PartAnswer, Piece, Ticket
 from softprompt.request import Request as Asked
 from softprompt.server import api
@@ -241,15 +241,18 @@ def members_of(answer: Answer) -> list[api.Member] | None:
 
 def result_of(index: int, question: Question, answer: Answer, several: set[int]) -> api.ClassifyResult:
     """A label with its probabilities."""
-    shares = [part.prediction.probabilities() or {} for part in answer.parts]
     votes = [
-        api.Vote(prompt_hash=part.prompt, label=part.prediction.text, probabilities=own)
-        for part, own in zip(answer.parts, shares, strict=True)
+        api.Vote(
+            prompt_hash=part.prompt,
+            label=part.prediction.text,
+            probabilities=part.prediction.probabilities() or {},
+        )
+        for part in answer.parts
     ]
     return api.ClassifyResult(
         index=index,
         label=answer.prediction.text,
-        probabilities={label: fmean(own[label] for own in shares) for label in shares[0]},
+        probabilities=mean_probabilities([part.prediction for part in answer.parts]),
         log_probs=answer.prediction.scores if len(votes) == 1 else None,
         votes=votes if len(votes) > 1 else None,
         **told(question, answer, several),

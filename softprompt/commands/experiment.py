@@ -1,0 +1,106 @@
+"""softprompt experiment"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from softprompt.commands.options import TRAIN_FLAGS, Command, add_threads, set_threads, split_names
+from softprompt.commands.terminal import Display, say
+
+TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
+QUICK = {"steps": 20, "batch_size": 4, "evaluate_every": 10, "num_selection": 32, "max_train": 500}
+SHARED = (
+    "preset", "steps", "batch_size", "optimizer", "learning_rate", "dropout", "max_train", "select", "scoring",
+    "evaluate_every", "num_selection", "prompt_length", "init", "max_input_length", "device", "dtype", "compile",
+)  # fmt: skip
+"""The settings of a run that all points share, unless a point changes them."""
+
+
+def _add_experiment(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", nargs="?", metavar="NAME", help="an experiment (default: list them)")
+    command.add_argument(
+        "--models", nargs="+", metavar="M", help="frozen models; figures 3c and 3d: the folder that holds their steps"
+    )
+    command.add_argument("--tasks", default=TASKS, metavar="T,…", help=f"(default: {TASKS})")
+    command.add_argument("--seeds", default="0,1,2", metavar="N,…", help="(default: 0,1,2; table 3 has five)")
+    command.add_argument("--data", metavar="DIR", help="folder of the official files (default: the hub)")
+    command.add_argument("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="(default: runs/study)")
+    command.add_argument(
+        "--rows", type=Path, default=Path("results/study.jsonl"), metavar="FILE", help="(default: results/study.jsonl)"
+    )
+    command.add_argument("--minutes", type=float, metavar="X", help="bound on the points of one frozen model together")
+    command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
+    command.add_argument("--table", action="store_true", help="only print the table of the rows")
+    group = command.add_argument_group("what all points share, unless a point changes it")
+    flags = {name: flag for section in TRAIN_FLAGS.values() for name, flag in section.items()}
+    for name in SHARED:
+        flags[name].add(group, name)
+    add_threads(command)
+
+
+def _experiment(args: argparse.Namespace) -> int:
+    from softprompt.experiments import EXPERIMENTS
+
+    if args.name is None:
+        print("\n".join(f"{name:<10}  {one.TITLE}" for name, one in EXPERIMENTS.items()))
+        return 0
+    set_threads(args)
+    from softprompt.evaluation import read_rows
+    from softprompt.run import Watch
+    from softprompt.study import run_experiment, table
+
+    failures: list[str] = []
+    if not args.table:
+        if not args.models:
+            raise ValueError("which frozen models? give --models M …")
+        display = Display(args.out / "logs")
+        watch = Watch(message=say, phase=display.phase, step=display.step, score=display.score, begin=display.begin)
+        try:
+            failures = run_experiment(args.name, args.models, _base(args), rows=args.rows, out=args.out, watch=watch)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; the same command goes on") from None
+        finally:
+            display.close()
+    found = [row for row in read_rows(args.rows) if row.experiment == args.name]
+    print(table(found) if found else f"no rows of {args.name} in {args.rows}")
+    for failure in failures:
+        say(f"failed: {failure}")
+    return 1 if failures else 0
+
+
+def _base(args: argparse.Namespace) -> Any:
+    from softprompt.run import RunConfig
+
+    given: dict[str, Any] = {name: getattr(args, name) for name in SHARED if hasattr(args, name)}
+    if args.quick:
+        given = QUICK | given
+    try:
+        seeds = tuple(int(word) for word in args.seeds.split(","))
+    except ValueError:
+        raise ValueError(f"--seeds is {args.seeds!r}; give whole numbers with commas between") from None
+    # A run that was interrupted goes on from its checkpoint: that of other settings is refused, and has another folder.
+    return RunConfig(
+        model="-", task=tuple(split_names(args.tasks)), seeds=seeds, data=args.data, minutes=args.minutes, resume=True,
+        **given,
+    )  # fmt: skip
+
+
+COMMAND = Command(
+    add_flags=_add_experiment,
+    run=_experiment,
+    summary="run a figure or a table of the paper on your models",
+    text=(
+        "Run one of the paper's figures or tables on frozen models of yours: every point that has no rows yet, all "
+        "points and seeds of one frozen model trained together. Interrupted, the same command goes on; a run that "
+        "fails is named at the end, and the others go on. Each prompt is scored by generating and by ranking the "
+        "labels; the vote of a point's prompts is beside them."
+    ),
+    examples=(
+        "softprompt experiment",
+        "softprompt experiment figure-3a --models bundled/t5-mini smollm2-135m --data DATA --minutes 30",
+        "softprompt experiment figure-3c --models runs/family/tiny --data DATA --scoring generate",
+        "softprompt experiment table-3 --models smollm2-135m --tasks glue/sst2 --data DATA --quick",
+    ),
+)

@@ -1,0 +1,16 @@
+"""The paper's figures and tables as lists of configurations, one file each; `softprompt.study` runs them.
+
+A file has TITLE, and POINTS: what is drawn, each a name and what it changes in the run that all of them share. Where
+points differ in the frozen model, it is a folder inside the one that is asked about: what `softprompt pretrain` and
+`adapt` wrote side by side, as `span`, `span+`, `lm` and `lm/steps/N`.
+"""
+
+from softprompt.experiments import figure_3a, figure_3b, figure_3c, figure_3d, table_3
+
+EXPERIMENTS = {
+    "figure-3a": figure_3a,
+    "figure-3b": figure_3b,
+    "figure-3c": figure_3c,
+    "figure-3d": figure_3d,
+    "table-3": table_3,
+}

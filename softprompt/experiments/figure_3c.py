@@ -1,0 +1,17 @@
+"""Figure 3c: what the frozen model was pre-trained on, and three controls of ours.
+
+`random` has the shape untrained, `tables` the vocabulary's tables that pre-training starts from and else random
+weights, `span+` span corruption for as many steps more as the adaptation takes.
+"""
+
+from softprompt.experiments.point import Point
+
+TITLE = "Pre-training objective (figure 3c)"
+POINTS = (
+    Point("random", inside="random"),
+    Point("tables", inside="tables"),
+    Point("span", inside="span"),
+    Point("span+sentinel", {"sentinel": "targets"}, inside="span"),
+    Point("span+", inside="span+"),
+    Point("lm", inside="lm"),
+)

@@ -1,0 +1,236 @@
+"""Running the paper's experiments: every point that has no rows yet, those of one frozen model together.
+
+    run_experiment("figure-3a", ["bundled/t5-mini"], RunConfig(...), rows=Path("results/study.jsonl"), out=Path("runs"))
+
+A row is kept for each point, task, seed and scoring. What stands in the file with the same settings is not run again,
+whichever experiment it was made for, so an interrupted command goes on, and figures share their points.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from softprompt.backbone import FrozenLM
+from softprompt.data import TextFormat
+from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows, right_answers
+from softprompt.experiments import EXPERIMENTS
+from softprompt.experiments.point import Point
+from softprompt.run import ROWS, RunConfig, Trained, Watch, evaluate, load_model, train_together
+from softprompt.tasks import Example, Task, get_task, read_split
+from softprompt.tasks.task import nearest
+
+PLACES = ("model", "task", "data", "out", "resume", "seeds", "minutes")  # fields of RunConfig that are no settings
+OTHER = {"generate": "rank", "rank": "generate"}
+VOTE = -1  # the seed of an ensemble's row
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A point on one of the models asked about."""
+
+    point: Point
+    asked: str
+    """The model asked about."""
+    config: RunConfig
+    """Its run, with the frozen model's own place."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run's settings as rows keep them."""
+        return json.loads(json.dumps({name: v for name, v in asdict(self.config).items() if name not in PLACES}))
+
+
+def plan_experiment(name: str, models: Sequence[str], base: RunConfig, out: Path) -> list[Planned]:
+    """Every point on every model.
+
+    ValueError for an experiment that there is not (the nearest is offered), or a model without a point's folder.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(
+            f"no experiment named {name!r}{nearest(name, EXPERIMENTS)}; there are {', '.join(EXPERIMENTS)}"
+        )
+    planned = []
+    for model in models:
+        for point in EXPERIMENTS[name].POINTS:
+            for own, place in _places(point, model):
+                config = replace(base, model=place, **own.changes)
+                planned.append(Planned(own, model, replace(config, out=out / _folder(place, own, config))))
+    return planned
+
+
+def _places(point: Point, model: str) -> list[tuple[Point, str]]:
+    """A point's frozen models; each of several gives the point its own name."""
+    if not point.inside:
+        return [(point, model)]
+    folders = sorted(Path(model).glob(point.inside), key=_by_number)
+    folders = [folder for folder in folders if (folder / "config.json").is_file()]
+    if not folders:
+        raise ValueError(
+            f"{model} holds no model {point.inside}, which the point {point.name!r} needs; give a folder that "
+            "softprompt pretrain and adapt wrote into, or see docs/pretraining.md"
+        )
+    return [(replace(point, name=point.name.replace("*", folder.name)), str(folder)) for folder in folders]
+
+
+def _by_number(folder: Path) -> tuple[int, str]:
+    return (int(folder.name) if folder.name.isdigit() else 0, folder.name)
+
+
+def _folder(place: str, point: Point, config: RunConfig) -> str:
+    """A folder's name of the frozen model, the point and the settings."""
+    settings = {name: repr(value) for name, value in asdict(config).items() if name not in ("out", "resume", "minutes")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9.+-]+', '-', place).strip('-')}-{point.name}-{digest}"
+
+
+def run_experiment(
+    name: str,
+    models: Sequence[str],
+    base: RunConfig,
+    *,
+    rows: Path,
+    out: Path,
+    watch: Watch | None = None,
+    load: Callable[[RunConfig], FrozenLM] = load_model,
+) -> list[str]:
+    """Run what has no rows, and append its rows; what failed, a line each.
+
+    base: the settings of all points, and `minutes`, which bound the points of one frozen model together. A run that
+    fails leaves the others to go on. ValueError as `plan_experiment` has it, before anything runs.
+    """
+    watch = watch or Watch()
+    groups: dict[str, list[Planned]] = {}
+    for planned in plan_experiment(name, models, base, out):
+        groups.setdefault(planned.config.model, []).append(planned)
+    failures = []
+    for place, group in groups.items():
+        missing = [planned for planned in group if not _reuse(name, planned, rows, watch)]
+        if not missing:
+            continue
+        try:
+            lm = load(missing[0].config)
+            folder = out / "together" / _folder(place, Point("+".join(p.point.name for p in missing)), base)
+            trained = train_together([planned.config for planned in missing], folder=folder, lm=lm, watch=watch)
+            for planned, delivered in zip(missing, trained, strict=True):
+                append_rows(rows, _rows(name, planned, delivered, lm, watch))
+        except (ValueError, RuntimeError, OSError) as error:
+            failures.append(f"{place}: {' '.join(str(error).split())}")
+            watch.message(f"{place} failed; the others go on")
+    return failures
+
+
+def _reuse(name: str, planned: Planned, rows: Path, watch: Watch) -> bool:
+    """Whether a point's rows are there; those made for another experiment are copied."""
+    config = planned.config
+    wanted = {(task, seed) for task in config.task for seed in config.seeds}
+    found = [
+        row
+        for row in read_rows(rows)
+        if row.config.get("frozen") == config.model
+        and row.config.get("settings") == planned.settings
+        and row.task in config.task
+        and row.seed in (*config.seeds, VOTE)
+    ]
+    own = [row for row in found if (row.experiment, row.config["point"]) == (name, planned.point.name)]
+    if wanted <= {(row.task, row.seed) for row in own}:
+        watch.message(f"{name} {planned.point.name}: its rows are in {rows}")
+        return True
+    if not wanted <= {(row.task, row.seed) for row in found}:
+        return False
+    about = {"point": planned.point.name, "asked": planned.asked}
+    copies = {(row.task, row.seed, row.scoring): row for row in found}
+    append_rows(rows, [replace(row, experiment=name, config=row.config | about) for row in copies.values()])
+    return True
+
+
+def _rows(name: str, planned: Planned, delivered: Sequence[Trained], lm: FrozenLM, watch: Watch) -> list[Result]:
+    """A row for each prompt by each scoring, and one for the vote of a task's prompts."""
+    config = planned.config
+    written: dict[tuple[str, int | None], Result] = {(row.task, row.seed): row for row in read_rows(config.out / ROWS)}
+    about = {
+        "point": planned.point.name,
+        "asked": planned.asked,
+        "frozen": config.model,
+        "settings": planned.settings,
+    }
+    made = []
+    for task_name in config.task:
+        own = [one for one in delivered if one.prompt.card.task == task_name]
+        task, examples = get_task(task_name), read_split(get_task(task_name), "dev", config.data).examples
+        first = written[task_name, own[0].prompt.card.seed]
+        evaluations = {first.scoring: [one.dev for one in own if one.dev]}
+        if task.labels or any(example.choices for example in examples):
+            evaluations[OTHER[first.scoring]] = _scored(own, task, examples, lm, OTHER[first.scoring], watch)
+        for scoring, found in evaluations.items():
+            for one, evaluation in zip(own, found, strict=True):
+                row = written[task_name, one.prompt.card.seed]
+                made.append(_row(row, name, about, task, examples, evaluation, scoring))
+            if len(own) > 1:
+                votes = ensemble(task, examples, [evaluation.predictions for evaluation in found])
+                row = _row(first, name, about, task, examples, judge(task, examples, votes), scoring)
+                made.append(replace(row, seed=VOTE))
+    return made
+
+
+def _scored(
+    own: Sequence[Trained], task: Task, examples: Sequence[Example], lm: FrozenLM, scoring: str, watch: Watch
+) -> list[Evaluation]:
+    form = TextFormat.from_json(own[0].prompt.card.text)
+    values = [one.prompt.values for one in own]
+    return evaluate(lm, values, task, examples, form, scoring=scoring, watch=watch)
+
+
+def _row(
+    row: Result,
+    name: str,
+    about: Mapping[str, Any],
+    task: Task,
+    examples: Sequence[Example],
+    evaluation: Evaluation,
+    scoring: str,
+) -> Result:
+    return replace(
+        row,
+        experiment=name,
+        config={**row.config, **about},
+        scoring=scoring,
+        metrics=evaluation.metrics,
+        value=evaluation.headline,
+        illegal_rate=evaluation.illegal_rate,
+        notes={**row.notes, "right": right_answers(task, examples, evaluation.predictions)},
+    )
+
+
+# What was found -------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Result]) -> str:
+    """Rows of one experiment as a table: each point by each scoring, the tasks' means and deviations over seeds."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    lines = [
+        f"| frozen model | point | scoring | {' | '.join(tasks)} | mean | illegal | vote |",
+        f"|---|---|---|{'--:|' * (len(tasks) + 3)}",
+    ]
+    for asked, point, scoring in dict.fromkeys((r.config["asked"], r.config["point"], r.scoring) for r in rows):
+        own = [r for r in rows if (r.config["asked"], r.config["point"], r.scoring) == (asked, point, scoring)]
+        prompts, votes = [r for r in own if r.seed != VOTE], [r for r in own if r.seed == VOTE]
+        cells = [_spread([100 * row.value for row in prompts if row.task == task]) for task in tasks]
+        mean = 100 * fmean(row.value for row in prompts)
+        illegal = fmean(row.illegal_rate for row in prompts)
+        vote = f"{100 * fmean(row.value for row in votes):.1f}" if votes else "-"
+        shown = "/".join(Path(asked).parts[-2:])
+        lines.append(f"| {shown} | {point} | {scoring} | {' | '.join(cells)} | {mean:.1f} | {illegal:.0%} | {vote} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{fmean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{fmean(values):.1f}"

@@ -1,0 +1,210 @@
+"""Runs that train together, and the paper's experiments over them: nothing run twice, nothing lost."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer, tiny_lm
+
+from softprompt.cli import main
+from softprompt.evaluation import read_rows
+from softprompt.experiments import EXPERIMENTS
+from softprompt.run import RunConfig, train, train_together
+from softprompt.study import VOTE, plan_experiment, run_experiment, table
+
+TASKS = ("superglue/rte", "glue/sst2")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """600 training and 12 dev examples of two tasks, official format."""
+    rte, sst2 = tmp_path / "data" / "superglue" / "RTE", tmp_path / "data" / "glue" / "SST-2"
+    rte.mkdir(parents=True)
+    sst2.mkdir(parents=True)
+    for name, first, count in (("train", 0, 600), ("val", 1000, 12)):
+        records = [
+            {"idx": n, "premise": f"day {n} was warm", "hypothesis": f"it was {word} on day {n}", "label": label}
+            for n in range(first, first + count)
+            for word, label in [("warm", "entailment") if n % 2 else ("dull", "not_entailment")]
+        ]
+        (rte / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        lines = [f"a {'warm' if n % 2 else 'dull'} film about day {n}\t{n % 2}" for n in range(first, first + count)]
+        (sst2 / f"{'dev' if name == 'val' else name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def base(data, tmp_path):
+    return RunConfig(
+        model="tiny",
+        task=TASKS,
+        data=data,
+        out=tmp_path / "runs",
+        prompt_length=(3,),
+        learning_rate=(0.1,),
+        steps=4,
+        batch_size=4,
+        evaluate_every=2,
+        num_selection=8,
+        seeds=(0, 1),
+        scoring="rank",
+    )
+
+
+def test_runs_together_end_where_each_ends_alone(lm, base, tmp_path):
+    configs = [
+        replace(base, out=tmp_path / "long", prompt_length=(5,)),
+        replace(base, out=tmp_path / "uniform", init="uniform", task=TASKS[:1]),
+    ]
+    together = train_together(configs, folder=tmp_path / "shared", lm=lm)
+    for config, found in zip(configs, together, strict=True):
+        alone = train(replace(config, out=tmp_path / "alone" / config.out.name), lm=lm)
+        assert [one.folder.name for one in found] == [one.folder.name for one in alone]
+        for ours, theirs in zip(found, alone, strict=True):
+            assert ours.prompt.length == theirs.prompt.length and ours.prompt.card.init == theirs.prompt.card.init
+            assert torch.allclose(ours.prompt.values, theirs.prompt.values, atol=1e-3 * 0.1)
+            assert ours.fitted.step == theirs.fitted.step
+        rows = read_rows(config.out / "results.jsonl")
+        assert {(row.task, row.seed) for row in rows} == {(task, seed) for task in config.task for seed in (0, 1)}
+
+
+def test_folds_serve_their_own_run(llama, base, tmp_path):
+    configs = [
+        replace(base, out=tmp_path / name, init=name, select="cross-validation", seeds=(0,), task=TASKS[1:])
+        for name in ("uniform", "vocab")
+    ]
+    together = train_together(configs, folder=tmp_path / "shared", lm=llama)
+    for config, (ours,) in zip(configs, together, strict=True):
+        (alone,) = train(replace(config, out=tmp_path / "alone" / config.out.name), lm=llama)
+        assert ours.fitted.score == pytest.approx(alone.fitted.score)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": "other"}, "share their model, but .*a has 'tiny' and .*b has 'other'"),
+        ({"minutes": 3.0}, "share their minutes"),
+        ({"out": "a"}, "two runs write to .*a; give each its own folder"),
+    ],
+)
+def test_runs_that_cannot_go_together_are_refused(llama, base, tmp_path, changes, reason):
+    if "out" in changes:
+        changes = {"out": tmp_path / changes["out"]}
+    first = replace(base, out=tmp_path / "a")
+    with pytest.raises(ValueError, match=reason):
+        train_together([first, replace(first, **{"out": tmp_path / "b"} | changes)], folder=tmp_path, lm=llama)
+    with pytest.raises(ValueError, match="no run was given"):
+        train_together([], folder=tmp_path, lm=llama)
+
+
+# Experiments ------------------------------------------------------------------------------------------------------
+
+
+def test_an_experiment_makes_a_row_for_each_point_task_seed_scoring_and_vote(llama, base, tmp_path):
+    told = []
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
+    from softprompt.run import Watch
+
+    assert run_experiment("figure-3b", ["tiny"], base, **options, load=lambda _: llama) == []
+    rows = read_rows(tmp_path / "rows.jsonl")
+    wanted = {
+        (point, task, seed, scoring)
+        for point in ("uniform", "vocab", "class-labels")
+        for task in TASKS
+        for seed in (0, 1, VOTE)
+        for scoring in ("rank", "generate")
+    }
+    assert {(row.config["point"], row.task, row.seed, row.scoring) for row in rows} == wanted
+    assert len(rows) == len(wanted)
+    for row in rows:
+        assert row.value == pytest.approx(row.notes["right"].count("1") / 12)
+        assert row.experiment == "figure-3b" and row.config["frozen"] == "tiny"
+    # Once more: nothing runs, nothing is added.
+    watch = Watch(message=told.append)
+    assert run_experiment("figure-3b", ["tiny"], base, **options, watch=watch, load=lambda _: 1 / 0) == []
+    assert len(read_rows(tmp_path / "rows.jsonl")) == len(rows)
+    assert told[0] == f"figure-3b uniform: its rows are in {tmp_path / 'rows.jsonl'}"
+    shown = table(rows)
+    assert "| tiny | uniform | rank |" in shown and len(shown.splitlines()) == 2 + 3 * 2
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(llama, base, tmp_path):
+    def load(config):
+        if config.model == "gone":
+            raise ValueError("no folder gone; give a local folder")
+        return llama
+
+    failures = run_experiment(
+        "table-3", ["gone", "tiny"], base, rows=tmp_path / "rows.jsonl", out=tmp_path / "study", load=load
+    )
+    assert failures == ["gone: no folder gone; give a local folder"]
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert {row.config["asked"] for row in rows} == {"tiny"}
+    assert {row.seed for row in rows} == {0, 1, 2, 3, 4, VOTE}
+
+
+def family(folder):
+    """Folders as pretrain and adapt leave them, with a tiny T5 in each."""
+    for inside in ("span", "lm/steps/2", "lm/steps/10", "lm"):
+        place = folder / inside
+        make_model("t5").save_pretrained(place)
+        make_tokenizer().save_pretrained(place)
+    return folder
+
+
+def test_points_inside_a_family_are_found_in_the_order_of_their_steps_and_shared(base, tmp_path):
+    place = family(tmp_path / "family")
+    planned = plan_experiment("figure-3d", [str(place)], base, tmp_path)
+    assert [(one.point.name, Path(one.config.model).name) for one in planned] == [
+        ("0", "span"),
+        ("2", "2"),
+        ("10", "10"),
+    ]
+    with pytest.raises(ValueError, match="holds no model random, which the point 'random' needs"):
+        plan_experiment("figure-3c", [str(place)], base, tmp_path)
+
+
+def test_rows_of_another_experiment_are_copied_and_not_made_again(base, tmp_path, monkeypatch):
+    place, options = family(tmp_path / "family"), {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
+    monkeypatch.setattr(EXPERIMENTS["figure-3c"], "POINTS", EXPERIMENTS["figure-3c"].POINTS[2:3])  # span alone
+    small = replace(base, task=TASKS[:1], seeds=(0,))
+    assert run_experiment("figure-3c", [str(place)], small, **options) == []
+    count = len(read_rows(tmp_path / "rows.jsonl"))
+    monkeypatch.setattr(EXPERIMENTS["figure-3d"], "POINTS", EXPERIMENTS["figure-3d"].POINTS[:1])
+    assert run_experiment("figure-3d", [str(place)], small, **options, load=lambda _: 1 / 0) == []
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert len(rows) == 2 * count
+    assert {(row.experiment, row.config["point"]) for row in rows} == {("figure-3c", "span"), ("figure-3d", "0")}
+
+
+def test_the_command_runs_on_a_folder_and_lists_what_there_is(data, tmp_path, capsys):
+    lm = tiny_lm("t5")
+    lm.model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    words = ["experiment", "figure-3b", "--models", str(tmp_path / "model"), "--tasks", "glue/sst2", "--seeds", "0,1"]
+    words += ["--data", str(data), "--quick", "--rows", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "| class-labels | generate |" in shown
+    assert main([*words, "--table"]) == 0
+    assert capsys.readouterr().out == shown
+    assert main(["experiment"]) == 0
+    assert "figure-3a   Prompt length (figure 3a)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["figure-3f", "--models", "x"], "no experiment named 'figure-3f'; did you mean 'figure-3d'?"),
+        (["figure-3a"], "which frozen models? give --models M"),
+        (["figure-3a", "--models", "x", "--seeds", "a"], "--seeds is 'a'; give whole numbers with commas between"),
+        (["figure-3c", "--models", "x"], "x holds no model random, which the point 'random' needs"),
+        (["figure-3a", "--models", "x", "--tasks", "glue/sst3"], "no task named 'glue/sst3'; did you mean 'glue/sst2'"),
+    ],
+)
+def test_mistakes_are_said(capsys, tmp_path, words, reason):
+    code = main(["experiment", *words, "--rows", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path)])
+    assert code == 2
+    assert reason in capsys.readouterr().err
