@@ -56,6 +56,8 @@ def plan_experiment(name: str, models: Sequence[str], base: RunConfig, out: Path
         raise ValueError(
             f"no experiment named {name!r}{nearest(name, EXPERIMENTS)}; there are {', '.join(EXPERIMENTS)}"
         )
+    for task in base.task:
+        get_task(task)  # refuses what there is not
     planned = []
     for model in models:
         for point in EXPERIMENTS[name].POINTS:
