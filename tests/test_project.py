@@ -81,7 +81,7 @@ def test_result_rows_are_whole():
         assert isinstance(json.loads(line), dict)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/design.md"])
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_tables_in_documents_are_those_of_the_rows(document, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from tables import render
