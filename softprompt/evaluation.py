@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -188,8 +188,26 @@ def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[Result]:
-    """The rows of a JSONL file; none where there is no file."""
-    return [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a JSONL file; none where there is no file. ValueError, with its line, for what is no row of ours."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _read_row(line: str, where: str) -> Result:
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError(f"wanted an object, got {line[:40]}")
+    except ValueError as error:
+        raise ValueError(f"{where}: half a row, or none ({error}); take the line out") from None
+    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(Result)}
+    needed = {name for name, is_needed in known.items() if is_needed}
+    if strange := sorted((set(record) - set(known)) | (needed - set(record))):
+        raise ValueError(
+            f"{where}: a row of another version (it differs in {', '.join(strange)}); read it with the softprompt that "
+            "wrote it"
+        )
+    return Result(**record)
 
 
 def append_rows(path: Path, rows: Sequence[Result]) -> None:

@@ -160,6 +160,7 @@ def _rows(name: str, planned: Planned, delivered: Sequence[Trained], lm: FrozenL
         "point": planned.point.name,
         "asked": planned.asked,
         "frozen": config.model,
+        "num_parameters": lm.num_parameters,
         "settings": planned.settings,
     }
     made = []

@@ -35,6 +35,7 @@ TENSOR_MODULES = [
     "run",
     "experiments",
     "study",
+    "report",
     "prediction",
     "inspection",
     "decoding",

@@ -16,6 +16,7 @@ ONLY_IN = {
     "transformers": {"tokenizer", "layers", "backbone", "shapes", "loading"},
     "sklearn": set(),
     "peft": set(),
+    "matplotlib": {"report"},
     "datasets": {"tasks"},
     "argparse": {"commands", "cli"},
     "fastapi": {"server"},

@@ -1,0 +1,43 @@
+"""softprompt report"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from softprompt.commands.options import Command
+from softprompt.commands.terminal import counted, writing
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    default = Path("results/study.jsonl")
+    command.add_argument("rows", nargs="*", type=Path, default=[default], metavar="ROWS", help=f"(default: {default})")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its pictures")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from softprompt.evaluation import read_rows
+    from softprompt.report import write_report
+
+    for path in args.rows:
+        if not path.is_file():
+            raise ValueError(f"no file {path}; name the rows that softprompt experiment wrote")
+    rows = [row for path in args.rows for row in read_rows(path)]
+    with writing(args.out):
+        page = write_report(rows, args.out)
+    pictures = counted(len(list(args.out.glob("*.png"))), "picture")
+    print(f"{page}: {counted(len(rows), 'row')}, {pictures} beside it")
+    return 0
+
+
+COMMAND = Command(
+    add_flags=_add_report,
+    run=_report,
+    summary="rows to one page: the paper's figures and tables, ours beside them",
+    text=(
+        "Make one HTML page, with nothing loaded from elsewhere, and a PNG for each figure, of the rows that "
+        "softprompt experiment wrote: each figure and table of the paper with ours beside it, what was run, and what "
+        "was not."
+    ),
+    examples=("softprompt report --out report", "softprompt report results/study.jsonl more.jsonl --out report"),
+)

@@ -1,0 +1,314 @@
+"""Rows to one page: the paper's figures and tables, ours beside the paper's (alone imports matplotlib).
+
+    write_report(read_rows(Path("results/study.jsonl")), Path("report"))
+
+Every figure is two panels on one pair of axes: the paper's T5 1.1 on SuperGLUE, and the models and tasks of the rows.
+They share colours and a scale, and no more than that: the models here are far smaller, and the tasks are others.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from softprompt.evaluation import Result
+from softprompt.experiments import EXPERIMENTS
+from softprompt.files import write_whole
+from softprompt.paper import FIGURE_1, FIGURE_3A, FIGURE_3B, FIGURE_3C, FIGURE_3D, NAMES, SIZES, TABLE_3, Point
+from softprompt.params import METHODS, figure_4, t5, table_4
+from softprompt.study import VOTE, table
+
+PAGE = "index.html"
+COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#b45309", "#be123c", "#0e7490")
+WIDTH, HEIGHT, DPI = 9.0, 3.6, 160
+NOT_RUN = {
+    "figure-1": "Quality against model size needs model tuning and prompt design, which this version does not train.",
+    "table-1": "SQuAD to other domains needs model tuning; TextbookQA's data is not to be had.",
+    "table-2": "QQP and MRPC both ways need model tuning.",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel: scores in percent over million parameters."""
+
+    name: str
+    points: Sequence[tuple[float, Point]]
+
+
+@dataclass
+class Section:
+    """One figure or table of the page."""
+
+    name: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    """As HTML."""
+    picture: bytes | None = None
+    """A PNG."""
+
+
+def write_report(rows: Sequence[Result], out: Path) -> Path:
+    """The page, self-contained, and a PNG for each figure beside it; the page's path.
+
+    ValueError for no rows of any experiment. Raises OSError where they cannot be written.
+    """
+    known = [row for row in rows if row.experiment in EXPERIMENTS]
+    if not known:
+        raise ValueError(f"none of the {len(rows)} rows is of an experiment; make some with softprompt experiment NAME")
+    sections = [*(_of_rows(name, [row for row in known if row.experiment == name]) for name in EXPERIMENTS)]
+    sections += [_figure_4(), _table_4(), *(_not_run(name, why) for name, why in NOT_RUN.items())]
+    for section in sections:
+        if section.picture is not None:
+            write_whole(out / f"{section.name}.png", section.picture)
+    write_whole(out / PAGE, _page(sections, known))
+    return out / PAGE
+
+
+# Sections ---------------------------------------------------------------------------------------------------------
+
+
+def _paper_lines(name: str) -> list[Line]:
+    """The paper's own lines of a figure, in the order of our points."""
+    by_name: dict[str, Mapping[Any, Any]] = {"figure-3a": FIGURE_3A, "figure-3b": FIGURE_3B, "figure-3c": FIGURE_3C}
+    sizes = [(t5(size).num_parameters / 1e6, size) for size in SIZES]
+    if name == "figure-3d":
+        return [
+            Line(f"{steps}K", [(x, Point(score)) for (x, _), score in zip(sizes, scores, strict=True)])
+            for steps, scores in FIGURE_3D.items()
+        ]
+    found = by_name.get(name, {})
+    return [Line(str(key), [(x, points[size]) for x, size in sizes]) for key, points in found.items()]
+
+
+def _our_lines(rows: Sequence[Result], scoring: str) -> list[Line]:
+    """Each point's mean over tasks, with the deviation over seeds, by the frozen model's size."""
+    lines = []
+    for name in dict.fromkeys(row.config["point"] for row in rows):
+        own = [r for r in rows if (r.config["point"], r.scoring) == (name, scoring) and r.seed != VOTE]
+        found = []
+        for frozen in dict.fromkeys(row.config["frozen"] for row in own):
+            of_model = [row for row in own if row.config["frozen"] == frozen]
+            means = [100 * fmean(r.value for r in of_model if r.seed == s) for s in {r.seed for r in of_model}]
+            spread = stdev(means) if len(means) > 1 else None
+            found.append((of_model[0].config["num_parameters"] / 1e6, Point(fmean(means), spread)))
+        if found:
+            lines.append(Line(name, sorted(found)))
+    return lines
+
+
+def _of_rows(name: str, rows: Sequence[Result]) -> Section:
+    section = Section(name, EXPERIMENTS[name].TITLE)
+    if not rows:
+        section.text.append(f"Not run here: softprompt experiment {name} --models M makes its rows.")
+        section.picture = _picture(_paper_lines(name), []) if _paper_lines(name) else None
+        return section
+    scoring = "generate" if any(row.scoring == "generate" for row in rows) else "rank"
+    section.text.append(_what_was_run(rows))
+    section.tables.append(_of_markdown(table(rows)))
+    if name == "table-3":
+        section.tables.append(_ensembles(rows))
+        section.tables.append(_paper_ensembles())
+    else:
+        section.picture = _picture(_paper_lines(name), _our_lines(rows, scoring))
+        how = {"generate": "answers generated, an illegal one is wrong", "rank": "labels ranked"}[scoring]
+        section.text.append(
+            f"Left: the paper. Right: the rows, {how}, the mean over their tasks. Bands are deviations over seeds."
+        )
+    return section
+
+
+def _what_was_run(rows: Sequence[Result]) -> str:
+    tasks = ", ".join(dict.fromkeys(row.task for row in rows))
+    seeds = len({row.seed for row in rows} - {VOTE})
+    # Runs that train together share their seconds.
+    hours = sum({row.config["out"]: row.seconds for row in rows}.values()) / 3600
+    shares = sorted({row.notes.get("share_of_official") or 1.0 for row in rows})
+    partial = "" if shares[0] == 1 else f"; as little as {shares[0]:.0%} of the official training data"
+    cut = sum(row.notes.get("train_cut", 0) for row in rows if row.seed != VOTE)
+    trained = sum(row.notes.get("train_used", 0) for row in rows if row.seed != VOTE)
+    return (
+        f"{tasks}; {seeds} seeds; prompts chosen by {rows[0].selection} rows; at most {hours:.1f} hours on "
+        f"{rows[0].device}, {rows[0].dtype}; {cut / max(trained, 1):.1%} of training inputs cut{partial}."
+    )
+
+
+def _ensembles(rows: Sequence[Result]) -> str:
+    """Average, best and vote, as the paper's table 3."""
+    lines = [["model", "task", "scoring", "average", "best", "ensemble"]]
+    for frozen, task, scoring in dict.fromkeys((r.config["frozen"], r.task, r.scoring) for r in rows):
+        own = [r for r in rows if (r.config["frozen"], r.task, r.scoring) == (frozen, task, scoring)]
+        values = [100 * row.value for row in own if row.seed != VOTE]
+        votes = [100 * row.value for row in own if row.seed == VOTE]
+        cells = [f"{value:.1f}" for value in (fmean(values), max(values), *votes[:1])]
+        lines.append([Path(frozen).name, task, scoring, *cells])
+    return _html_table(lines)
+
+
+def _paper_ensembles() -> str:
+    lines = [["the paper, XXL", "average", "best", "ensemble"]]
+    lines += [[task, *(" / ".join(f"{v:.1f}" for v in values) for values in row)] for task, row in TABLE_3.items()]
+    return _html_table(lines)
+
+
+def _figure_4() -> Section:
+    section = Section("figure-4", "Task parameters by method (figure 4)")
+    lines = figure_4()
+    rows = [["method", *NAMES.values()]]
+    for method in METHODS:
+        rows.append([method, *(f"{line.counted:.4g}" for line in lines if line.method == method)])
+    section.tables.append(_html_table(rows))
+    section.text.append(
+        "Counted from configurations, the mean over prompts of 1 to 100 tokens; dashed: the paper's lines, which "
+        "differ for prefix tuning on Small, where it counts 6 + 6 layers of 8 + 8."
+    )
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        sizes = [t5(size).num_parameters / 1e6 for size in SIZES]
+        for colour, method in zip(COLOURS, METHODS, strict=False):
+            own = [line for line in lines if line.method == method]
+            axes.plot(sizes, [line.counted for line in own], color=colour, marker="o", markersize=4, label=method)
+            axes.plot(sizes, [line.paper for line in own], color=colour, linestyle="--", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlabel="model, million parameters", ylabel="parameters a task")
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    section.picture = _drawn(draw)
+    return section
+
+
+def _table_4() -> Section:
+    section = Section("table-4", "Trained and total parameters (table 4)")
+    rows = [["size", "prompt", "trained", "in all", "share", "the paper"]]
+    for row in table_4():
+        cells = [NAMES[row.size], f"{row.length}", f"{row.trainable:,}", f"{row.total:,}", f"{row.percent:.5f} %"]
+        rows.append([*cells, ", ".join(row.misprints) or "the same"])
+    section.tables.append(_html_table(rows))
+    return section
+
+
+def _not_run(name: str, why: str) -> Section:
+    section = Section(name, f"{name.replace('-', ' ').capitalize()}: not run", [why])
+    if name == "figure-1":
+        sizes = [t5(size).num_parameters / 1e6 for size in SIZES]
+        lines = [Line(n, list(zip(sizes, points.values(), strict=True))) for n, points in FIGURE_1.items()]
+        section.picture = _picture(lines, [])
+    return section
+
+
+# Pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _picture(paper: Sequence[Line], ours: Sequence[Line]) -> bytes:
+    """The paper's panel and ours, on one scale."""
+
+    # A name has one colour in both panels.
+    names = dict.fromkeys(line.name for line in [*paper, *ours])
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        _panel(left, paper, colours, "the paper: T5 1.1, SuperGLUE dev")
+        _panel(right, ours, colours, "here" if ours else "here: not run")
+        left.set_ylabel("score")
+        left.set_ylim(0, 100)
+
+    return _drawn(draw)
+
+
+def _panel(axes: Any, lines: Sequence[Line], colours: Mapping[str, str], title: str) -> None:
+    for line in lines:
+        colour = colours[line.name]
+        xs, points = [x for x, _ in line.points], [point for _, point in line.points]
+        means, bands = [point.mean for point in points], [point.deviation or 0.0 for point in points]
+        axes.plot(xs, means, color=colour, marker="o", markersize=4, linewidth=1.5, label=line.name)
+        low, high = zip(*((m - b, m + b) for m, b in zip(means, bands, strict=True)), strict=True)
+        if len(xs) > 1:
+            axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+        else:
+            axes.errorbar(xs, means, yerr=bands, color=colour, capsize=3)
+    axes.set(xscale="log", xlabel="frozen model, million parameters", title=title)
+    if lines:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _drawn(draw: Callable[[Any], None]) -> bytes:
+    """A figure as a PNG, the same bytes each time. ValueError without matplotlib."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ValueError(f"a report needs {error.name}; pip install 'softprompt[report]'") from error
+    style: dict[Any, Any] = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "font.size": 9,
+        "axes.titlesize": 10,
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+    return file.getvalue()
+
+
+# The page ---------------------------------------------------------------------------------------------------------
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.15rem; margin-top: 2.5rem; border-top: 1px solid #d3d9e0; padding-top: 1rem; }
+img { max-width: 100%; } nav a { margin-right: .75rem; white-space: nowrap; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: .75rem 0; }
+td, th { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #e5e9ee; white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; } p { max-width: 46rem; }
+"""
+
+
+def _page(sections: Sequence[Section], rows: Sequence[Result]) -> str:
+    commits = ", ".join(sorted({row.commit for row in rows if row.commit}))
+    links = " ".join(f'<a href="#{one.name}">{html.escape(one.name.replace("-", " "))}</a>' for one in sections)
+    body = "\n".join(map(_section, sections))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Prompt tuning: the study</title><style>{STYLE}</style></head><body>
+<h1>The Power of Scale for Parameter-Efficient Prompt Tuning, run again</h1>
+<p>{len(rows):,} rows, commits {html.escape(commits) or "unknown"}. Ours beside the numbers of Lester, Al-Rfou and
+Constant (2021). Where a model here is far smaller than theirs, a shared axis is no comparison of scores.</p>
+<nav>{links}</nav>
+{body}
+</body></html>
+"""
+
+
+def _section(section: Section) -> str:
+    parts = [f'<h2 id="{section.name}">{html.escape(section.title)}</h2>']
+    if section.picture is not None:
+        data = base64.b64encode(section.picture).decode()
+        parts.append(f'<img alt="{html.escape(section.title)}" src="data:image/png;base64,{data}">')
+    parts += [f"<p>{html.escape(text)}</p>" for text in section.text]
+    parts += [f'<div class="wide">{one}</div>' for one in section.tables]
+    return "".join(parts)
+
+
+def _of_markdown(text: str) -> str:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return _html_table([lines[0], *lines[2:]])
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    head, *body = rows
+    return f"<table>{line(head, 'th')}{''.join(line(cells, 'td') for cells in body)}</table>"

@@ -1,0 +1,118 @@
+"""The report: one page with nothing loaded from elsewhere, a picture for each figure, and the paper's numbers."""
+
+import re
+
+import pytest
+
+from softprompt.cli import main
+from softprompt.evaluation import Result, append_rows, read_rows
+from softprompt.report import write_report
+from softprompt.study import VOTE
+
+
+def row(experiment="figure-3a", point="20", seed=0, value=0.5, scoring="generate", frozen="micro", **changes):
+    parameters = {"micro": 2_700_000, "mini": 14_400_000}[frozen]
+    config = {"point": point, "asked": frozen, "frozen": frozen, "num_parameters": parameters, "out": f"runs/{frozen}"}
+    given = {
+        "experiment": experiment,
+        "config": config,
+        "model": frozen,
+        "task": "glue/sst2",
+        "split": "dev",
+        "selection": "held-out",
+        "scoring": scoring,
+        "metrics": {"accuracy": value},
+        "value": value,
+        "illegal_rate": 0.25,
+        "num_examples": 872,
+        "step": 100,
+        "steps_run": 200,
+        "seconds": 3600.0,
+        "seed": seed,
+        "notes": {"share_of_official": 0.5, "train_cut": 10, "train_used": 100},
+        "device": "a processor",
+        "dtype": "float32",
+        "commit": "abc1234",
+    }
+    return Result(**given | changes)
+
+
+ROWS = [
+    row(point=point, seed=seed, value=value + 0.01 * seed, frozen=frozen)
+    for point, value in (("1", 0.5), ("20", 0.6))
+    for frozen in ("micro", "mini")
+    for seed in (0, 1, 2)
+]
+VOTES = [row("table-3", "five prompts", seed, 0.7 + 0.01 * seed) for seed in (0, 1, VOTE)]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    return write_report([*ROWS, *VOTES], folder)
+
+
+def test_the_page_holds_everything_and_loads_nothing(page):
+    text = page.read_text()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    pictures = {path.stem for path in page.parent.glob("*.png")}
+    assert pictures == {"figure-1", "figure-3a", "figure-3b", "figure-3c", "figure-3d", "figure-4"}
+    assert text.count("data:image/png;base64,") == len(pictures)
+    for path in page.parent.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+
+
+def test_ours_and_the_papers_numbers_are_there(page):
+    text = page.read_text()
+    assert "<td>micro</td><td>20</td><td>generate</td><td>61.0 ± 1.0</td>" in text
+    assert "<td>65.7 / 88.7</td>" in text  # the paper's MultiRC, table 3
+    assert "prints 10,420 trainable" in text  # its misprint, table 4
+    assert "<td>micro</td><td>glue/sst2</td><td>generate</td><td>70.5</td><td>71.0</td><td>69.0</td>" in text
+
+
+def test_what_was_run_and_what_was_not_is_said(page):
+    text = page.read_text()
+    assert "glue/sst2; 3 seeds; prompts chosen by held-out rows; at most 2.0 hours on a processor" in text
+    assert "10.0% of training inputs cut; as little as 50% of the official training data" in text
+    assert "Not run here: softprompt experiment figure-3b --models M makes its rows." in text
+    assert "Figure 1: not run" in text and "Table 1: not run" in text and "TextbookQA" in text
+
+
+def test_the_same_rows_make_the_same_bytes(page, tmp_path):
+    again = write_report([*ROWS, *VOTES], tmp_path)
+    assert again.read_bytes() == page.read_bytes()
+
+
+def test_the_command(tmp_path, capsys):
+    append_rows(tmp_path / "rows.jsonl", ROWS)
+    assert main(["report", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'index.html'}: 12 rows, 6 pictures beside it\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "none of the 0 rows is of an experiment; make some with softprompt experiment NAME"),
+        (ROWS[0].to_json()[:50], "rows.jsonl, line 1: half a row, or none"),
+        (
+            ROWS[0].to_json().replace('"task"', '"colour"'),
+            "line 1: a row of another version (it differs in colour, task)",
+        ),
+        ("[1]", "line 1: half a row, or none (wanted an object, got [1]); take the line out"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_said_with_their_line(tmp_path, capsys, content, reason):
+    (tmp_path / "rows.jsonl").write_text(content)
+    assert main(["report", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_is_said(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "none.jsonl"), "--out", str(tmp_path)]) == 2
+    assert "no file" in capsys.readouterr().err
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    append_rows(tmp_path / "rows.jsonl", ROWS)
+    assert read_rows(tmp_path / "rows.jsonl") == ROWS
