@@ -173,7 +173,7 @@ def test_an_unknown_command_offers_the_nearest(run):
     assert (code, err) == (
         2,
         "softprompt: no command named 'zzz'; there are "
-        "train, eval, predict, serve, convert, tasks, vocabulary, pretrain, adapt\n",
+        "train, eval, predict, serve, convert, experiment, report, inspect, tasks, params, vocabulary, pretrain, adapt\n",
     )
 
 
@@ -522,7 +522,7 @@ def test_a_bad_recipe_is_one_line(run, here, text, line):
 
 
 def test_a_recipe_that_is_not_there_is_one_line(run, here):
-    assert run("train", "--config", "r.yaml")[2] == "softprompt train: r.yaml: No such file or directory\n"
+    assert run("train", "--config", "r.yaml")[2] == "softprompt train: cannot read the recipe r.yaml: No such file or directory\n"
 
 
 # Evaluation -----------------------------------------------------------------------------------------------------
