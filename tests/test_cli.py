@@ -522,7 +522,10 @@ def test_a_bad_recipe_is_one_line(run, here, text, line):
 
 
 def test_a_recipe_that_is_not_there_is_one_line(run, here):
-    assert run("train", "--config", "r.yaml")[2] == "softprompt train: cannot read the recipe r.yaml: No such file or directory\n"
+    assert (
+        run("train", "--config", "r.yaml")[2]
+        == "softprompt train: cannot read the recipe r.yaml: No such file or directory\n"
+    )
 
 
 # Evaluation -----------------------------------------------------------------------------------------------------
