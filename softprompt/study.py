@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -22,7 +22,7 @@ from softprompt.data import TextFormat
 from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows, right_answers
 from softprompt.experiments import EXPERIMENTS
 from softprompt.experiments.point import Point
-from softprompt.run import ROWS, RunConfig, Trained, Watch, evaluate, load_model, train_together
+from softprompt.run import ROWS, Data, RunConfig, Trained, Watch, evaluate, load_model, tasks_of, train, train_together
 from softprompt.tasks import Example, Task, get_task, read_split
 from softprompt.tasks.task import nearest
 
@@ -209,6 +209,49 @@ def _row(
         illegal_rate=evaluation.illegal_rate,
         notes={**row.notes, "right": right_answers(task, examples, evaluation.predictions)},
     )
+
+
+# Once more -------------------------------------------------------------------------------------------------------
+
+
+def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:
+    """The run that made a row's prompt, without the bound in minutes, which no two machines reach at one step.
+
+    data: where the task's files are now, which rows do not say.
+    ValueError for a row that no single prompt made: a vote, or another method's.
+    """
+    if row.seed == VOTE or "train" not in row.config:
+        what = "a vote of several prompts" if row.seed == VOTE else f"of {row.experiment!r}, which trains no prompt"
+        raise ValueError(f"this row is {what}; give the row of a prompt")
+    known = {f.name for f in fields(RunConfig)}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in row.config.items() if name in known
+    }
+    chosen: dict[str, Any] = {
+        "task": given["task"] if given.get("inputs") else (row.task,),
+        "prompt_length": (row.config["prompt_length"],),
+        "learning_rate": (row.config["train"]["optimizer"]["learning_rate"],),
+        "seeds": (row.seed,),
+    }
+    return RunConfig(**given | chosen | {"data": data, "out": out, "resume": False, "minutes": None})
+
+
+def rerun(row: Result, *, data: Data, out: Path, lm: FrozenLM | None = None, watch: Watch | None = None) -> Evaluation:
+    """Train the prompt of a row once more, and score it as the row was; the new prompt is in `out`.
+
+    The same on the same machine and threads, but for the rounding of what it was batched with.
+    ValueError as `config_of_row` and `train` have it, and for data without a dev set.
+    """
+    config = config_of_row(row, data=data, out=out)
+    lm = lm or load_model(config)
+    (delivered,) = train(config, lm=lm, watch=watch)
+    if delivered.dev is None:
+        raise ValueError("there is no dev set to score on; give one with the data")
+    if row.scoring == delivered.prompt.card.recipe["scoring"]:
+        return delivered.dev
+    (task,) = tasks_of(config)
+    examples = read_split(task, "dev", data).examples
+    return _scored([delivered], task, examples, lm, row.scoring, watch or Watch())[0]
 
 
 # What was found -------------------------------------------------------------------------------------------------

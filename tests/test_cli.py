@@ -173,8 +173,8 @@ def test_an_unknown_command_offers_the_nearest(run):
     assert (code, err) == (
         2,
         "softprompt: no command named 'zzz'; there are "
-        "train, eval, predict, serve, convert, experiment, report, inspect, tasks, params, vocabulary, pretrain, "
-        "adapt\n",
+        "train, eval, predict, serve, convert, experiment, report, rerun, inspect, tasks, params, vocabulary, "
+        "pretrain, adapt\n",
     )
 
 

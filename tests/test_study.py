@@ -12,7 +12,7 @@ from softprompt.cli import main
 from softprompt.evaluation import read_rows
 from softprompt.experiments import EXPERIMENTS
 from softprompt.run import RunConfig, train, train_together
-from softprompt.study import VOTE, plan_experiment, run_experiment, table
+from softprompt.study import VOTE, config_of_row, plan_experiment, rerun, run_experiment, table
 
 TASKS = ("superglue/rte", "glue/sst2")
 
@@ -177,6 +177,54 @@ def test_rows_of_another_experiment_are_copied_and_not_made_again(base, tmp_path
     rows = read_rows(tmp_path / "rows.jsonl")
     assert len(rows) == 2 * count
     assert {(row.experiment, row.config["point"]) for row in rows} == {("figure-3c", "span"), ("figure-3d", "0")}
+
+
+def test_a_row_is_run_again_from_what_it_says(llama, base, tmp_path):
+    small = replace(base, task=TASKS[1:])
+    assert run_experiment(
+        "figure-3b", ["tiny"], small, rows=tmp_path / "rows.jsonl", out=tmp_path / "study", load=lambda _: llama
+    ) == []  # fmt: skip
+    rows = read_rows(tmp_path / "rows.jsonl")
+    for number, row in enumerate(rows):
+        if row.seed == VOTE:
+            with pytest.raises(ValueError, match="this row is a vote of several prompts"):
+                config_of_row(row, data=base.data, out=tmp_path)
+            continue
+        found = rerun(row, data=base.data, out=tmp_path / "again" / str(number), lm=llama)
+        assert found.headline == row.value and found.metrics == row.metrics
+
+
+def test_the_rerun_command(data, tmp_path, capsys):
+    lm = tiny_lm("t5")
+    lm.model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    shared = ["--data", str(data), "--out", str(tmp_path / "out")]
+    words = [
+        "--models",
+        str(tmp_path / "model"),
+        "--tasks",
+        "glue/sst2",
+        "--seeds",
+        "0",
+        "--quick",
+        "--scoring",
+        "rank",
+    ]
+    rows = str(tmp_path / "rows.jsonl")
+    assert main(["experiment", "figure-3b", *words, *shared, "--rows", rows]) == 0
+    capsys.readouterr()
+    again = ["--data", str(data), "--out", str(tmp_path / "again")]
+    assert main(["rerun", f"{rows}:1", *again]) == 0
+    value = f"{read_rows(Path(rows))[0].value:.4f}"
+    assert capsys.readouterr().out == f"glue/sst2, seed 0, rank: {value} now, {value} in the row\n"
+    for row, out, reason in (
+        (f"{rows}:1", "again", "holds a prompt already; give another --out"),
+        (f"{rows}:99", "new", "has 6 rows, and no line 99"),
+        (rows, "new", "names no row; give a file and a line, such as results/study.jsonl:12"),
+        ("none.jsonl:1", "new", "no file none.jsonl"),
+    ):
+        assert main(["rerun", row, "--data", str(data), "--out", str(tmp_path / out)]) == 2
+        assert reason in capsys.readouterr().err
 
 
 def test_the_command_runs_on_a_folder_and_lists_what_there_is(data, tmp_path, capsys):
