@@ -20,6 +20,7 @@ from family import current, heldout_by_tokens
 from family import table as family_table
 from smollm2_study import table as tasks_table
 
+from softprompt import paper
 from softprompt.evaluation import read_rows
 from softprompt.files import write_whole
 from softprompt.study import table as study_table
@@ -170,6 +171,22 @@ def continuation(results: Path) -> str:
     return "\n".join(lines)
 
 
+def released(results: Path) -> str:
+    """What the authors' released prompts are to score."""
+    lines = ["| task | expected on dev |", "|---|---|"]
+    for task, metrics in paper.RELEASED.items():
+        lines.append(f"| {task} | {', '.join(f'{name} {value}' for name, value in metrics.items())} |")
+    return "\n".join(lines)
+
+
+def paper_figure_1(results: Path) -> str:
+    """The paper's prompt tuning by size."""
+    points = paper.FIGURE_1["prompt tuning"]
+    lines = [f"| | {' | '.join(paper.NAMES.values())} |", f"|---|{'--:|' * len(points)}"]
+    scores = [f"{point.mean:.1f} ± {point.deviation:.1f}" for point in points.values()]
+    return "\n".join([*lines, f"| SuperGLUE dev | {' | '.join(scores)} |"])
+
+
 def nothing_yet(command: str) -> str:
     """What stands where no row has been committed."""
     return f"No rows yet: `python {command}` makes them."
@@ -197,6 +214,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "figure_3c": partial(study, name="figure-3c"),
     "figure_3d": partial(study, name="figure-3d"),
     "pretrain_speed": pretrain_speed,
+    "released": released,
+    "paper_figure_1": paper_figure_1,
     "continuation": continuation,
 }
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -783,3 +784,20 @@ def test_a_task_one_letter_off_is_one_line(run):
 )
 def test_durations_are_for_people(seconds, text):
     assert terminal.duration(seconds) == text
+
+
+ROOT = Path(train_command.__file__).parent.parent.parent
+COMMAND_LINES = [
+    (path.name, line)
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for block in re.findall(r"```\n(.*?)```", path.read_text(), re.S)
+    for line in block.splitlines()
+    if line.startswith("softprompt ")
+]
+
+
+@pytest.mark.parametrize(("document", "line"), COMMAND_LINES)
+def test_every_command_of_the_documents_can_be_read(document, line):
+    from softprompt.cli import _parsed
+
+    assert callable(_parsed(shlex.split(line, comments=True)[1:]).run)
