@@ -275,9 +275,9 @@ def train_together(
         for config, own in zip(configs, splits, strict=True)
     ]
     if len(configs) > 1:
-        for number, (config, own) in enumerate(zip(configs, plans, strict=True)):
+        for config, own in zip(configs, plans, strict=True):
             for plan in own:
-                plan.run, plan.name = number, f"{config.out.name}: {plan.name}"
+                plan.run = config.out.name
     members = members_of([plan for own in plans for plan in own], lm)
     watch.begin(max(member.config.steps for member in members), sum(member.config.batch_size for member in members))
     folder.mkdir(parents=True, exist_ok=True)
@@ -288,13 +288,13 @@ def train_together(
         resume=first.resume,
         minutes=first.minutes,
         on_step=watch.step,
-        on_score=lambda step, i, loss, score: watch.score(step, members[i].name, loss, score),
+        on_score=lambda step, i, loss, score: watch.score(step, members[i].title, loss, score),
         on_message=watch.message,
         on_phase=watch.phase,
     )
-    by_name = {member.name: result for member, result in zip(members, fitted, strict=True)}
+    by_name = {(member.run, member.name): result for member, result in zip(members, fitted, strict=True)}
     return [
-        _deliver(config, lm, own_splits, own, by_name, watch)
+        _deliver(config, lm, own_splits, [(plan, by_name[plan.run, plan.name]) for plan in own], watch)
         for config, own_splits, own in zip(configs, splits, plans, strict=True)
     ]
 
@@ -313,9 +313,9 @@ def _check_together(configs: Sequence[RunConfig]) -> None:
                     f"runs that train together share their {name}, but {configs[0].out} has "
                     f"{getattr(configs[0], name)!r} and {config.out} has {getattr(config, name)!r}"
                 )
-    folders = [str(config.out) for config in configs]
-    if len(set(folders)) < len(folders):
-        raise ValueError(f"two runs write to {max(folders, key=folders.count)}; give each its own folder")
+    names = [config.out.name for config in configs]  # messages and members go by these, too
+    if len(set(names)) < len(names):
+        raise ValueError(f"two runs write to {max(names, key=names.count)}; give each a folder of its own name")
 
 
 def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Split], watch: Watch) -> Split:
@@ -329,22 +329,17 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Spli
 
 
 def _deliver(
-    config: RunConfig,
-    lm: FrozenLM,
-    splits: Sequence[Split],
-    plans: Sequence[Plan],
-    fitted: Mapping[str, Fitted],
-    watch: Watch,
+    config: RunConfig, lm: FrozenLM, splits: Sequence[Split], trained: Sequence[tuple[Plan, Fitted]], watch: Watch
 ) -> list[Trained]:
     """Choose each task's setting, save its prompts, and score them once."""
     several = len(splits) > 1 or len(config.seeds) > 1
     config.out.mkdir(parents=True, exist_ok=True)
     delivered = []
     for split in splits:
-        own = [plan for plan in plans if plan.split is split]
-        chosen = _choose(own, fitted)
-        kept = [_keep(config, lm, plan, fitted[plan.name], several) for plan in own if plan.setting == chosen]
-        _write_settings(config.out, own, fitted, chosen)
+        own = [(plan, fitted) for plan, fitted in trained if plan.split is split]
+        chosen = _choose(own)
+        kept = [_keep(config, lm, plan, fitted, several) for plan, fitted in own if plan.setting == chosen]
+        _write_settings(config.out, own, chosen)
         delivered += _score_once(config, lm, split, kept, watch) if split.dev else [trained for _, trained in kept]
     return delivered
 
@@ -441,8 +436,8 @@ class Plan:
     train: TrainConfig
     values: Tensor
     init: dict[str, Any]
-    run: int = 0
-    """Which of the runs that train together it belongs to."""
+    run: str = ""
+    """Which of the runs that train together it belongs to; '' for one alone."""
 
 
 def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
@@ -505,7 +500,7 @@ def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
     """
     members: list[Member] = []
     encoded: dict[int, tuple[list[Row], list[Row]]] = {}
-    fold_places: dict[tuple[int, int, Any], tuple[int, ...]] = {}
+    fold_places: dict[tuple[int, str, Any], tuple[int, ...]] = {}
     for plan in plans:
         key = id(plan.split)
         if key not in encoded:
@@ -557,26 +552,25 @@ def _member(
         selection=selection,
         selection_rows=selection_rows,
         folds=fold_places,
+        run=plan.run,
     )
 
 
 # After training -------------------------------------------------------------------------------------------------
 
 
-def _choose(plans: Sequence[Plan], fitted: Mapping[str, Fitted]) -> tuple[int, float]:
+def _choose(trained: Sequence[tuple[Plan, Fitted]]) -> tuple[int, float]:
     """The setting with the best mean selection score over its seeds; the first, where nothing was scored."""
     scores: dict[tuple[int, float], list[float]] = {}
-    for plan in plans:
-        score = fitted[plan.name].score
-        scores.setdefault(plan.setting, []).append(float("-inf") if score is None else score)
+    for plan, fitted in trained:
+        scores.setdefault(plan.setting, []).append(float("-inf") if fitted.score is None else fitted.score)
     return max(scores, key=lambda setting: fmean(scores[setting]))
 
 
-def _write_settings(out: Path, plans: Sequence[Plan], fitted: Mapping[str, Fitted], chosen: tuple[int, float]) -> None:
+def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: tuple[int, float]) -> None:
     """Every setting tried and its curve, as JSON lines beside the prompts."""
     lines = []
-    for plan in plans:
-        result = fitted[plan.name]
+    for plan, result in trained:
         record = {
             "name": plan.name,
             "task": plan.split.task.name,
@@ -592,7 +586,7 @@ def _write_settings(out: Path, plans: Sequence[Plan], fitted: Mapping[str, Fitte
             "history": result.history,
         }
         lines.append(json.dumps(record))
-    path = out / f"{plans[0].split.task.name.replace('/', '-')}.settings.jsonl"
+    path = out / f"{trained[0][0].split.task.name.replace('/', '-')}.settings.jsonl"
     write_whole(path, "\n".join(lines) + "\n")
 
 

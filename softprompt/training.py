@@ -84,6 +84,7 @@ class Member:
     """One prompt to train."""
 
     name: str
+    """With the seed, draws the dropout masks: the same alone as beside other members."""
     task: Task
     form: TextFormat
     config: TrainConfig
@@ -99,6 +100,13 @@ class Member:
     folds: tuple[int, ...] = ()
     """Members of the same run whose mean score chooses its best step (cross-validation). They have its steps and
     evaluate_every, and leave with the last member they serve; one that fails counts 0 from there on."""
+    run: str = ""
+    """Which of the runs that train together it belongs to, for messages."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self.run}: {self.name}" if self.run else self.name
 
 
 @dataclass
@@ -267,7 +275,7 @@ class _Run:
             raise ValueError("no prompt to train; give at least one member")
         for member in members:
             if not member.rows:
-                raise ValueError(f"{member.name} has no training examples")
+                raise ValueError(f"{member.title} has no training examples")
         self.lm, self.members, self.on_message = lm, list(members), on_message
         self.max_tokens = max_tokens or MAX_TOKENS[lm.device.type]
         self.threads = torch.get_num_threads()
@@ -425,7 +433,7 @@ class _Run:
         state.alive[i] = False
         state.fitted[i].stopped = why
         kept = f"its best prompt (step {state.fitted[i].step}) is kept"
-        self.on_message(f"{self.members[i].name} stopped: {why}; {kept}; try a lower --learning-rate")
+        self.on_message(f"{self.members[i].title} stopped: {why}; {kept}; try a lower --learning-rate")
 
     # Selection --------------------------------------------------------------------------------------------
 

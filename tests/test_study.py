@@ -70,6 +70,17 @@ def test_runs_together_end_where_each_ends_alone(lm, base, tmp_path):
         assert {(row.task, row.seed) for row in rows} == {(task, seed) for task in config.task for seed in (0, 1)}
 
 
+def test_dropout_masks_are_those_of_the_run_alone(t5, base, tmp_path):
+    configs = [
+        replace(base, out=tmp_path / name, init=name, dropout=0.1, task=TASKS[1:], seeds=(0,), optimizer="adafactor")
+        for name in ("uniform", "vocab")
+    ]
+    together = train_together(configs, folder=tmp_path / "shared", lm=t5)
+    for config, (ours,) in zip(configs, together, strict=True):
+        (alone,) = train(replace(config, out=tmp_path / "alone" / config.out.name), lm=t5)
+        assert torch.allclose(ours.prompt.values, alone.prompt.values, atol=1e-3 * 0.1)
+
+
 def test_folds_serve_their_own_run(llama, base, tmp_path):
     configs = [
         replace(base, out=tmp_path / name, init=name, select="cross-validation", seeds=(0,), task=TASKS[1:])
@@ -86,7 +97,7 @@ def test_folds_serve_their_own_run(llama, base, tmp_path):
     [
         ({"model": "other"}, "share their model, but .*a has 'tiny' and .*b has 'other'"),
         ({"minutes": 3.0}, "share their minutes"),
-        ({"out": "a"}, "two runs write to .*a; give each its own folder"),
+        ({"out": "a"}, "two runs write to a; give each a folder of its own name"),
     ],
 )
 def test_runs_that_cannot_go_together_are_refused(llama, base, tmp_path, changes, reason):
