@@ -67,6 +67,21 @@ def test_from_text_to_an_adapted_model(here, run, vocabulary):
     assert list(Path("lm/logs").glob("events.out.tfevents.*"))
 
 
+def test_span_corruption_goes_on_from_a_model_that_is_there(here, run, vocabulary):
+    assert run(*PRETRAIN, "--out", "span")[0] == 0
+    code, _, err = run("pretrain", "--model", "span", "--corpus", "corpus", *SHORT, "--out", "more")
+    assert code == 0, err
+    before, after = softprompt.load("span", dtype="float32"), softprompt.load("more", dtype="float32")
+    moved = (after.model.shared.weight - before.model.shared.weight).abs().max()
+    assert 0 < moved < before.model.shared.weight.abs().max() / 2  # trained on, not anew
+    for words, reason in (
+        (("--model", "span", "--size", "mini"), "--model has a size and a vocabulary of its own; leave out --size"),
+        (("--size", "mini"), "give --size and --vocabulary for a new model, or --model for one to go on from"),
+    ):
+        code, _, err = run("pretrain", *words, "--corpus", "corpus", *SHORT, "--out", "other")
+        assert code == 2 and reason in err
+
+
 def test_the_vocabulary_says_what_it_learned(here, run):
     code, out, _ = run("vocabulary", "--corpus", "corpus", "--size", 410, "--out", "v", "--threads", 1)
     assert code == 0

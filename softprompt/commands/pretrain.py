@@ -57,8 +57,9 @@ def _add_common(command: argparse.ArgumentParser, defaults: dict[str, Any]) -> N
 
 
 def _add_pretrain(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--size", required=True, help="micro, tiny, mini, small … xxl, or a JSON file with a shape")
-    command.add_argument("--vocabulary", required=True, metavar="DIR", help="what softprompt vocabulary wrote")
+    command.add_argument("--size", help="a new model: micro, tiny, mini, small … xxl, or a JSON file with a shape")
+    command.add_argument("--vocabulary", metavar="DIR", help="a new model's, what softprompt vocabulary wrote")
+    command.add_argument("--model", metavar="M", help="or go on from this one: folder or hub id of a T5-shaped model")
     command.add_argument(
         "--tables-from", metavar="M", help="start both vocabulary tables from a wider model's embeddings, by PCA"
     )
@@ -74,9 +75,17 @@ def _pretrain(args: argparse.Namespace) -> int:
     _check_out(args)
     set_threads(args)
     from softprompt.loading import load
-    from softprompt.shapes import new_model, shape_of
+    from softprompt.shapes import new_model, read_model, shape_of
     from softprompt.tokenizer import load_tokenizer
 
+    if args.model is not None:
+        if args.size or args.vocabulary or args.tables_from:
+            raise ValueError(
+                "--model has a size and a vocabulary of its own; leave out --size, --vocabulary and tables"
+            )
+        return _run(args, *read_model(args.model), PRETRAIN, args.model)
+    if not (args.size and args.vocabulary):
+        raise ValueError("give --size and --vocabulary for a new model, or --model for one to go on from")
     shape = shape_of(args.size)
     tokenizer = load_tokenizer(args.vocabulary)
     wider = load(args.tables_from, dtype="float32") if args.tables_from else None
@@ -167,18 +176,19 @@ def _check_out(args: argparse.Namespace) -> None:
 COMMAND = Command(
     add_flags=_add_pretrain,
     run=_pretrain,
-    summary="train a T5 from scratch on text",
+    summary="train a T5 on text, by span corruption",
     text=(
-        "Train a T5 1.1 from scratch by span corruption. Text is .txt (one document a line), .jsonl or .parquet "
-        "(column text), plain, .gz or .xz. Documents are joined, with an end of sequence between them, and cut to one "
-        "length, so a text may hold parts of two documents and attention crosses the border, as in T5. Runs "
-        "data-parallel under torchrun as it is."
+        "Train a T5 by span corruption: a new T5 1.1 from scratch, or one that is there. Text is .txt (one document a "
+        "line), .jsonl or .parquet (column text), plain, .gz or .xz. Documents are joined, with an end of sequence "
+        "between them, and cut to one length, so a text may hold parts of two documents and attention crosses the "
+        "border, as in T5. Runs data-parallel under torchrun as it is."
     ),
     examples=(
         "softprompt pretrain --size mini --vocabulary runs/vocabulary --corpus corpus --heldout corpus/heldout \\",
         "    --steps 10000 --out runs/mini-span",
         "softprompt pretrain --size mini --vocabulary runs/vocabulary --corpus corpus --steps 10000 \\",
         "    --out runs/mini-span --resume",
+        "softprompt pretrain --model google/t5-v1_1-small --corpus corpus --steps 1000 --out runs/small-more",
     ),
 )
 
