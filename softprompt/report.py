@@ -216,11 +216,28 @@ def _picture(paper: Sequence[Line], ours: Sequence[Line]) -> bytes:
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         _panel(left, paper, colours, "the paper: T5 1.1, SuperGLUE dev")
-        _panel(right, ours, colours, "here" if ours else "here: not run")
+        (_panel if _has_sizes(ours) else _columns)(right, ours, colours, "here" if ours else "here: not run")
         left.set_ylabel("score")
         left.set_ylim(0, 100)
 
     return _drawn(draw)
+
+
+def _has_sizes(lines: Sequence[Line]) -> bool:
+    """Whether there is more than one size of model to draw a line over."""
+    return len({x for line in lines for x, _ in line.points}) != 1
+
+
+def _columns(axes: Any, lines: Sequence[Line], colours: Mapping[str, str], title: str) -> None:
+    """One frozen model: its points side by side."""
+    for place, line in enumerate(lines):
+        (_, point), *_ = line.points
+        axes.errorbar(
+            [place], [point.mean], yerr=[point.deviation or 0.0], color=colours[line.name], marker="o", capsize=3
+        )
+    (size, _), *_ = lines[0].points
+    axes.set_xticks(range(len(lines)), [line.name for line in lines], rotation=20 if len(lines) > 4 else 0)
+    axes.set(xlabel=f"one frozen model, {size:.3g} million parameters", title=title)
 
 
 def _panel(axes: Any, lines: Sequence[Line], colours: Mapping[str, str], title: str) -> None:
