@@ -9,10 +9,10 @@ tokens, and answers the same requests (real inputs of four tasks, prompts drawn 
     switching   PEFT as documented: `set_adapter`, then `generate`, request by request; float32 and bfloat16
     grouped     PEFT, the queue grouped by prompt, batches of up to 16; in bfloat16, and in float32 where that is faster
 
-Ours runs in what `--dtype auto` takes: bfloat16 where the processor multiplies in it. Before the first round each
-prompt has answered once on our side, so its keys and values are there. A ratio is the median over rounds of the seconds
-of PEFT for a request by ours. PEFT answers padded batches of a decoder-only model otherwise than its rows alone, and
-bfloat16 rounds otherwise than float32, so the share of equal answers stands beside each ratio.
+Ours runs in what `--dtype auto` takes, bfloat16 where the processor multiplies in it, with compiled blocks. Before the
+first round each prompt has answered once on our side, so its keys and values are there. A ratio is the median over
+rounds of the seconds of PEFT for a request by ours. PEFT answers padded batches of a decoder-only model otherwise than
+its rows alone, and bfloat16 rounds otherwise than float32, so the share of equal answers stands beside each ratio.
 Rows: results/serve_throughput.jsonl.
 """
 
@@ -99,6 +99,7 @@ def row_of(model: str, rival: Rival, pairs: list[tuple[Timed, Timed]], asks: lis
         "model": model,
         "rival": rival.name,
         "rival_dtype": rival.dtype,
+        "ours_compiled": True,
         "num_prompts": rival.num_prompts,
         "prompt_length": PROMPT_LENGTH,
         "mean_input_tokens": round(statistics.fmean(len(ask.ids) for ask in asks), 1),
@@ -133,6 +134,7 @@ def run(model: str, source: str, folder: Path, options: Any) -> list[dict[str, A
         ours, theirs = (Worker(side, options.threads) for side in sides)
         theirs.answer(draw(pool, rival.num_prompts, 8, seed=-1))
         ours.answer([Ask(prompt, pool[0]) for prompt in range(rival.num_prompts)])
+        ours.answer(draw(pool, rival.num_prompts, options.requests, seed=-1))  # compiles for their lengths
         rows.append(row_of(model, rival, *rounds_of(ours, theirs, pool, rival.num_prompts, options), options))
         for worker in (ours, theirs):
             worker.stop()

@@ -55,11 +55,13 @@ class Side:
 
 
 class Ours:
-    """The engine, in a thread of its own, as the server runs it."""
+    """The engine, in a thread of its own, as `softprompt serve --compile` runs it."""
 
     def __init__(self, side: Side):
         keep_freed_memory()
-        self.engine = Scheduler(frozen(side), max_rows=128)
+        lm = frozen(side)
+        lm.compile()
+        self.engine = Scheduler(lm, max_rows=128)
         self.hashes = [self.engine.table.add(folder) for folder in side.prompts]
         self.decoding = Decoding(max_tokens=side.max_tokens)
         self.engine.start()

@@ -171,6 +171,29 @@ def continuation(results: Path) -> str:
     return "\n".join(lines)
 
 
+def serve_throughput(results: Path) -> str:
+    """Requests a second beside PEFT's; the newest row of each rival."""
+    rows = read(results / "serve_throughput.jsonl")
+    newest = {(row["model"], row["rival"], row["rival_dtype"], row["num_prompts"]): row for row in rows}
+    if not newest:
+        return nothing_yet("benchmarks/serve_throughput.py")
+    lines = [
+        "| model | PEFT | prompts | ours, a second | PEFT's | ratio | wanted | tokens in, out | equal answers |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in newest.values():
+        wanted = row["wanted"] or ""
+        missed = " (missed)" if wanted and row["ratio"] < wanted else ""
+        rates = f"{row['ours_per_second']} | {row['theirs_per_second']}"
+        lines.append(
+            f"| {row['model']} | {row['rival']}, {row['rival_dtype']} | {row['num_prompts']} | {rates} "
+            f"| {row['ratio']:.2f} | {wanted}{missed} "
+            f"| {row['mean_input_tokens']}, {row['mean_output_tokens']} | {row['equal_answers']:.1%} |"
+        )
+    last = [*newest.values()][-1]
+    return "\n".join([*lines, "", f"Prompts of {last['prompt_length']} tokens; medians; {where(last)}."])
+
+
 def released(results: Path) -> str:
     """What the authors' released prompts are to score."""
     lines = ["| task | expected on dev |", "|---|---|"]
@@ -214,6 +237,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "figure_3c": partial(study, name="figure-3c"),
     "figure_3d": partial(study, name="figure-3d"),
     "pretrain_speed": pretrain_speed,
+    "serve_throughput": serve_throughput,
     "released": released,
     "paper_figure_1": paper_figure_1,
     "continuation": continuation,

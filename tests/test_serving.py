@@ -412,15 +412,24 @@ def test_a_long_answer_does_not_hold_up_a_short_one(kind):
 
 def test_no_more_input_tokens_are_read_in_a_turn_than_may_be(llama):
     engine = make_engine(llama, max_prefill_tokens=20)
-    tickets = [engine.submit(ask(ids_of(10, i), max_tokens=50)) for i in range(5)]
     rows = []
-    for _ in range(4):
+
+    def come(count, turns):
+        for i in range(count):
+            engine.submit(ask(ids_of(10, i), max_tokens=50))
+        for _ in range(turns):
+            engine.step()
+            rows.append(engine.stats().num_rows)
+
+    come(2, 1)  # nobody writes: two of 10 tokens are within the limit
+    come(2, 1)  # as many wait as write
+    come(3, 2)  # fewer wait than write: two, then the last
+    come(14, 1)  # twice as many wait as write: four
+    assert rows == [2, 4, 6, 7, 11]
+    engine.submit(ask(ids_of(100), max_tokens=50))
+    for _ in range(10):
         engine.step()
-        rows.append(engine.stats().num_rows)
-    assert rows == [2, 4, 5, 5]
-    tickets.append(engine.submit(ask(ids_of(100), max_tokens=50)))
-    engine.step()
-    assert engine.stats().num_rows == 6
+    assert engine.stats().num_rows == 22  # one input longer than the limit is read alone
     finish(engine)
 
 

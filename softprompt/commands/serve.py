@@ -56,7 +56,7 @@ KINDS = {
     "timeout": _positive,
     "drain": _positive,
 }
-TEXTS = ("model", "prompts_dir", "api_key_file", "host", "device", "dtype", "threads")
+TEXTS = ("model", "prompts_dir", "api_key_file", "host", "device", "dtype", "threads", "compile")
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
@@ -81,6 +81,9 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("machine")
     for name in ("device", "dtype"):
         TRAIN_FLAGS["machine"][name].add(group, name)
+    group.add_argument(
+        "--compile", action="store_true", default=None, help="compile the model's blocks: ready later, then faster"
+    )
     add_threads(group)
 
 
@@ -114,6 +117,10 @@ def _value(name: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise argparse.ArgumentTypeError("wanted names and folders, such as 'sst2: runs/sst2'")
         return [f"{key}={place}" for key, place in value.items()]
+    if name == "compile":
+        if not isinstance(value, bool):
+            raise argparse.ArgumentTypeError(f"wanted true or false, got {value!r}")
+        return value
     if name == "threads":
         return _count(str(value))
     return KINDS[name](str(value)) if name in KINDS else str(value)
@@ -171,6 +178,8 @@ def _engine(settings: dict[str, Any], named: dict[str, str]) -> tuple[Any, Any]:
     first = load_prompt(next(iter(named.values()))) if named else None
     say_if_slow(model or (first.card.model_name if first else None))
     lm = load_for(first, model, **machine) if first else load(str(model), **machine)
+    if settings.get("compile"):
+        lm.compile()
     engine = Scheduler(lm, max_memory=settings.get("max_memory"), max_waiting=settings["max_waiting"])
     folder = settings.get("prompts_dir")
     registry = Registry(engine.table, _base_name(model or lm.name), Path(folder) if folder else None)
