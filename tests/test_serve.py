@@ -93,6 +93,7 @@ def test_mistakes_get_one_line_and_exit_2(words, reason, capsys):
         ("max-wating: 1", "no setting 'max-wating'; did you mean 'max_waiting'?"),
         ("port: many", "port: wanted a port from 0 to 65535"),
         ("prompt: [a]", "prompt: wanted names and folders"),
+        ("compile: sometimes", "compile: wanted true or false, got 'sometimes'"),
         ("- 1", "holds no entries"),
     ],
 )
@@ -107,3 +108,13 @@ def test_a_prompt_of_another_model_stops_the_start(model, tmp_path, capsys, t5):
     saved(t5, tmp_path / "other")
     assert main(["serve", "--model", str(model), "--prompt", f"a={tmp_path}/other"]) == 2
     assert "a: the prompt was trained for tiny-t5" in capsys.readouterr().err.replace("softprompt serve: ", "")
+
+
+# torch.compile imports torch.jit, which Python 3.11 and torch 2.13 call old
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_engines_model_is_compiled_only_if_asked():
+    from softprompt.commands.serve import DEFAULTS, _engine
+
+    for asked in (True, None):
+        engine, _ = _engine(DEFAULTS | {"model": "bundled/t5-mini", "compile": asked}, {})
+        assert engine.lm.is_compiled == bool(asked)
