@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from baselines import bars, data_folder
 from smollm2_study import add_settings, config_of, study
@@ -26,6 +26,7 @@ from softprompt.loading import BUNDLED_FOLDER
 from softprompt.pretraining import save_model
 from softprompt.run import load_model
 from softprompt.shapes import SIZES, new_model
+from softprompt.study import spread
 from softprompt.tokenizer import load_tokenizer
 
 BUNDLED = "bundled/t5-mini"
@@ -49,8 +50,8 @@ def table(rows: Sequence[Result], others: Sequence[Result]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for task in dict.fromkeys(row.task for row in rows):
-        own = {name: [row for row in rows if row.task == task and row.model == name] for name in _models(rows)}
-        bundled = own.get(BUNDLED, [])
+        of_task = [row for row in rows if row.task == task]
+        bundled, untrained = ([r for r in of_task if r.model == name] for name in (BUNDLED, str(UNTRAINED)))
         tfidf = baselines.get((task, "tfidf"))
         answer = "-"
         if bundled and tfidf:
@@ -58,9 +59,9 @@ def table(rows: Sequence[Result], others: Sequence[Result]) -> str:
             answer = f"{'yes' if points > 0 else 'no'}, {points:+.1f}"
         cells = [
             task,
-            f"{rows[0].num_examples if not bundled else bundled[0].num_examples:,}",
+            f"{of_task[0].num_examples:,}",
             *(_percent([row] if (row := baselines.get((task, method))) else []) for method in ("majority", "tfidf")),
-            _percent(own.get(str(UNTRAINED), [])),
+            _percent(untrained),
             _percent(bundled),
             f"{max((row.seconds for row in bundled), default=0) / 60:.1f}",
             answer,
@@ -69,14 +70,8 @@ def table(rows: Sequence[Result], others: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _models(rows: Sequence[Result]) -> list[str]:
-    return list(dict.fromkeys(row.model for row in rows))
-
-
 def _percent(rows: Sequence[Result]) -> str:
-    values = [100 * row.value for row in rows]
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{fmean(values):.1f}{spread}" if values else "-"
+    return spread([100 * row.value for row in rows])
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -6,7 +6,7 @@ Letters: p prompt tokens, d width, L layers of encoder and decoder together, N p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from softprompt.paper import FIGURE_4, NAMES, TABLE_4, Printed
@@ -62,7 +62,7 @@ def table_4() -> list[Count]:
         for length, printed in TABLE_4[size].items():
             trainable = length * architecture.width
             row = Count(size, length, trainable, architecture.num_parameters + trainable, ())
-            rows.append(Count(size, length, trainable, row.total, _misprints(row, printed)))
+            rows.append(replace(row, misprints=_misprints(row, printed)))
     return rows
 
 

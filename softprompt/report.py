@@ -108,7 +108,8 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
     section = Section(name, EXPERIMENTS[name].TITLE)
     if not rows:
         section.text.append(f"Not run here: softprompt experiment {name} --models M makes its rows.")
-        section.picture = _picture(_paper_lines(name), []) if _paper_lines(name) else None
+        paper = _paper_lines(name)
+        section.picture = _picture(paper, []) if paper else None
         return section
     scoring = "generate" if any(row.scoring == "generate" for row in rows) else "rank"
     section.text.append(_what_was_run(rows))

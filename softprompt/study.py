@@ -267,7 +267,7 @@ def table(rows: Sequence[Result]) -> str:
     for asked, point, scoring in dict.fromkeys((r.config["asked"], r.config["point"], r.scoring) for r in rows):
         own = [r for r in rows if (r.config["asked"], r.config["point"], r.scoring) == (asked, point, scoring)]
         prompts, votes = [r for r in own if r.seed != VOTE], [r for r in own if r.seed == VOTE]
-        cells = [_spread([100 * row.value for row in prompts if row.task == task]) for task in tasks]
+        cells = [spread([100 * row.value for row in prompts if row.task == task]) for task in tasks]
         mean = 100 * fmean(row.value for row in prompts)
         illegal = fmean(row.illegal_rate for row in prompts)
         vote = f"{100 * fmean(row.value for row in votes):.1f}" if votes else "-"
@@ -276,7 +276,8 @@ def table(rows: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Percentages as a cell of a table: their mean, and their deviation where there are several."""
     if not values:
         return "-"
     return f"{fmean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{fmean(values):.1f}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.commands.options import Command, add_data, add_prompt, opened, read_data
-from softprompt.commands.terminal import Display, counted, number, say, table, writing
+from softprompt.commands.terminal import Display, counted, number, table, writing
 
 
 def _add_eval(command: argparse.ArgumentParser) -> None:
@@ -27,7 +27,6 @@ def _eval(args: argparse.Namespace) -> int:
     saved = opened(args, args.scoring)
     from softprompt.evaluation import append_rows
     from softprompt.prediction import evaluate_prompts
-    from softprompt.run import Watch
 
     display = Display(Path())
     try:
@@ -37,7 +36,7 @@ def _eval(args: argparse.Namespace) -> int:
             split=args.split,
             ensemble=args.ensemble,
             limit=args.limit,
-            watch=Watch(message=say, phase=display.phase),
+            watch=display.watch(),
         )
     finally:
         display.close()

@@ -48,7 +48,6 @@ def _experiment(args: argparse.Namespace) -> int:
         return 0
     set_threads(args)
     from softprompt.evaluation import read_rows
-    from softprompt.run import Watch
     from softprompt.study import run_experiment, table
 
     failures: list[str] = []
@@ -56,9 +55,10 @@ def _experiment(args: argparse.Namespace) -> int:
         if not args.models:
             raise ValueError("which frozen models? give --models M …")
         display = Display(args.out / "logs")
-        watch = Watch(message=say, phase=display.phase, step=display.step, score=display.score, begin=display.begin)
         try:
-            failures = run_experiment(args.name, args.models, _base(args), rows=args.rows, out=args.out, watch=watch)
+            failures = run_experiment(
+                args.name, args.models, _base(args), rows=args.rows, out=args.out, watch=display.watch()
+            )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped; the same command goes on") from None
         finally:

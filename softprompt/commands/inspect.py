@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.commands.options import Command, add_data, add_threads, read_data, say_if_slow, set_threads
-from softprompt.commands.terminal import Display, counted, number, say, table
+from softprompt.commands.terminal import Display, counted, number, table
 
 LIMIT = 200  # ours: examples that an ablation scores, for each row of the prompt
 
@@ -64,7 +64,6 @@ def _model(args: argparse.Namespace, prompt: Any) -> tuple[Any, Any]:
 
 def _ablated(args: argparse.Namespace, saved: Any) -> dict[str, Any]:
     from softprompt.inspection import ablate
-    from softprompt.run import Watch
     from softprompt.tasks import read_split
 
     if args.limit < 1:
@@ -72,7 +71,7 @@ def _ablated(args: argparse.Namespace, saved: Any) -> dict[str, Any]:
     examples = read_split(saved.task, args.split, read_data(args.data, split=args.split)).examples[: args.limit]
     display = Display(Path())
     try:
-        whole, without = ablate(saved, examples, watch=Watch(message=say, phase=display.phase))
+        whole, without = ablate(saved, examples, watch=display.watch())
     finally:
         display.close()
     return {"split": args.split, "num_examples": len(examples), "score": whole, "without": without}

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from softprompt.commands.options import Command, add_data, add_threads, read_data, set_threads
-from softprompt.commands.terminal import Display, counted, number, say
+from softprompt.commands.terminal import Display, counted, number
+from softprompt.commands.train import PROMPT_FILE
 
 
 def _add_rerun(command: argparse.ArgumentParser) -> None:
@@ -19,7 +20,6 @@ def _add_rerun(command: argparse.ArgumentParser) -> None:
 def _rerun(args: argparse.Namespace) -> int:
     set_threads(args)
     from softprompt.evaluation import read_rows
-    from softprompt.run import Watch
     from softprompt.study import rerun
 
     file, _, line = args.row.rpartition(":")
@@ -30,13 +30,12 @@ def _rerun(args: argparse.Namespace) -> int:
     rows = read_rows(Path(file))
     if not 1 <= int(line) <= len(rows):
         raise ValueError(f"{file} has {counted(len(rows), 'row')}, and no line {line}")
-    if (args.out / "adapter_config.json").exists():
+    if (args.out / PROMPT_FILE).exists():
         raise ValueError(f"{args.out} holds a prompt already; give another --out")
     row = rows[int(line) - 1]
     display = Display(args.out / "logs")
-    watch = Watch(message=say, phase=display.phase, step=display.step, score=display.score, begin=display.begin)
     try:
-        found = rerun(row, data=read_data(args.data, split="train"), out=args.out, watch=watch)
+        found = rerun(row, data=read_data(args.data, split="train"), out=args.out, watch=display.watch())
     finally:
         display.close()
     print(f"{row.task}, seed {row.seed}, {row.scoring}: {number(found.headline)} now, {number(row.value)} in the row")

@@ -54,6 +54,12 @@ class Display:
         self.started = self.mark = self.told = time.monotonic()
         self.speeds = (0.0, 0.0)
 
+    def watch(self) -> Any:
+        """What a run is given to tell this display how it goes."""
+        from softprompt.run import Watch
+
+        return Watch(message=say, phase=self.phase, step=self.step, score=self.score, begin=self.begin)
+
     def begin(self, steps: int, rows: int) -> None:
         """Training begins: so many steps of so many rows."""
         from tqdm import tqdm

@@ -38,7 +38,7 @@ def _train(args: argparse.Namespace) -> int:
     if config.resume and not (config.out / CHECKPOINT).exists():
         say(f"{config.out} holds no checkpoint to go on from; starting at step 1")
     set_threads(args)
-    from softprompt.run import Watch, load_model, tasks_of, train
+    from softprompt.run import load_model, tasks_of, train
 
     tasks_of(config)
     say_if_slow(config.model)
@@ -50,12 +50,9 @@ def _train(args: argparse.Namespace) -> int:
         print(_estimate_table(estimate(config, lm=lm), lm))
         return 0
     display = Display(config.out / "logs")
-    watch = Watch(
-        message=say, phase=display.phase, step=display.step, score=display.score, begin=display.begin
-    )  # fmt: skip
     try:
         with writing(config.out):
-            delivered = train(config, lm=lm, watch=watch)
+            delivered = train(config, lm=lm, watch=display.watch())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(display, config)) from None
     finally:
