@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sides import SMOLLM2, peak_memory_mb, reset_peak_memory
+from sides import CPU, SMOLLM2
 from torch import Tensor
 from train_speed import append
 
@@ -30,9 +30,10 @@ from softprompt.data import Row, default_format, encode_examples
 from softprompt.evaluation import surroundings
 from softprompt.inference import MAX_TOKENS
 from softprompt.loading import load
+from softprompt.memory import peak_bytes, reset_peak
+from softprompt.methods import gradients
 from softprompt.optimizers import AdamW
 from softprompt.tasks import get_task, read_examples
-from softprompt.training import gradients
 
 NUM_MEMBERS = 5
 TOLERANCE = 1e-3  # ours: of the largest gradient; the two ways add in another order
@@ -86,9 +87,9 @@ def seconds_of(step: Callable[[Sequence[Sequence[Row]]], Any], rows: Sequence[Se
 
 def peak_of(step: Callable[[Sequence[Sequence[Row]]], Any], rows: Sequence[Sequence[Row]]) -> float:
     """Peak memory of one step in MB, the model's included."""
-    reset_peak_memory()
+    reset_peak(CPU)
     step(rows)
-    return peak_memory_mb()
+    return peak_bytes(CPU) / 2**20
 
 
 def check_equal(lm: FrozenLM, prompt_length: int, max_tokens: int, rows: Sequence[Sequence[Row]]) -> None:

@@ -7,12 +7,8 @@ process's peak memory is that side's. Shapes: b rows, p prompt tokens, d width.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import multiprocessing
-import platform
-import resource
 import shutil
 import tempfile
 import time
@@ -28,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from softprompt.data import Row, micro_batches, pad
+from softprompt.memory import peak_bytes, reset_peak
 
 # T5 1.1 (paper, section 3; t5/models of google-research/text-to-text-transfer-transformer). Head width 64.
 SHAPES = {
@@ -36,6 +33,7 @@ SHAPES = {
 }
 SMOLLM2 = "smollm2-135m"
 DOCUMENTED_BATCH = 8  # rows: batch_size in PEFT's guide and in its prompt tuning notebook
+CPU = torch.device("cpu")
 IGNORED = -100  # the label that transformers leaves out of the loss
 
 
@@ -140,7 +138,7 @@ def hf_model(side: Side) -> Any:
 
 
 class Ours:
-    """`softprompt.training.gradients` and an optimizer update."""
+    """`softprompt.methods.gradients` and an optimizer update."""
 
     def __init__(self, side: Side):
         from softprompt import backbone, loading
@@ -187,7 +185,7 @@ class Ours:
     def _gradient(
         self, rows: Sequence[Row], prompt: Tensor, max_tokens: int, dropout: float, seeds: list[int] | None
     ) -> tuple[Tensor, float]:
-        from softprompt.training import gradients
+        from softprompt.methods import gradients
 
         worn = [0] * len(rows)
         found, sums, _ = gradients(self.lm, [prompt], rows, worn, max_tokens=max_tokens, dropout=dropout, seeds=seeds)
@@ -453,24 +451,4 @@ def _respond(computes: Any, what: str, given: tuple[Any, ...]) -> Any:
         return computes.prompt.numpy()
     if what == "passes":
         return computes.passes(*given)
-    return reset_peak_memory() if what == "reset_peak" else peak_memory_mb()
-
-
-def reset_peak_memory() -> None:
-    """Give freed memory back, then set the kernel's high-water mark to what is left (man 5 proc, clear_refs)."""
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process since `reset_peak_memory` (since its start, where that is not to be had)."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return reset_peak(CPU) if what == "reset_peak" else peak_bytes(CPU) / 2**20

@@ -111,6 +111,8 @@ class FrozenLM:
         self._scales_outputs = scales_outputs(model.config)
         self.is_checkpointed = False
         self.is_compiled = False
+        self.decoder_prefix: PromptStates | None = None
+        """Keys and values in front of the decoder's own, of an encoder-decoder: PEFT's prefix tuning."""
         if self.is_encoder_decoder:
             self._share_dropout()
 
@@ -141,6 +143,11 @@ class FrozenLM:
     def num_heads(self) -> int:
         """Attention heads of a block."""
         return self.config.num_attention_heads
+
+    @property
+    def key_heads(self) -> tuple[int, int]:
+        """Heads of the keys and values of a block, and the width of each (of the decoder, in an encoder-decoder)."""
+        return self.layout().shapes[0]
 
     @property
     def window(self) -> int | None:
@@ -484,6 +491,8 @@ class FrozenLM:
         """
         b, c, length = candidates.shape
         encoded = self.encode(x, mask)
+        if self.decoder_prefix is not None:
+            return self._after_prefix(encoded, mask, candidates)
         start = torch.full((b, c, 1), self.config.decoder_start_token_id, device=candidates.device)
         ids = torch.cat([start, candidates[..., :-1]], -1).flatten(1)  # [b c*l]
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
@@ -496,6 +505,29 @@ class FrozenLM:
             use_cache=False,
         ).last_hidden_state
         return hidden.unflatten(1, (c, length))
+
+    def _after_prefix(self, encoded: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
+        """The same behind the decoder's prefix, each candidate in a row of its own at its distance from the prefix."""
+        b, c, length = candidates.shape
+        start = torch.full((b * c, 1), self.config.decoder_start_token_id, device=candidates.device)
+        hidden = self.model.decoder(
+            inputs_embeds=self.embed(torch.cat([start, candidates.flatten(0, 1)[:, :-1]], 1)),
+            encoder_hidden_states=encoded.repeat_interleave(c, 0),
+            encoder_attention_mask=mask.repeat_interleave(c, 0),
+            past_key_values=self._decoder_cache(b * c, encoded.dtype),
+            use_cache=True,
+        ).last_hidden_state
+        return hidden.view(b, c, length, -1)
+
+    def _decoder_cache(self, num_rows: int, dtype: torch.dtype) -> Any:
+        """What the decoder's rows begin with: nothing, or the prefix."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        own = DynamicCache()
+        if self.decoder_prefix is not None:
+            worn = torch.zeros(num_rows, dtype=torch.long, device=self.device)
+            self._cache_of_rows(self.decoder_prefix, worn, dtype, own)
+        return EncoderDecoderCache(own, DynamicCache())
 
     def _after_text(
         self,
@@ -612,10 +644,8 @@ class FrozenLM:
 
     def _decoder_steps(self, x: Tensor, mask: Tensor) -> Any:
         """A function from the last tokens [b] (None at first) to the next logits [b v]: encoder-decoder."""
-        from transformers import DynamicCache, EncoderDecoderCache
-
         encoded = self.encode(x, mask)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache = self._decoder_cache(len(x), encoded.dtype)
         first = torch.full((len(x),), self.config.decoder_start_token_id, device=x.device)
 
         def step(tokens: Tensor | None) -> Tensor:

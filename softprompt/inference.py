@@ -58,7 +58,8 @@ def mean_probabilities(predictions: Sequence[Prediction]) -> dict[str, float]:
 class Engine:
     """One frozen model and the prompts it wears.
 
-    prompts: float32 [p d] each, lengths may differ. A decoder-only model runs each once, here.
+    prompts: float32 [p d] each, lengths may differ. A decoder-only model runs each once, here. states: keys and values
+    in their place, which no prompt made (prefix tuning).
     """
 
     @torch.no_grad()
@@ -69,13 +70,16 @@ class Engine:
         *,
         max_tokens: int | None = None,
         run_once: bool = True,
+        states: PromptStates | None = None,
     ):
         self.lm = lm
         self.max_tokens = max_tokens or MAX_TOKENS[lm.device.type]
         values = [prompt.detach().to(lm.device) for prompt in prompts] or [torch.zeros(1, lm.width, device=lm.device)]
         self.prompts, self.lengths = stack(values)
-        self.states: PromptStates | None = None
-        if run_once and not lm.is_encoder_decoder:
+        self.states = states
+        if states is not None:
+            self.lengths = states.lengths
+        elif run_once and not lm.is_encoder_decoder:
             self.states = lm.run_prompts(self.prompts, self.lengths)
 
     @torch.no_grad()

@@ -75,8 +75,6 @@ class CrossAttention(nn.Module):
     def __init__(self, attention: nn.Module):
         super().__init__()
         self.attention = attention
-        # Quantised weights cannot be moved to the other side of a product.
-        self.can_fold = type(attention.k) is nn.Linear
 
     def forward(
         self,
@@ -101,8 +99,10 @@ class CrossAttention(nn.Module):
         )
 
     def _folds(self, hidden_states: Tensor, cache: Any) -> bool:
+        # Weights that are quantised, or that PEFT adds to, cannot be moved to the other side of a product.
         plain: Any = self.attention
-        return self.can_fold and cache is None and hidden_states.shape[1] < plain.key_value_proj_dim
+        is_linear = type(plain.k) is nn.Linear and type(getattr(plain.v, "projection", plain.v)) is nn.Linear
+        return is_linear and cache is None and hidden_states.shape[1] < plain.key_value_proj_dim
 
     def _folded(self, hidden_states: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
         plain: Any = self.attention

@@ -1,8 +1,8 @@
-"""Optimizers with one state per prompt: Adafactor as T5X has it, and AdamW.
+"""Optimizers with one state per member: Adafactor as T5X has it, and AdamW.
 
-An optimizer here is its settings. `init(prompt)` gives a state, a dictionary of tensors that goes into a
-checkpoint as it is, and `update(prompt, gradient, state)` changes prompt and state in place. Nothing
-else is remembered, so a resumed run goes on exactly.
+An optimizer here is its settings. `init(values)` gives a state, a dictionary of tensors that goes into a
+checkpoint as it is, and `update(values, gradient, state)` changes values and state in place. The values are a prompt
+[p d], or a weight of any shape. Nothing else is remembered, so a resumed run goes on exactly.
 """
 
 import math
@@ -26,7 +26,7 @@ class Adafactor:
 
     Where T5X differs from other implementations: the second moment is kept whole unless both
     dimensions reach `min_dim_size_to_factor`; weight decay shrinks the prompt by its own rate and not
-    by rate times learning rate; there is no parameter scaling, no momentum, no cap on the rate.
+    by rate times learning rate; there is no parameter scaling unless asked for, no momentum, no cap on the rate.
     `step_offset` counts the checkpoint's own steps in, as the released code did with 1,100,000
     (T5X's field of that name has the opposite sign).
     """
@@ -38,35 +38,38 @@ class Adafactor:
     epsilon: float = 1e-30  # epsilon1 in t5x/adafactor.py
     step_offset: int = 0
     min_dim_size_to_factor: int = 128  # t5x/adafactor.py
+    scale_by_weights: bool = False
+    """The rate times the weights' root mean square, as T5 tunes a whole model (multiply_by_parameter_scale)."""
+    min_scale: float = 1e-3  # epsilon2 in t5x/adafactor.py: the least that the rate is multiplied by
     schedule: str = "constant"  # paper, section 3
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
         _check_rate(self.learning_rate, self.schedule, self.warmup_steps)
-        _check_positive(decay_rate=self.decay_rate, clip=self.clip, epsilon=self.epsilon)
+        _check_positive(decay_rate=self.decay_rate, clip=self.clip, epsilon=self.epsilon, min_scale=self.min_scale)
         _check_not_negative(weight_decay=self.weight_decay, step_offset=self.step_offset)
 
-    def init(self, prompt: Float[Tensor, "p d"]) -> State:
+    def init(self, values: Float[Tensor, "*shape"]) -> State:
         """The state before the first step: `v` [p d], or `v_row` [p] and `v_column` [d] if factored."""
         step = torch.zeros((), dtype=torch.int64)
-        if min(prompt.shape) < self.min_dim_size_to_factor:
-            return {"step": step, "v": torch.zeros_like(prompt, dtype=torch.float32)}
-        row, column = (torch.zeros(n, device=prompt.device) for n in prompt.shape)
+        if values.ndim != 2 or min(values.shape) < self.min_dim_size_to_factor:
+            return {"step": step, "v": torch.zeros_like(values, dtype=torch.float32)}
+        row, column = (torch.zeros(n, device=values.device) for n in values.shape)
         return {"step": step, "v_row": row, "v_column": column}
 
     @torch.no_grad()
     def update(
         self,
-        prompt: Float[Tensor, "p d"],
-        gradient: Float[Tensor, "p d"],
+        values: Float[Tensor, "*shape"],
+        gradient: Float[Tensor, "*shape"],
         state: State,
         *,
         total_steps: int | None = None,
     ) -> None:
         """One step, in place. `total_steps` is the run's length, for a schedule that ends.
 
-        The prompt is one member's: the update is clipped by its root mean square over all of it.
+        The values are one member's: the update is clipped by its root mean square over all of it.
         """
         step = int(state["step"])
         rate = self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
@@ -74,10 +77,12 @@ class Adafactor:
         direction = gradient * self._scale(gradient.square() + self.epsilon, state, new_share)
         rms = direction.square().mean().sqrt()
         direction /= (rms / self.clip).clamp(min=1.0)
-        prompt.mul_(1.0 - self.weight_decay).sub_(direction, alpha=rate)
+        if self.scale_by_weights:
+            rate *= max(float(values.square().mean().sqrt()), self.min_scale)
+        values.mul_(1.0 - self.weight_decay).sub_(direction, alpha=rate)
         state["step"] += 1
 
-    def _scale(self, square: Float[Tensor, "p d"], state: State, new_share: float) -> Float[Tensor, "p d"]:
+    def _scale(self, square: Float[Tensor, "*shape"], state: State, new_share: float) -> Float[Tensor, "*shape"]:
         """The moving average of squared gradients to the power -1/2, after taking `square` into it."""
         if "v" in state:
             return state["v"].mul_(1.0 - new_share).add_(square, alpha=new_share).rsqrt()
@@ -90,7 +95,7 @@ class Adafactor:
 class AdamW:
     """AdamW (Loshchilov and Hutter 2019): bias-corrected, weight decay times the rate, as in PyTorch.
 
-    `clip_norm` bounds the gradient's Euclidean norm over the whole prompt first; None: no bound.
+    `clip_norm` bounds the gradient's Euclidean norm over all values first; None: no bound.
     """
 
     learning_rate: float
@@ -111,19 +116,19 @@ class AdamW:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; wanted two numbers from 0 to below 1")
 
-    def init(self, prompt: Float[Tensor, "p d"]) -> State:
+    def init(self, values: Float[Tensor, "*shape"]) -> State:
         """The state before the first step: first and second moment, each [p d]."""
         return {
             "step": torch.zeros((), dtype=torch.int64),
-            "first": torch.zeros_like(prompt, dtype=torch.float32),
-            "second": torch.zeros_like(prompt, dtype=torch.float32),
+            "first": torch.zeros_like(values, dtype=torch.float32),
+            "second": torch.zeros_like(values, dtype=torch.float32),
         }
 
     @torch.no_grad()
     def update(
         self,
-        prompt: Float[Tensor, "p d"],
-        gradient: Float[Tensor, "p d"],
+        values: Float[Tensor, "*shape"],
+        gradient: Float[Tensor, "*shape"],
         state: State,
         *,
         total_steps: int | None = None,
@@ -137,16 +142,50 @@ class AdamW:
         first = state["first"].mul_(beta1).add_(gradient, alpha=1 - beta1)
         second = state["second"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         spread = (second / (1 - beta2 ** (step + 1))).sqrt_().add_(self.epsilon)
-        prompt.mul_(1.0 - rate * self.weight_decay)
-        prompt.addcdiv_(first, spread, value=-rate / (1 - beta1 ** (step + 1)))
+        values.mul_(1.0 - rate * self.weight_decay)
+        values.addcdiv_(first, spread, value=-rate / (1 - beta1 ** (step + 1)))
         state["step"] += 1
 
 
-Optimizer = Adafactor | AdamW
+@dataclass(frozen=True, kw_only=True)
+class PerWeight:
+    """The same optimizer for each of many weights that lie end to end in one flat tensor [n], as if each were alone."""
+
+    optimizer: Adafactor | AdamW
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the weights, in their order."""
+
+    @property
+    def learning_rate(self) -> float:
+        """That of every weight."""
+        return self.optimizer.learning_rate
+
+    def init(self, flat: Float[Tensor, " n"]) -> State:
+        """The states before the first step, each weight's with its number in front of the names."""
+        states = enumerate(self.optimizer.init(weight) for weight in self._weights(flat))
+        return {f"{i}.{name}": tensor for i, state in states for name, tensor in state.items()}
+
+    def update(
+        self, flat: Float[Tensor, " n"], gradient: Float[Tensor, " n"], state: State, *, total_steps: int | None = None
+    ) -> None:
+        """One step of every weight, in place."""
+        states: dict[int, State] = {}
+        for name, tensor in state.items():
+            number, own = name.split(".", 1)
+            states.setdefault(int(number), {})[own] = tensor
+        for i, (weight, own) in enumerate(zip(self._weights(flat), self._weights(gradient), strict=True)):
+            self.optimizer.update(weight, own, states[i], total_steps=total_steps)
+
+    def _weights(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([math.prod(shape) for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+Optimizer = Adafactor | AdamW | PerWeight
 OPTIMIZERS: dict[str, type[Adafactor] | type[AdamW]] = {"adafactor": Adafactor, "adamw": AdamW}
 
 
-def optimizer(name: str, **settings: Any) -> Optimizer:
+def optimizer(name: str, **settings: Any) -> Adafactor | AdamW:
     """The optimizer of that name (adafactor, adamw) with these settings: what a recipe asks for.
 
     Raises:

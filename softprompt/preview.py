@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from softprompt.backbone import FrozenLM
 from softprompt.data import default_format, encode_all_inputs
+from softprompt.memory import peak_bytes
 from softprompt.run import RunConfig, load_model, members_of, plan_prompts, prepare, tasks_of
 from softprompt.tasks import UNLABELLED, Example
 from softprompt.training import Member, fit
@@ -123,7 +123,7 @@ def estimate(config: RunConfig, *, lm: FrozenLM | None = None) -> Estimate:
     num_steps = max(member.config.steps for member in members)
     return Estimate(
         model_bytes=sum(weight.numel() * weight.element_size() for weight in lm.model.parameters()),
-        peak_bytes=_peak_bytes(lm.device),
+        peak_bytes=peak_bytes(lm.device),
         num_prompts=len(members),
         num_rows=sum(member.config.batch_size for member in members),
         num_steps=num_steps,
@@ -157,18 +157,3 @@ def _timed(lm: FrozenLM, members: Sequence[Member]) -> tuple[float, float]:
     fit(lm, members, on_step=mark)
     steps_end = marks[-1]
     return (steps_end - marks[0]) / (len(marks) - 1), time.monotonic() - steps_end
-
-
-def _peak_bytes(device: torch.device) -> int:
-    """The most memory so far: of the GPU if that is used, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        memory: Any = psutil.Process().memory_info()
-        return memory.peak_wset
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kilobytes on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

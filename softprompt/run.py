@@ -547,7 +547,7 @@ def _member(
         form=plan.split.form,
         config=plan.train,
         seed=plan.seed,
-        prompt=plan.values,
+        values=plan.values,
         rows=rows,
         selection=selection,
         selection_rows=selection_rows,
@@ -592,7 +592,7 @@ def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: t
 
 def _keep(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, several: bool) -> tuple[Plan, Trained]:
     """Save a chosen prompt at once, so that nothing later can lose it."""
-    prompt = SoftPrompt(fitted.prompt, _card(config, lm, plan, fitted, None))
+    prompt = SoftPrompt(fitted.values, _card(config, lm, plan, fitted, None))
     name = f"{plan.split.task.name.replace('/', '-')}-seed-{plan.seed}" if several else ""
     save_prompt(prompt, config.out / name)
     return plan, Trained(prompt, config.out / name, fitted, None)

@@ -1,7 +1,8 @@
-"""One loop that trains k prompts at once over one frozen model.
+"""One loop that trains k prompts at once over one frozen model, or the weights of another method.
 
-Every member has its own task, data order, batch, prompt, optimizer state, best step and early stop; a member that
-stops leaves the batch. Only the prompts' gradients exist. Shapes: k prompts, p prompt tokens, d width, b rows.
+Every member has its own task, data order, batch, values, optimizer state, best step and early stop; a member that
+stops leaves the batch. Only the gradients of what is trained exist. Shapes: k members, p prompt tokens, d width, b
+rows, n numbers that a method of `softprompt.methods` trains.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from softprompt.backbone import FrozenLM, PromptStates
-from softprompt.data import Row, TextFormat, collate, micro_batches, order_of_step, shared_start
+from softprompt.backbone import FrozenLM
+from softprompt.data import Row, TextFormat, order_of_step
 from softprompt.evaluation import judge, predict
 from softprompt.files import write_whole
-from softprompt.inference import MAX_TOKENS, OUT_OF_MEMORY, Engine, Progress, is_out_of_memory
-from softprompt.optimizers import Adafactor, AdamW
-from softprompt.prompt import prepend, stack
+from softprompt.inference import MAX_TOKENS, OUT_OF_MEMORY, Progress, is_out_of_memory
+from softprompt.methods import Method, PromptTuning
+from softprompt.optimizers import Adafactor, Optimizer
 from softprompt.tasks import Example, Task
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -46,7 +47,7 @@ DIVERGED_TIMES = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a prompt is trained."""
+    """How a member is trained."""
 
     preset: str = "custom"
     """The preset these numbers came from."""
@@ -54,7 +55,7 @@ class TrainConfig:
     """Optimizer steps (paper, section 3)."""
     batch_size: int = 32
     """Examples a step, for each member (paper, section 3)."""
-    optimizer: Adafactor | AdamW = field(default_factory=Adafactor)
+    optimizer: Optimizer = field(default_factory=Adafactor)
     """The optimizer and its learning rate."""
     dropout: float = 0.0
     """Dropout in the frozen model, shared over positions; encoder-decoders only."""
@@ -81,7 +82,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One prompt to train."""
+    """One prompt to train, or what another method trains."""
 
     name: str
     """With the seed, draws the dropout masks: the same alone as beside other members."""
@@ -90,8 +91,8 @@ class Member:
     config: TrainConfig
     seed: int
     """Draws the data order and the dropout masks."""
-    prompt: Float[Tensor, "p d"]
-    """Where it starts."""
+    values: Float[Tensor, "p d"] | Float[Tensor, " n"]
+    """Where it starts: a prompt, or the weights of another method."""
     rows: list[Row]
     """What it trains on."""
     selection: list[Example] = field(default_factory=list)
@@ -113,8 +114,8 @@ class Member:
 class Fitted:
     """A member after training."""
 
-    prompt: Float[Tensor, "p d"]
-    """The prompt of the best step."""
+    values: Float[Tensor, "p d"] | Float[Tensor, " n"]
+    """The values of the best step."""
     step: int = 0
     """The best step, counted from 1; 0 is the start."""
     score: float | None = None
@@ -130,7 +131,7 @@ class Fitted:
 class _State:
     """What a run carries from step to step, and through a checkpoint."""
 
-    prompts: list[Tensor]
+    values: list[Tensor]
     optimizer: list[dict[str, Tensor]]
     fitted: list[Fitted]
     alive: list[bool]
@@ -150,13 +151,14 @@ class _State:
     max_tokens: int = 0
 
 
-_PLAIN = [f.name for f in fields(_State) if f.name not in ("prompts", "optimizer", "fitted")]
+_PLAIN = [f.name for f in fields(_State) if f.name not in ("values", "optimizer", "fitted")]
 
 
 def fit(
     lm: FrozenLM,
     members: Sequence[Member],
     *,
+    method: Method | None = None,
     folder: Path | None = None,
     resume: bool = False,
     minutes: float | None = None,
@@ -170,13 +172,14 @@ def fit(
 ) -> list[Fitted]:
     """Train all members together and return each at its best step.
 
+    method: what is trained over `lm` (prompts, unless given); one that changes the model takes one member.
     folder: where the checkpoint is kept (None: nowhere). minutes: bound on training and selection together,
     counted across resumes. on_step(step, mean loss, tokens) after each step; on_score(step, member, loss, score)
     after each evaluation; on_message for a member that stops or a checkpoint that cannot be written; on_phase(name,
     rows) when scoring begins gives what is told of finished rows. Raises ValueError for a checkpoint that is damaged
     or of another run, KeyboardInterrupt after writing one.
     """
-    run = _Run(lm, members, max_tokens, on_message)
+    run = _Run(method or PromptTuning(lm), members, max_tokens, on_message)
     keeper = _Keeper(folder / CHECKPOINT if folder else None, run, clock, checkpoint_every_s)
     state = keeper.read() if resume and keeper.is_there() else run.start()
     started = clock() - state.seconds
@@ -201,82 +204,21 @@ def fit(
         raise
 
 
-def gradients(
-    lm: FrozenLM,
-    prompts: Sequence[Float[Tensor, "_ d"]],
-    rows: Sequence[Row],
-    member: Sequence[int],
-    *,
-    max_tokens: int,
-    dropout: float = 0.0,
-    seeds: Sequence[int] | None = None,
-    z_loss: float = 0.0,
-    run_once: bool = True,
-) -> tuple[list[Tensor], list[float], int]:
-    """The gradient of each prompt, each member's summed loss over target tokens, and the tokens computed.
-
-    The rows of all members are sorted by length and cut into micro-batches; the sums are those of the whole batch.
-    In a decoder-only model each prompt runs once, and with it the ids that all its rows begin with; the rows read
-    keys and values. `run_once=False` puts the prompts in front of every row, which is the same but for rounding.
-    """
-    values, lengths = stack([prompt.detach() for prompt in prompts])
-    values = values.to(lm.device).requires_grad_()
-    lengths = lengths.to(lm.device)
-    once = run_once and not lm.is_encoder_decoder and not dropout and not lm.is_checkpointed
-    states, in_front = None, int(lengths.max())
-    if once:
-        states, rows = _run_shared(lm, values, lengths, rows, member)
-        in_front = 0
-    leaves = states.leaves() if states else None
-    sums = torch.zeros(len(prompts), device=lm.device)
-    computed = int(states.lengths.sum()) if states else 0
-    for places in micro_batches([row.num_tokens for row in rows], max_tokens, extra=in_front):
-        batch = collate([rows[i] for i in places], [member[i] for i in places], lm.tokenizer.pad_id, lm.device)
-        x, mask = lm.embed(batch.ids), batch.mask
-        if not once:
-            x, mask = prepend(values, lengths, batch.member, x, mask)
-        own = [len(prompts[member[i]]) + len(rows[i].ids) for i in places]
-        drawn = [seeds[i] for i in places] if seeds else []
-        with lm.dropout(dropout, drawn, own, batch.targets.shape[1]):
-            loss = lm.loss(
-                x, mask, batch.targets, batch.targets_mask, states=leaves, member=batch.member, z_loss=z_loss
-            )
-            by_row = loss.sum(-1)
-            by_row.sum().backward()
-        sums.index_add_(0, batch.member, by_row.detach())
-        computed += x.shape[0] * (x.shape[1] + batch.targets.shape[1])
-    if states and leaves:
-        states.backward(leaves)
-    assert values.grad is not None
-    grads = [values.grad[i, : len(prompt)].clone() for i, prompt in enumerate(prompts)]
-    return grads, sums.tolist(), computed
-
-
-def _run_shared(
-    lm: FrozenLM, values: Tensor, lengths: Tensor, rows: Sequence[Row], member: Sequence[int]
-) -> tuple[PromptStates, list[Row]]:
-    """The states of each prompt and of the ids that its rows share at their start, and the rows without those."""
-    starts = [shared_start([r for r, m in zip(rows, member, strict=True) if m == i]) for i in range(len(values))]
-    worn = [
-        torch.cat([values[i, : int(lengths[i])], lm.embed(torch.tensor([start], device=lm.device).long())[0].float()])
-        for i, start in enumerate(starts)
-    ]
-    shorter = [replace(row, ids=row.ids[len(starts[m]) :]) for row, m in zip(rows, member, strict=True)]
-    return lm.run_prompts(*stack(worn)), shorter
-
-
 class _Run:
     """What does not change during a run."""
 
     def __init__(
-        self, lm: FrozenLM, members: Sequence[Member], max_tokens: int | None, on_message: Callable[[str], None]
+        self, method: Method, members: Sequence[Member], max_tokens: int | None, on_message: Callable[[str], None]
     ):
         if not members:
-            raise ValueError("no prompt to train; give at least one member")
+            raise ValueError(f"no {method.noun} to train; give at least one member")
+        if method.is_alone and len(members) > 1:
+            raise ValueError(f"{method.name} changes the model, so it trains one member at a time, not {len(members)}")
         for member in members:
             if not member.rows:
                 raise ValueError(f"{member.title} has no training examples")
-        self.lm, self.members, self.on_message = lm, list(members), on_message
+        self.method, self.members, self.on_message = method, list(members), on_message
+        self.lm = lm = method.lm
         self.max_tokens = max_tokens or MAX_TOKENS[lm.device.type]
         self.threads = torch.get_num_threads()
         self.served = {f: [i for i, m in enumerate(members) if f in m.folds] for m in members for f in m.folds}
@@ -287,17 +229,17 @@ class _Run:
                 assert _pace(members[fold]) == _pace(members[i]), "folds go at the pace of the member they serve"
 
     def start(self) -> _State:
-        prompts = [member.prompt.detach().clone().float() for member in self.members]
+        values = [member.values.detach().clone().float() for member in self.members]
         return _State(
-            prompts=prompts,
-            optimizer=[m.config.optimizer.init(p) for m, p in zip(self.members, prompts, strict=True)],
-            fitted=[Fitted(prompt.clone()) for prompt in prompts],
-            alive=[True] * len(prompts),
-            since_best=[0] * len(prompts),
-            loss_sums=[0.0] * len(prompts),
-            loss_counts=[0] * len(prompts),
-            first_losses=[None] * len(prompts),
-            bad_steps=[0] * len(prompts),
+            values=values,
+            optimizer=[m.config.optimizer.init(own) for m, own in zip(self.members, values, strict=True)],
+            fitted=[Fitted(own.clone()) for own in values],
+            alive=[True] * len(values),
+            since_best=[0] * len(values),
+            loss_sums=[0.0] * len(values),
+            loss_counts=[0] * len(values),
+            first_losses=[None] * len(values),
+            bad_steps=[0] * len(values),
             max_tokens=self.max_tokens,
         )
 
@@ -313,13 +255,14 @@ class _Run:
                 "task": member.task.name,
                 "seed": member.seed,
                 "config": asdict(member.config),
-                "starting prompt": hashlib.sha256(member.prompt.detach().float().cpu().numpy().tobytes()).hexdigest(),
+                "starting values": hashlib.sha256(member.values.detach().float().cpu().numpy().tobytes()).hexdigest(),
                 "training rows": digests[id(member.rows)],
                 "selection rows": digests[id(member.selection_rows)],
                 "folds": list(member.folds),
             }
 
         return {
+            "method": self.method.name,
             "fingerprint": self.lm.fingerprint,
             "dtype": str(self.lm.dtype),
             "quantization": self.lm.quantization,
@@ -381,9 +324,8 @@ class _Run:
         config = self.members[group[0]].config
         while True:
             try:
-                return gradients(
-                    self.lm,
-                    [state.prompts[i] for i in group],
+                return self.method.gradients(
+                    [state.values[i] for i in group],
                     rows,
                     worn,
                     max_tokens=state.max_tokens,
@@ -409,17 +351,16 @@ class _Run:
             return
         config = member.config
         config.optimizer.update(
-            state.prompts[i], grad.to(state.prompts[i].device), state.optimizer[i], total_steps=config.steps
+            state.values[i], grad.to(state.values[i].device), state.optimizer[i], total_steps=config.steps
         )
-        if not bool(state.prompts[i].isfinite().all()):
-            self._stop(state, i, f"the prompt at step {state.step + 1} is no longer finite")
+        if not bool(state.values[i].isfinite().all()):
+            self._stop(state, i, f"the {self.method.noun} of step {state.step + 1} cannot be held in float32")
             return
         state.loss_sums[i] += loss
         state.loss_counts[i] += config.batch_size
         if self._has_diverged(state, i, loss / config.batch_size):
-            self._stop(
-                state, i, f"the prompt has diverged at step {state.step + 1}, loss {loss / config.batch_size:.3g}"
-            )
+            mean = loss / config.batch_size
+            self._stop(state, i, f"the {self.method.noun} diverged at step {state.step + 1}, loss {mean:.3g}")
 
     def _has_diverged(self, state: _State, i: int, loss: float) -> bool:
         first = state.first_losses[i]
@@ -432,7 +373,7 @@ class _Run:
     def _stop(self, state: _State, i: int, why: str) -> None:
         state.alive[i] = False
         state.fitted[i].stopped = why
-        kept = f"its best prompt (step {state.fitted[i].step}) is kept"
+        kept = f"its best {self.method.noun} (step {state.fitted[i].step}) is kept"
         self.on_message(f"{self.members[i].title} stopped: {why}; {kept}; try a lower --learning-rate")
 
     # Selection --------------------------------------------------------------------------------------------
@@ -477,7 +418,7 @@ class _Run:
         scored = [i for i in current if self.members[i].selection]
         if not scored:
             return {}
-        engine = Engine(self.lm, [state.prompts[i] for i in scored], max_tokens=state.max_tokens)
+        engine, prompts = self.method.engine([state.values[i] for i in scored], max_tokens=state.max_tokens)
         groups: dict[tuple[int, TextFormat, str], list[int]] = {}
         for place, i in enumerate(scored):
             member = self.members[i]
@@ -489,7 +430,8 @@ class _Run:
             worn, examples, rows = zip(*pairs, strict=True)
             told = on_phase(f"score {first.task.name}, selection", len(rows)) if on_phase else None
             scoring = first.config.scoring
-            answers = predict(engine, first.task, examples, rows, worn, first.form, scoring=scoring, progress=told)
+            of_rows = [prompts[place] for place in worn]
+            answers = predict(engine, first.task, examples, rows, of_rows, first.form, scoring=scoring, progress=told)
             for p in places:
                 own = [(e, a) for w, e, a in zip(worn, examples, answers, strict=True) if w == p]
                 judged = judge(first.task, [e for e, _ in own], [a for _, a in own])
@@ -503,7 +445,7 @@ class _Run:
     def _keep_best(self, state: _State, i: int, score: float | None) -> None:
         fitted, config = state.fitted[i], self.members[i].config
         if score is None or fitted.score is None or score > fitted.score:
-            fitted.prompt, fitted.step, fitted.score = state.prompts[i].clone(), state.step, score
+            fitted.values, fitted.step, fitted.score = state.values[i].clone(), state.step, score
             state.since_best[i] = 0
             return
         state.since_best[i] += 1
@@ -558,7 +500,7 @@ class _Keeper:
         return _restored(plain, tensors)
 
     def _plain(self, state: _State) -> dict[str, Any]:
-        fitted = [{f.name: getattr(kept, f.name) for f in fields(kept) if f.name != "prompt"} for kept in state.fitted]
+        fitted = [{f.name: getattr(kept, f.name) for f in fields(kept) if f.name != "values"} for kept in state.fitted]
         rest = {name: getattr(state, name) for name in _PLAIN}
         return {"identity": self.run.identity, "threads": self.run.threads, "fitted": fitted, **rest}
 
@@ -566,7 +508,7 @@ class _Keeper:
 def _tensors(state: _State) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for i, fitted in enumerate(state.fitted):
-        tensors[f"{i}.prompt"], tensors[f"{i}.best"] = state.prompts[i], fitted.prompt
+        tensors[f"{i}.values"], tensors[f"{i}.best"] = state.values[i], fitted.values
         tensors |= {f"{i}.optimizer.{name}": value for name, value in state.optimizer[i].items()}
     return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
 
@@ -578,9 +520,9 @@ def _restored(plain: dict[str, Any], tensors: dict[str, Tensor]) -> _State:
 
     members = range(len(plain["fitted"]))
     return _State(
-        prompts=[tensors[f"{i}.prompt"] for i in members],
+        values=[tensors[f"{i}.values"] for i in members],
         optimizer=[optimizer(i) for i in members],
-        fitted=[Fitted(**kept, prompt=tensors[f"{i}.best"]) for i, kept in enumerate(plain["fitted"])],
+        fitted=[Fitted(**kept, values=tensors[f"{i}.best"]) for i, kept in enumerate(plain["fitted"])],
         **{name: plain[name] for name in _PLAIN},
     )
 

@@ -14,10 +14,10 @@ from softprompt.backbone import FrozenLM
 from softprompt.data import Row
 from softprompt.inference import Engine
 from softprompt.loading import SMOLLM2, choose_device, choose_dtype, load
+from softprompt.methods import gradients
 from softprompt.optimizers import AdamW
 from softprompt.prompt import from_vocabulary
 from softprompt.tokenizer import Tokenizer
-from softprompt.training import gradients
 
 ROWS = [Row((5, 6, 7, 8, 30), (9, 1), False, 0), Row((15, 16, 17), (9, 20, 1), False, 1)]
 

@@ -19,10 +19,11 @@ from softprompt.backbone import NO_PROMPT, FrozenLM
 from softprompt.data import Row, collate, default_format, encode_examples
 from softprompt.evaluation import ensemble, predict
 from softprompt.inference import Engine
+from softprompt.methods import gradients
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prompt import Card, SoftPrompt, from_text, prepend, save_prompt
 from softprompt.tasks import Example, file_task
-from softprompt.training import Member, TrainConfig, fit, gradients
+from softprompt.training import Member, TrainConfig, fit
 
 TOLERANCE = 1e-5
 KINDS = ["t5", "llama"]
@@ -233,7 +234,7 @@ def make_members(lm, *, optimizer, dropout=0.0, steps=(30, 30, 30), seeds=(0, 1,
         )
         task = file_task(inputs="{text}", targets="{label}", labels=["yes", "no"], name=f"task{k}")
         rows = make_rows((3, 19, 8, 5, 8, 12, 4, 7, 6, 9), seed=10 + k)
-        members.append(Member(name=f"m{k}", task=task, form=form, config=config, seed=seed, prompt=prompt, rows=rows))
+        members.append(Member(name=f"m{k}", task=task, form=form, config=config, seed=seed, values=prompt, rows=rows))
     return members
 
 
@@ -245,8 +246,8 @@ def test_prompts_trained_together_end_where_each_ends_alone(kind, dropout, optim
     together = fit(lm, members, max_tokens=120)
     for member, result in zip(members, together, strict=True):
         (lone,) = fit(lm, [member], max_tokens=1000)
-        assert apart([result.prompt], [lone.prompt]) < 1e-3 * optimizer.learning_rate
-        assert apart([result.prompt], [member.prompt]) > optimizer.learning_rate
+        assert apart([result.values], [lone.values]) < 1e-3 * optimizer.learning_rate
+        assert apart([result.values], [member.values]) > optimizer.learning_rate
         assert result.step == lone.step == member.config.steps
 
 
@@ -258,8 +259,8 @@ def test_in_bfloat16_training_together_spreads_less_than_the_seeds(kind):
     lone = [fit(lm, [member])[0] for member in members]
     other_seeds = [fit(lm, [replace(member, seed=member.seed + 10)])[0] for member in members]
     for one, own, other in zip(together, lone, other_seeds, strict=True):
-        spread = (one.prompt - own.prompt).square().mean().sqrt()
-        assert spread < (own.prompt - other.prompt).square().mean().sqrt()
+        spread = (one.values - own.values).square().mean().sqrt()
+        assert spread < (own.values - other.values).square().mean().sqrt()
 
 
 def test_dropout_masks_are_shared_over_positions_and_drawn_by_row(t5):
@@ -318,12 +319,12 @@ def bytes_of(lm):
 def test_training_changes_the_prompts_and_nothing_else(kind, dropout):
     lm = tiny_lm(kind)
     before, members = bytes_of(lm), make_members(lm, optimizer=AdamW(learning_rate=0.1), dropout=dropout)
-    starts = [member.prompt.clone() for member in members]
+    starts = [member.values.clone() for member in members]
     fitted = fit(lm, members)
     assert bytes_of(lm) == before
     assert all(p.grad is None and not p.requires_grad for p in lm.model.parameters())
-    assert [torch.equal(m.prompt, start) for m, start in zip(members, starts, strict=True)] == [True] * 3
-    assert all(apart([f.prompt], [start]) > 0.1 for f, start in zip(fitted, starts, strict=True))
+    assert [torch.equal(m.values, start) for m, start in zip(members, starts, strict=True)] == [True] * 3
+    assert all(apart([f.values], [start]) > 0.1 for f, start in zip(fitted, starts, strict=True))
 
 
 # 4: a prompt from a text scores as its ids in front of the input's --------------------------------------------
@@ -400,7 +401,7 @@ def members_that_choose(lm, *, steps=16):
     optimizers = [Adafactor(learning_rate=0.1), AdamW(learning_rate=0.05, schedule="linear", warmup_steps=3)]
     return [
         Member(
-            name=f"m{k}", task=task, form=form, seed=k, prompt=make_prompts(lm)[k],
+            name=f"m{k}", task=task, form=form, seed=k, values=make_prompts(lm)[k],
             rows=make_rows((3, 19, 8, 5, 8, 12, 4, 7, 6, 9), seed=10 + k),
             config=TrainConfig(
                 steps=steps - 3 * k, batch_size=3 + k, optimizer=optimizers[k], dropout=rate, evaluate_every=4,
@@ -431,7 +432,7 @@ def train_in_a_process(make, folder, moment, number, pipe):
         lm, members, folder=folder, resume=True, checkpoint_every_s=0.0,
         on_step=lambda step, loss, tokens: reached("step"),
     )  # fmt: skip
-    pipe.send([(result.steps_run, result.prompt.tolist()) for result in fitted])
+    pipe.send([(result.steps_run, result.values.tolist()) for result in fitted])
 
 
 def in_a_process(make, folder, moment="never", number=0):
@@ -487,7 +488,7 @@ def test_killed_at_any_moment_and_resumed_equals_never_killed(kind, tmp_path, on
     )
     assert 4 < steps[0] < 14 and steps[-1] == 16
     for one, other in zip(never, resumed, strict=True):
-        assert torch.equal(one.prompt, other.prompt)
+        assert torch.equal(one.values, other.values)
         assert without_seconds(one) == without_seconds(other)
     assert [len(fitted.history) for fitted in resumed] == [4, 4]
 

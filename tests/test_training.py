@@ -16,9 +16,10 @@ from conftest import tiny_lm
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row, collate, default_format, encode_examples
 from softprompt.inference import Engine
+from softprompt.methods import gradients
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.tasks import Example, file_task
-from softprompt.training import CHECKPOINT, DIVERGED_STEPS, Member, TrainConfig, fit, gradients
+from softprompt.training import CHECKPOINT, DIVERGED_STEPS, Member, TrainConfig, fit
 
 FIRST, SECOND = (11, 1), (12, 1)  # the two labels' ids, end of sequence included
 SORT, MIRROR = 50, 51  # the two skills a `skilled` model has, as tokens in front of the input
@@ -80,7 +81,7 @@ def member(lm, name="m", *, rows=None, seed=0, selection=0, folds=(), length=4, 
     form = default_format(lm)
     return Member(
         name=name, task=TASK, form=form, config=config(**{"scoring": "rank"} | changes), seed=seed,
-        prompt=start(lm, seed, length), rows=rows or skill_rows(9, seed), selection=held,
+        values=start(lm, seed, length), rows=rows or skill_rows(9, seed), selection=held,
         selection_rows=encode_examples(held, form, lm.tokenizer), folds=folds,
     )  # fmt: skip
 
@@ -108,21 +109,21 @@ def test_members_learn_each_its_own_skill_and_nothing_from_shuffled_labels(skill
         member(skilled, name, rows=rows, steps=60, batch_size=32, evaluate_every=20, length=3 + i)
         for i, (name, rows) in enumerate(sets.items())
     ]
-    sort, mirror, shuffled = (result.prompt for result in fit(skilled, members, max_tokens=4000))
+    sort, mirror, shuffled = (result.values for result in fit(skilled, members, max_tokens=4000))
     held = {SORT: skill_rows(200, 2, skill=SORT), MIRROR: skill_rows(200, 2, skill=MIRROR)}
     for prompt, own, other in [(sort, SORT, MIRROR), (mirror, MIRROR, SORT)]:
         assert accuracy(skilled, prompt, held[own]) > 0.97
         assert accuracy(skilled, prompt, held[other]) < 0.03
         assert mean_loss(skilled, prompt, held[own]) < 0.1
     assert mean_loss(skilled, shuffled, held[SORT]) > 0.5
-    starts = [mean_loss(skilled, m.prompt, rows) for m, rows in zip(members[:2], held.values(), strict=True)]
+    starts = [mean_loss(skilled, m.values, rows) for m, rows in zip(members[:2], held.values(), strict=True)]
     assert max(starts) > 0.5
 
 
 def test_adafactor_with_the_papers_settings_learns_too(skilled):
     rows, held = skill_rows(300, 1, skill=MIRROR), skill_rows(200, 2, skill=MIRROR)
     (result,) = fit(skilled, [member(skilled, rows=rows, steps=60, batch_size=32, optimizer=Adafactor())])
-    assert accuracy(skilled, result.prompt, held) > 0.97
+    assert accuracy(skilled, result.values, held) > 0.97
     assert result.history[-1]["loss"] < 1.0 and result.history[-1]["step"] == 60
 
 
@@ -150,7 +151,7 @@ def test_the_best_step_is_kept_and_ties_go_to_the_first(llama):
     assert fitted.score == max(scores)
     assert fitted.step == scores.index(max(scores)) + 1
     (again,) = fit(llama, [member(llama, steps=fitted.step, evaluate_every=1, selection=6)])
-    assert torch.equal(again.prompt, fitted.prompt)
+    assert torch.equal(again.values, fitted.values)
 
 
 def test_a_member_out_of_patience_leaves_the_batch(llama):
@@ -173,9 +174,9 @@ def test_members_of_different_dropout_train_as_each_does_alone(t5):
     ]
     together = fit(t5, members)
     for own, result in zip(members, together, strict=True):
-        assert float((fit(t5, [own])[0].prompt - result.prompt).abs().max()) < 1e-4
+        assert float((fit(t5, [own])[0].values - result.values).abs().max()) < 1e-4
     for one, other in itertools.combinations(together, 2):
-        assert float((one.prompt - other.prompt).abs().max()) > 0.01
+        assert float((one.values - other.values).abs().max()) > 0.01
 
 
 def test_folds_choose_the_step_of_the_member_they_serve(llama):
@@ -233,9 +234,9 @@ def test_a_loss_that_is_no_number_stops_its_member_and_the_others_go_on(kind, mo
     ]
     assert fitted[1].stopped == "the loss at step 4 is no longer a number"
     assert (fitted[1].steps_run, fitted[1].step) == (3, 2)
-    assert bool(fitted[1].prompt.isfinite().all())
+    assert bool(fitted[1].values.isfinite().all())
     for i in (0, 2):
-        assert float((fitted[i].prompt - clean[i].prompt).abs().max()) < 1e-4
+        assert float((fitted[i].values - clean[i].values).abs().max()) < 1e-4
     assert all(loss == loss for loss in losses)
 
 
@@ -243,12 +244,12 @@ def test_a_loss_that_is_no_number_stops_its_member_and_the_others_go_on(kind, mo
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_prompt_of_no_numbers_spoils_no_other(kind, bad):
     lm = tiny_lm(kind)
-    broken = replace(member(lm, "m0", length=7), prompt=torch.full((7, lm.width), bad))
+    broken = replace(member(lm, "m0", length=7), values=torch.full((7, lm.width), bad))
     (clean,) = fit(lm, [member(lm, "m1", seed=1)])
     wild, calm = fit(lm, [broken, member(lm, "m1", seed=1)])
     assert wild.stopped == "the loss at step 1 is no longer a number"
     assert (wild.steps_run, wild.step, calm.steps_run) == (0, 0, 6)
-    assert float((calm.prompt - clean.prompt).abs().max()) < 1e-4
+    assert float((calm.values - clean.values).abs().max()) < 1e-4
 
 
 def test_a_prompt_that_diverged_stops_its_member(llama, monkeypatch):
@@ -258,8 +259,8 @@ def test_a_prompt_that_diverged_stops_its_member(llama, monkeypatch):
         llama, [member(llama, f"m{i}", steps=40, seed=i, evaluate_every=4) for i in range(2)], on_message=told.append
     )
     last = 4 + DIVERGED_STEPS
-    assert wild.stopped and wild.stopped.startswith(f"the prompt has diverged at step {last}, loss ")
-    assert told[0].startswith(f"m1 stopped: the prompt has diverged at step {last}")
+    assert wild.stopped and wild.stopped.startswith(f"the prompt diverged at step {last}, loss ")
+    assert told[0].startswith(f"m1 stopped: the prompt diverged at step {last}")
     assert (wild.steps_run, calm.steps_run) == (last - 1, 40)
 
 
@@ -282,7 +283,7 @@ def test_micro_batches_halve_when_memory_runs_out_and_the_update_is_the_same(lla
     told = []
     (fitted,) = fit(llama, [member(llama, batch_size=8)], max_tokens=400, on_message=told.append)
     assert told == ["out of memory at step 3; micro-batches now 200 tokens"]
-    assert float((fitted.prompt - clean.prompt).abs().max()) < 1e-4
+    assert float((fitted.values - clean.values).abs().max()) < 1e-4
 
 
 def test_memory_that_never_suffices_is_one_clear_line(llama, monkeypatch):
@@ -379,7 +380,7 @@ def test_minutes_count_across_resumes_and_a_run_that_is_over_stays_over(llama, t
     steps = []
     (again,) = fit(llama, [own], folder=tmp_path, resume=True, minutes=1.0, on_step=lambda *told: steps.append(told))
     assert steps == []
-    assert again.history == fitted.history and torch.equal(again.prompt, fitted.prompt)
+    assert again.history == fitted.history and torch.equal(again.values, fitted.values)
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------
@@ -407,7 +408,7 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on_from_it(llama, tmp_path,
     steps = []
     (fitted,) = fit(llama, [own], folder=tmp_path, resume=True, on_step=lambda step, loss, tokens: steps.append(step))
     assert steps == list(range(at + 1, 10))
-    assert torch.equal(fitted.prompt, whole.prompt)
+    assert torch.equal(fitted.values, whole.values)
     assert without_seconds(fitted) == without_seconds(whole)
 
 
@@ -428,7 +429,7 @@ def test_a_ctrl_c_in_the_middle_of_an_update_comes_after_it(llama, tmp_path, mon
     steps = []
     fitted = fit(llama, own, folder=tmp_path, resume=True, on_step=lambda step, loss, tokens: steps.append(step))
     assert steps[0] == 4
-    assert all(torch.equal(one.prompt, other.prompt) for one, other in zip(fitted, whole, strict=True))
+    assert all(torch.equal(one.values, other.values) for one, other in zip(fitted, whole, strict=True))
 
 
 def test_training_outside_the_main_thread_works(llama):
@@ -436,7 +437,7 @@ def test_training_outside_the_main_thread_works(llama):
     thread = threading.Thread(target=lambda: results.extend(fit(llama, [member(llama)])))
     thread.start()
     thread.join()
-    assert torch.equal(results[0].prompt, fit(llama, [member(llama)])[0].prompt)
+    assert torch.equal(results[0].values, fit(llama, [member(llama)])[0].values)
 
 
 def test_a_run_without_resume_starts_again(llama, tmp_path):
@@ -474,7 +475,7 @@ def test_a_resumed_run_takes_the_threads_of_the_first(llama, tmp_path):
             r"config\.optimizer\.learning_rate was 0\.1, and is 0\.2",
         ),
         (lambda own: replace(own, rows=own.rows[1:]), r"members\[0\]\.training rows was \w+, and is \w+"),
-        (lambda own: replace(own, prompt=own.prompt + 1), r"members\[0\]\.starting prompt was \w+, and is \w+"),
+        (lambda own: replace(own, values=own.values + 1), r"members\[0\]\.starting values was \w+, and is \w+"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_the_difference(llama, tmp_path, change, words):
@@ -529,7 +530,7 @@ def test_a_checkpoint_is_one_file_without_pickle(llama, tmp_path):
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert set(header) == {
         "__metadata__",
-        "0.prompt",
+        "0.values",
         "0.best",
         "0.optimizer.step",
         "0.optimizer.first",
