@@ -28,11 +28,12 @@ import torch
 from tqdm import tqdm
 
 from softprompt.backbone import FrozenLM
-from softprompt.data import SEPARATOR, TextFormat, collate, encode_examples, encode_target, micro_batches
+from softprompt.data import TextFormat, collate, encode_examples, encode_target, micro_batches
 from softprompt.evaluation import Evaluation, Result, append_rows, judge, read_rows, right_answers, surroundings
 from softprompt.files import write_whole
 from softprompt.inference import MAX_TOKENS, Prediction, Progress
 from softprompt.loading import SMOLLM2, load
+from softprompt.prompt_design import WORDINGS, Wording, best, worded
 from softprompt.run import Data, RunConfig, Split, Watch, evaluate, model_of_row, prepare
 from softprompt.tasks import Example, Task, get_task, read_split, without_overlap
 
@@ -48,31 +49,6 @@ NGRAMS = (1, 2)
 MAX_ITERATIONS = 2_000
 NUM_SELECTION = 200
 SUBSET_SEED = 0
-
-
-@dataclass(frozen=True)
-class Wording:
-    """One way to ask the bare model. '{labels}' becomes 'this, that or another'."""
-
-    name: str
-    before: str
-    after: str
-    chat: bool = False
-    """Whether the text is a user's turn in the model's chat template."""
-
-    def __str__(self) -> str:
-        text = f"{self.before}{{inputs}}{self.after}"
-        return f"chat template: {text}" if self.chat else text
-
-
-# The first is what prompts are trained on; an encoder-decoder has no separator there.
-WORDINGS = (
-    Wording("separator", "", SEPARATOR),
-    Wording("options", "", "\nOptions: {labels}\nThe right option is"),
-    Wording("question", "", "\nQuestion: which is it, {labels}?\nAnswer:"),
-    Wording("instruction", "Choose the answer that fits the text: {labels}.\n\nText: ", "\n\nChosen answer:"),
-    Wording("chat", "Answer with one of these: {labels}.\n\n", "", chat=True),
-)
 
 
 @dataclass(frozen=True)
@@ -148,7 +124,7 @@ def fit_logistic(features: Any, labels: Sequence[str], first: Any, c: float) -> 
 def most_likely(model: Any, features: Any) -> list[Prediction]:
     """The likeliest label of each row, with the log-probabilities of all."""
     labels = [str(label) for label in model.classes_]
-    return [_best(dict(zip(labels, row, strict=True))) for row in model.predict_log_proba(features).tolist()]
+    return [best(dict(zip(labels, row, strict=True))) for row in model.predict_log_proba(features).tolist()]
 
 
 # On the frozen model -----------------------------------------------------------------------------------------------
@@ -225,32 +201,10 @@ def ask(
     return evaluation, judge(split.task, examples, by_mean_per_token(evaluation.predictions, lengths))
 
 
-def worded(
-    examples: Sequence[Example], form: TextFormat, wording: Wording, labels: Sequence[str]
-) -> tuple[list[Example], TextFormat]:
-    """The examples and their format in one wording; what follows the input is a separator, so it is never cut."""
-    before, after = (text.replace("{labels}", listed(labels)) for text in (wording.before, wording.after))
-    if wording.chat:
-        form = replace(form, chat=True, separator="", leading_space=False)
-    elif after != SEPARATOR:
-        form = replace(form, separator=after)
-    return [replace(example, inputs=before + example.inputs) for example in examples], form
-
-
-def listed(labels: Sequence[str]) -> str:
-    """'this, that or another'."""
-    return " or ".join([", ".join(labels[:-1]), labels[-1]]) if len(labels) > 1 else labels[0]
-
-
 def by_mean_per_token(predictions: Sequence[Prediction], lengths: dict[str, int]) -> list[Prediction]:
     """The answers by mean log-probability of a label's tokens (its end of sequence included), not their sum."""
     means = [{text: value / lengths[text] for text, value in (p.scores or {}).items()} for p in predictions]
-    return [_best(scores) for scores in means]
-
-
-def _best(scores: dict[str, float]) -> Prediction:
-    text = max(scores, key=scores.__getitem__)
-    return Prediction(text, scores[text], scores)
+    return [best(scores) for scores in means]
 
 
 def _subset(examples: Sequence[Example], size: int) -> list[Example]:

@@ -107,6 +107,15 @@ def figure_4() -> list[Line]:
     return lines
 
 
+def figure_4_cells(lines: Sequence[Line]) -> list[list[str]]:
+    """The counted lines as a table: a row a method, a column a size."""
+    by_method: dict[str, list[Line]] = {}
+    for line in lines:
+        by_method.setdefault(line.method, []).append(line)
+    rows = [[method, *(f"{line.counted:.4g}" for line in own)] for method, own in by_method.items()]
+    return [["method", *(NAMES[size] for size in PAPER_SIZES)], *rows]
+
+
 def _mean(method: str, architecture: Architecture) -> float:
     return fmean(METHODS[method](architecture, length) for length in FIGURE_LENGTHS)
 

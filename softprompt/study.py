@@ -8,6 +8,7 @@ whichever experiment it was made for, so an interrupted command goes on, and fig
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -18,6 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from softprompt.backbone import FrozenLM
+from softprompt.comparison import MULTI_TASK, PROMPT_DESIGN, run_method, run_multi_task
 from softprompt.data import TextFormat
 from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows, right_answers
 from softprompt.experiments import EXPERIMENTS
@@ -71,8 +73,11 @@ def _places(point: Point, model: str) -> list[tuple[Point, str]]:
     """A point's frozen models; each of several gives the point its own name."""
     if not point.inside:
         return [(point, model)]
-    folders = sorted(Path(model).glob(point.inside), key=_by_number)
+    inside = Path(model) / point.inside
+    folders = sorted(Path(model).glob(point.inside), key=_by_number) if "*" in point.inside else [inside.resolve()]
     folders = [folder for folder in folders if (folder / "config.json").is_file()]
+    if not folders and point.is_optional:
+        return []
     if not folders:
         raise ValueError(
             f"{model} holds no model {point.inside}, which the point {point.name!r} needs; give a folder that "
@@ -114,42 +119,103 @@ def run_experiment(
     failures = []
     for place, group in groups.items():
         missing = [planned for planned in group if not _reuse(name, planned, rows, watch)]
-        if not missing:
-            continue
-        try:
-            lm = load(missing[0].config)
-            folder = out / "together" / _folder(place, Point("+".join(p.point.name for p in missing)), base)
-            trained = train_together([planned.config for planned in missing], folder=folder, lm=lm, watch=watch)
-            for planned, delivered in zip(missing, trained, strict=True):
-                append_rows(rows, _rows(name, planned, delivered, lm, watch))
-        except (ValueError, RuntimeError, OSError) as error:
-            failures.append(f"{place}: {' '.join(str(error).split())}")
-            watch.message(f"{place} failed; the others go on")
+        runs: list[tuple[str, Callable[[], None]]] = []
+        if together := [planned for planned in missing if planned.point.method is None]:
+            runs.append((place, lambda own=together: _train_together(name, own, base, rows, out, watch, load)))
+        for planned in missing:
+            for tasks in _alone(planned):
+                run = functools.partial(_run_method, name, planned, tasks, rows, watch, load)
+                runs.append((f"{place}, {planned.point.name}, {', '.join(tasks)}", run))
+        for title, run in runs:
+            try:
+                run()
+            except (ValueError, RuntimeError, OSError) as error:
+                failures.append(f"{title}: {' '.join(str(error).split())}")
+                watch.message(f"{title} failed; the others go on")
     return failures
+
+
+Load = Callable[[RunConfig], FrozenLM]
+
+
+def _train_together(
+    name: str, missing: Sequence[Planned], base: RunConfig, rows: Path, out: Path, watch: Watch, load: Load
+) -> None:
+    """Prompts of all points of one frozen model, and their rows."""
+    lm = load(missing[0].config)
+    place = missing[0].config.model
+    folder = out / "together" / _folder(place, Point("+".join(p.point.name for p in missing)), base)
+    trained = train_together([planned.config for planned in missing], folder=folder, lm=lm, watch=watch)
+    for planned, delivered in zip(missing, trained, strict=True):
+        append_rows(rows, _rows(name, planned, delivered, lm, watch))
+
+
+def _alone(planned: Planned) -> list[tuple[str, ...]]:
+    """The tasks of each run of a method with its own trials: one at a time, or all together for multi-task tuning."""
+    if planned.point.method is None:
+        return []
+    return [planned.config.task] if planned.point.method == MULTI_TASK else [(task,) for task in planned.config.task]
+
+
+def _run_method(name: str, planned: Planned, tasks: tuple[str, ...], rows: Path, watch: Watch, load: Load) -> None:
+    """A method with its own trials, and its rows."""
+    assert planned.point.method is not None
+    there = {row.config["trained_on"] for row in _rows_there(planned, rows) if row.experiment == name}
+    if there >= set(tasks):
+        return
+    config = replace(planned.config, task=tasks, out=planned.config.out / "+".join(tasks).replace("/", "-"))
+    if planned.point.method == MULTI_TASK:
+        made = run_multi_task(config, watch=watch, load=load)
+    else:
+        made = run_method(config, planned.point.method, also=planned.point.also, watch=watch, load=load)
+    about = {"asked": planned.asked, "settings": planned.settings}
+    append_rows(
+        rows, [replace(r, experiment=name, config=r.config | about | {"point": _point_of(planned, r)}) for r in made]
+    )
+
+
+def _point_of(planned: Planned, row: Result) -> str:
+    """The point's name; each number of shots is a point of its own."""
+    shots = row.config.get("shots")
+    return planned.point.name if shots is None else f"{planned.point.name}, {'full' if shots < 0 else shots} shots"
 
 
 def _reuse(name: str, planned: Planned, rows: Path, watch: Watch) -> bool:
     """Whether a point's rows are there; those made for another experiment are copied."""
     config = planned.config
-    wanted = {(task, seed) for task in config.task for seed in config.seeds}
-    found = [
-        row
-        for row in read_rows(rows)
-        if row.config.get("frozen") == config.model
-        and row.config.get("settings") == planned.settings
-        and row.task in config.task
-        and row.seed in (*config.seeds, VOTE)
-    ]
-    own = [row for row in found if (row.experiment, row.config["point"]) == (name, planned.point.name)]
+    seeds = config.seeds[:1] if planned.point.method == PROMPT_DESIGN else config.seeds
+    wanted = {(task, seed) for task in config.task for seed in seeds}
+    found = _rows_there(planned, rows)
+    own = [row for row in found if (row.experiment, row.config["point"]) == (name, _point_of(planned, row))]
     if wanted <= {(row.task, row.seed) for row in own}:
         watch.message(f"{name} {planned.point.name}: its rows are in {rows}")
         return True
     if not wanted <= {(row.task, row.seed) for row in found}:
         return False
-    about = {"point": planned.point.name, "asked": planned.asked}
-    copies = {(row.task, row.seed, row.scoring): row for row in found}
-    append_rows(rows, [replace(row, experiment=name, config=row.config | about) for row in copies.values()])
+    copies = {(row.task, row.seed, row.scoring, row.config.get("shots")): row for row in found}
+    append_rows(
+        rows,
+        [
+            replace(r, experiment=name, config=r.config | {"point": _point_of(planned, r), "asked": planned.asked})
+            for r in copies.values()
+        ],
+    )
     return True
+
+
+def _rows_there(planned: Planned, rows: Path) -> list[Result]:
+    """The rows of the same frozen model, method, tasks, seeds and settings, whichever experiment they were made for."""
+    config = planned.config
+    return [
+        row
+        for row in read_rows(rows)
+        if row.config.get("frozen") == config.model
+        and row.config.get("method") == planned.point.method
+        and row.config.get("settings") == planned.settings
+        and row.config.get("trained_on", row.task) in config.task
+        and row.config.get("also", []) == list(planned.point.also)
+        and row.seed in (*config.seeds, VOTE)
+    ]
 
 
 def _rows(name: str, planned: Planned, delivered: Sequence[Trained], lm: FrozenLM, watch: Watch) -> list[Result]:
@@ -215,43 +281,51 @@ def _row(
 
 
 def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:
-    """The run that made a row's prompt, without the bound in minutes, which no two machines reach at one step.
+    """The run that made a row, without the bound in minutes, which no two machines reach at one step.
 
     data: where the task's files are now, which rows do not say.
-    ValueError for a row that no single prompt made: a vote, or another method's.
+    ValueError for a row that no single run made: a vote, or a benchmark's.
     """
-    if row.seed == VOTE or "train" not in row.config:
+    if row.seed == VOTE or not ("train" in row.config or row.config.get("method") == PROMPT_DESIGN):
         what = "a vote of several prompts" if row.seed == VOTE else f"of {row.experiment!r}, which trains no prompt"
         raise ValueError(f"this row is {what}; give the row of a prompt")
     known = {f.name for f in fields(RunConfig)}
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in row.config.items() if name in known
     }
-    chosen: dict[str, Any] = {
-        "task": given["task"] if given.get("inputs") else (row.task,),
-        "prompt_length": (row.config["prompt_length"],),
-        "learning_rate": (row.config["train"]["optimizer"]["learning_rate"],),
-        "seeds": (row.seed,),
-    }
+    chosen: dict[str, Any] = {"task": given["task"] if given.get("inputs") else (row.task,)}
+    if "train" in row.config:
+        rate = row.config.get("learning_rate")
+        if not isinstance(rate, float):  # a list of what was tried, or nothing
+            rate = row.config["train"]["optimizer"]["learning_rate"]
+        chosen |= {"prompt_length": (row.config["prompt_length"],), "learning_rate": (rate,), "seeds": (row.seed,)}
     return RunConfig(**given | chosen | {"data": data, "out": out, "resume": False, "minutes": None})
 
 
-def rerun(row: Result, *, data: Data, out: Path, lm: FrozenLM | None = None, watch: Watch | None = None) -> Evaluation:
-    """Train the prompt of a row once more, and score it as the row was; the new prompt is in `out`.
+def rerun(
+    row: Result, *, data: Data, out: Path, lm: FrozenLM | None = None, watch: Watch | None = None
+) -> dict[str, float]:
+    """Run what made a row once more, and score it as the row was: the metrics. The new prompt is in `out`.
 
     The same on the same machine and threads, but for the rounding of what it was batched with.
     ValueError as `config_of_row` and `train` have it, and for data without a dev set.
     """
     config = config_of_row(row, data=data, out=out)
+    if row.config.get("method") == MULTI_TASK:
+        config = replace(config, task=tuple(row.config["task"]))
+        return next(one.metrics for one in run_multi_task(config, watch=watch) if one.task == row.task)
+    if "method" in row.config:
+        made = run_method(config, row.config["method"], watch=watch)
+        return next(one.metrics for one in made if one.config.get("shots") == row.config.get("shots"))
     lm = lm or load_model(config)
     (delivered,) = train(config, lm=lm, watch=watch)
     if delivered.dev is None:
         raise ValueError("there is no dev set to score on; give one with the data")
     if row.scoring == delivered.prompt.card.recipe["scoring"]:
-        return delivered.dev
+        return delivered.dev.metrics
     (task,) = tasks_of(config)
     examples = read_split(task, "dev", data).examples
-    return _scored([delivered], task, examples, lm, row.scoring, watch or Watch())[0]
+    return _scored([delivered], task, examples, lm, row.scoring, watch or Watch())[0].metrics
 
 
 # What was found -------------------------------------------------------------------------------------------------
@@ -274,6 +348,13 @@ def table(rows: Sequence[Result]) -> str:
         shown = "/".join(Path(asked).parts[-2:])
         lines.append(f"| {shown} | {point} | {scoring} | {' | '.join(cells)} | {mean:.1f} | {illegal:.0%} | {vote} |")
     return "\n".join(lines)
+
+
+def family_of(row: Result) -> str:
+    """What the sizes of one line have in common: the folder that holds them, or the model's own name."""
+    place = Path(row.config["asked"])
+    folder = place.parent if place.name in ("lm", "span") else place
+    return str(folder.parent) if folder.parent.name else folder.name
 
 
 def spread(values: Sequence[float]) -> str:

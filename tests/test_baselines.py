@@ -13,6 +13,7 @@ from softprompt.backbone import FrozenLM
 from softprompt.data import encode_inputs
 from softprompt.evaluation import Result, append_rows
 from softprompt.inference import Prediction
+from softprompt.prompt_design import listed
 from softprompt.run import RunConfig, Watch, prepare
 from softprompt.tasks import get_task, read_split, without_overlap
 
@@ -145,12 +146,12 @@ def test_a_probe_of_many_rows_takes_a_fixed_part_and_says_so(llama, rte):
     assert first.notes == second.notes
 
 
-def test_the_bare_model_is_asked_in_five_wordings_and_the_best_on_selection_rows_answers_dev(rte):
+def test_the_bare_model_is_asked_in_six_wordings_and_the_best_on_selection_rows_answers_dev(rte):
     lm = chat_lm()
     split = rte_split(lm, rte)
     answered = baselines.zero_shot(lm, split, num_selection=12, watch=Watch())
     tried = answered.notes["tried"]
-    assert list(tried) == ["separator", "options", "question", "instruction", "chat"]
+    assert list(tried) == ["separator", "options", "question", "instruction", "label", "chat"]
     assert answered.notes["num_selection"] == 12
     assert tried[answered.notes["chosen"]]["sum"] == max(t["sum"] for t in tried.values())
     assert tried["options"]["text"] == "{inputs}\nOptions: {labels}\nThe right option is"
@@ -159,9 +160,9 @@ def test_the_bare_model_is_asked_in_five_wordings_and_the_best_on_selection_rows
     assert answered.evaluation.predictions == again.predictions
 
 
-def test_a_model_without_a_chat_template_is_asked_in_four_wordings(llama, rte):
+def test_a_model_without_a_chat_template_is_asked_in_five_wordings(llama, rte):
     answered = baselines.zero_shot(llama, rte_split(llama, rte), num_selection=4, watch=Watch())
-    assert list(answered.notes["tried"]) == ["separator", "options", "question", "instruction"]
+    assert list(answered.notes["tried"]) == ["separator", "options", "question", "instruction", "label"]
 
 
 @pytest.mark.parametrize("name", ["separator", "options", "instruction", "chat"])
@@ -201,8 +202,8 @@ def test_the_mean_per_token_can_choose_the_longer_label_that_the_sum_does_not():
 
 
 def test_labels_are_listed_as_people_do():
-    assert baselines.listed(["a", "b", "c"]) == "a, b or c"
-    assert baselines.listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b or c"
+    assert listed(["a"]) == "a"
 
 
 def test_each_method_makes_one_row_and_a_second_call_makes_none(rte, tmp_path):

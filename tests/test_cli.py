@@ -174,7 +174,7 @@ def test_an_unknown_command_offers_the_nearest(run):
     assert (code, err) == (
         2,
         "softprompt: no command named 'zzz'; there are "
-        "train, eval, predict, serve, convert, experiment, report, rerun, inspect, tasks, params, vocabulary, "
+        "train, eval, predict, serve, convert, compare, experiment, report, rerun, inspect, tasks, params, vocabulary, "
         "pretrain, adapt\n",
     )
 

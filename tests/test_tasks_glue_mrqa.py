@@ -26,6 +26,7 @@ def test_qqp_from_its_own_columns_and_from_a_sample():
     example = one("qqp", official)
     assert example.inputs == "question1: Is tin soft? question2: Is tin hard?"
     assert (example.targets, example.id) == ("not_duplicate", "3")
+    assert example.source == "Is tin soft?\nIs tin hard?"
     sample = {"text_a": "Is tin soft?", "text_b": "Is tin hard?", "label": "1"}
     assert one("qqp", sample).targets == "duplicate"
 

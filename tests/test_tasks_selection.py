@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,16 @@ def test_examples_of_one_source_stay_together():
     train, held = hold_out(rows, LABELLED, fraction=0.2, seed=0)
     assert len(held) == 16
     assert {e.source for e in train}.isdisjoint(e.source for e in held)
+
+
+def test_no_question_of_qqp_stands_on_both_sides():
+    pairs = [(n, n + 1) for n in range(0, 60, 3)] + [(n + 1, n + 2) for n in range(0, 60, 3)] + [(90, 91), (0, 90)]
+    rows = examples(*[(f"q{a} q{b}", "a", f"q{a}\nq{b}") for a, b in pairs])
+    train, held = hold_out(rows, replace(LABELLED, joined_sources=True), fraction=0.2, seed=0)
+    questions = [{line for example in side for line in example.source.split("\n")} for side in (train, held)]
+    assert questions[0].isdisjoint(questions[1]) and len(held) == 8
+    linked = {f"q{n}" for n in (0, 1, 2, 90, 91)}
+    assert linked <= questions[0] or linked <= questions[1]
 
 
 def test_equal_inputs_without_a_source_stay_together():

@@ -1,6 +1,7 @@
 """The commands, one file each: their flags, the call they make, and what they print."""
 
 from softprompt.commands import (
+    compare,
     convert,
     eval,
     experiment,
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Command] = {
     "predict": predict.COMMAND,
     "serve": serve.COMMAND,
     "convert": convert.COMMAND,
+    "compare": compare.COMMAND,
     "experiment": experiment.COMMAND,
     "report": report.COMMAND,
     "rerun": rerun.COMMAND,

@@ -95,11 +95,13 @@ COMMAND = Command(
         "Run one of the paper's figures or tables on frozen models of yours: every point that has no rows yet, all "
         "points and seeds of one frozen model trained together. Interrupted, the same command goes on; a run that "
         "fails is named at the end, and the others go on. Each prompt is scored by generating and by ranking the "
-        "labels; the vote of a point's prompts is beside them."
+        "labels; the vote of a point's prompts is beside them. In figure 1 and tables 1 and 2 every method has its own "
+        "four learning rates, as in softprompt compare."
     ),
     examples=(
         "softprompt experiment",
         "softprompt experiment figure-3a --models bundled/t5-mini smollm2-135m --data DATA --minutes 30",
+        "softprompt experiment figure-1 --models runs/family/micro/lm runs/family/tiny/lm --data DATA",
         "softprompt experiment figure-3c --models runs/family/tiny --data DATA --scoring generate",
         "softprompt experiment table-3 --models smollm2-135m --tasks glue/sst2 --data DATA --quick",
     ),

@@ -61,16 +61,13 @@ def _table_4(rows: list[Any]) -> str:
 
 
 def _figure_4(lines: list[Any]) -> str:
-    from softprompt.paper import NAMES, SIZES
+    from softprompt.paper import NAMES
+    from softprompt.params import figure_4_cells
 
-    methods = dict.fromkeys(line.method for line in lines)
-    found = {(line.method, line.size): line for line in lines}
-    rows = [["method", *(NAMES[size] for size in SIZES)]]
-    rows += [[method, *(f"{found[method, size].counted:.4g}" for size in SIZES)] for method in methods]
     reasons = [
         f"{one.method} on {NAMES[one.size]}: {one.reason} (it has {one.paper:.4g})" for one in lines if one.reason
     ]
-    return "\n".join([table(rows), "", "The paper's lines are the same but for:", *reasons])
+    return "\n".join([table(figure_4_cells(lines)), "", "The paper's lines are the same but for:", *reasons])
 
 
 def _count(value: float) -> str:

@@ -21,6 +21,7 @@ def _rerun(args: argparse.Namespace) -> int:
     set_threads(args)
     from softprompt.evaluation import read_rows
     from softprompt.study import rerun
+    from softprompt.tasks import headline
 
     file, _, line = args.row.rpartition(":")
     if not file or not line.isdigit():
@@ -38,7 +39,7 @@ def _rerun(args: argparse.Namespace) -> int:
         found = rerun(row, data=read_data(args.data, split="train"), out=args.out, watch=display.watch())
     finally:
         display.close()
-    print(f"{row.task}, seed {row.seed}, {row.scoring}: {number(found.headline)} now, {number(row.value)} in the row")
+    print(f"{row.task}, seed {row.seed}, {row.scoring}: {number(headline(found))} now, {number(row.value)} in the row")
     return 0
 
 

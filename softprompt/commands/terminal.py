@@ -64,7 +64,10 @@ class Display:
         """Training begins: so many steps of so many rows."""
         from tqdm import tqdm
 
-        self.steps, self.rows = steps, rows
+        if self.bar is not None:  # of the run before
+            self.bar.close()
+        self.steps, self.rows, self.speeds, self.begun_at = steps, rows, (0.0, 0.0), 0
+        self.best.clear()
         self.bar = tqdm(total=steps, desc="train", unit="step", disable=None, dynamic_ncols=True)
         self.started = self.mark = self.told = time.monotonic()
 

@@ -5,12 +5,15 @@ points differ in the frozen model, it is a folder inside the one that is asked a
 `adapt` wrote side by side, as `span`, `span+`, `lm` and `lm/steps/N`.
 """
 
-from softprompt.experiments import figure_3a, figure_3b, figure_3c, figure_3d, table_3
+from softprompt.experiments import figure_1, figure_3a, figure_3b, figure_3c, figure_3d, table_1, table_2, table_3
 
 EXPERIMENTS = {
+    "figure-1": figure_1,
     "figure-3a": figure_3a,
     "figure-3b": figure_3b,
     "figure-3c": figure_3c,
     "figure-3d": figure_3d,
+    "table-1": table_1,
+    "table-2": table_2,
     "table-3": table_3,
 }

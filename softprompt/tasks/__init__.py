@@ -1,6 +1,7 @@
 """Tasks: records in, text out, and scores for the text that comes back. No torch."""
 
 from softprompt.tasks.catalog import TASKS, get_task
+from softprompt.tasks.mixture import mixed, mixture
 from softprompt.tasks.own_file import file_task
 from softprompt.tasks.reading import Reading, has_split, read_examples, read_split
 from softprompt.tasks.records import read_records
@@ -31,6 +32,8 @@ __all__ = [
     "headline",
     "hold_out",
     "illegal_rate",
+    "mixed",
+    "mixture",
     "read_examples",
     "read_records",
     "read_split",

@@ -187,6 +187,8 @@ QQP = _task(
     label=("label", "is_duplicate"),
     metrics=_paraphrase(label_answer(DUPLICATION), "duplicate"),
     read=read_qqp,
+    source=("question1", "question2"),
+    joined_sources=True,
     parts={"train": ("train_*", "sample10k/*.json")},
 )
 

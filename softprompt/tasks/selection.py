@@ -104,10 +104,30 @@ def _groups(examples: Sequence[Example], task: Task) -> list[list[int]]:
         for place, source in enumerate(sources):
             if source in whole:
                 groups[source].append(place)
+    elif task.joined_sources:
+        for place, root in enumerate(_joined(examples)):
+            groups[root].append(place)
     else:
         for place, example in enumerate(examples):
             groups[example.inputs if example.source is None else example.source].append(place)
     return list(groups.values())
+
+
+def _joined(examples: Sequence[Example]) -> list[str]:
+    """For each example one line that stands for all that are linked to its own, by examples that share them."""
+    above: dict[str, str] = {}
+
+    def root(line: str) -> str:
+        while (parent := above.setdefault(line, line)) != line:
+            above[line] = above[parent]
+            line = parent
+        return line
+
+    lines = [(example.source or example.inputs).split("\n") for example in examples]
+    for first, *others in lines:
+        for other in others:
+            above[root(other)] = root(first)
+    return [root(first) for first, *_ in lines]
 
 
 def _sides(examples: Sequence[Example], task: Task, held: Sequence[int]) -> Split:

@@ -94,6 +94,8 @@ class Task:
     """Repeated examples of one file are dropped; those of several files always are."""
     nested_sources: bool = False
     """A source may be part of another: SST-2's train file holds phrases of its sentences."""
+    joined_sources: bool = False
+    """A source is several lines, and examples that share one are of one source: QQP's two questions."""
 
 
 def headline(metrics: Mapping[str, float]) -> float:
@@ -182,13 +184,14 @@ def fields_cast(
     labels: Sequence[str],
     *,
     label: tuple[str, ...] = ("label",),
-    source: str | None = None,
+    source: str | Sequence[str] | None = None,
 ) -> Cast:
     """A cast that names each field and gives its text: 'premise: ... question: ...'.
 
     `fields` is the name written to the columns it may stand in, in the order of the text; `source` the field
-    whose text names the example's source.
+    whose text names the example's source, or the fields, a line each (`Task.joined_sources`).
     """
+    of_source = [source] if isinstance(source, str) else list(source or ())
 
     def cast(record: Mapping[str, Any], split: str) -> list[Example]:
         texts = {name: text_column(record, *names) for name, names in fields.items()}
@@ -198,7 +201,7 @@ def fields_cast(
             targets=targets,
             id=own_id(record),
             references=labelled(targets),
-            source=texts[source] if source else None,
+            source="\n".join(texts[name] for name in of_source) if of_source else None,
         )
         return [example]
 

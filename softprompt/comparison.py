@@ -1,0 +1,488 @@
+"""Methods side by side on one task: one loop, one evaluation, as many trials for each.
+
+    compare(RunConfig(model="bundled/t5-mini", task=("glue/sst2",), data=folder), ["prompt-tuning", "lora"], rows=path)
+
+Every method that trains gets the same rows, batches and steps, and four learning rates on the first seed; the selection
+split chooses the rate and every run's best step, and the official dev set is scored once for each seed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from softprompt.backbone import FrozenLM
+from softprompt.data import check_length, encode_examples
+from softprompt.evaluation import (
+    Evaluation,
+    Result,
+    append_rows,
+    judge,
+    predict,
+    read_rows,
+    right_answers,
+    surroundings,
+)
+from softprompt.files import write_whole
+from softprompt.memory import peak_bytes, reset_peak
+from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
+from softprompt.optimizers import PerWeight
+from softprompt.prompt_design import SHOTS, ask, designs, num_rows
+from softprompt.run import RunConfig, Split, Watch, format_of, load_model, model_of_row, plan_prompts, prepare, tasks_of
+from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, read_split
+from softprompt.tasks.task import nearest
+from softprompt.training import Fitted, Member, TrainConfig, fit
+
+PROMPT_TUNING, MODEL_TUNING, PROMPT_DESIGN = PromptTuning.name, "model-tuning", "prompt-design"
+MULTI_TASK = "multi-task-model-tuning"
+METHODS = (PROMPT_TUNING, *TUNERS, PROMPT_DESIGN)
+EXPERIMENT = "compare"
+
+# Learning rates to try for prompts: about the paper's 0.3 (section 3) with Adafactor, in an encoder-decoder; about
+# the fast preset's 0.03 with AdamW, in a decoder-only model.
+PROMPT_RATES = {True: (0.03, 0.1, 0.3, 1.0), False: (0.003, 0.01, 0.03, 0.1)}
+
+# Tokens of examples in front, at most: what T5 was trained on (Raffel et al. 2020, section 3.1.1), and ours, so that a
+# processor gets through them.
+CONTEXT_LENGTH = {True: 512, False: 2_048}
+
+
+DEV_SEED = 1  # ours: which rows are a dev set where there is none
+
+Also = Mapping[str, Mapping[str, str]]
+"""Other tasks to score on, each with what a label of the trained task is called there."""
+
+
+@dataclass(frozen=True)
+class Other:
+    """A task that was not trained on."""
+
+    task: Task
+    part: str
+    """The split that is scored."""
+    examples: list[Example]
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of one method."""
+
+    rate: float
+    seed: int
+    config: TrainConfig
+    fitted: Fitted
+    prompt_length: int
+    num_trained: int
+    peak: int
+    """Bytes, the model's included."""
+    method: Method
+
+    @property
+    def score(self) -> float:
+        """On the selection rows, at the best step."""
+        return float("-inf") if self.fitted.score is None else self.fitted.score
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """ValueError for a method that there is not (the nearest is offered), or for none."""
+    if not names:
+        raise ValueError(f"no method was given; there are {', '.join(METHODS)}")
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"no method named {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}")
+
+
+def compare(
+    config: RunConfig,
+    methods: Sequence[str],
+    *,
+    rows: Path,
+    watch: Watch | None = None,
+    load: Callable[[RunConfig], FrozenLM] = load_model,
+) -> list[str]:
+    """Run the methods that have no rows yet, and append theirs; what failed, a line each.
+
+    config: one task, and the steps, batch and seeds of every method. ValueError for an unknown method, before
+    anything runs. A method that fails leaves the others to go on.
+    """
+    check_methods(methods)
+    watch = watch or Watch()
+    failures = []
+    for name in methods:
+        if rows_of(rows, config, name):
+            watch.message(f"{name}: its rows are in {rows}")
+            continue
+        try:
+            append_rows(rows, run_method(config, name, watch=watch, load=load))
+        except (ValueError, RuntimeError, OSError) as error:
+            failures.append(f"{name}: {' '.join(str(error).split())}")
+            watch.message(f"{name} failed; the others go on")
+    return failures
+
+
+def rows_of(path: Path, config: RunConfig, name: str) -> list[Result]:
+    """The rows that stand there for this method with these settings."""
+    (task,) = tasks_of(config)
+    wanted = (name, task.name, config.model, settings_of(config))
+    return [
+        row
+        for row in read_rows(path)
+        if row.experiment == EXPERIMENT
+        and (row.config["method"], row.task, row.config["frozen"], row.config["settings"]) == wanted
+    ]
+
+
+PLACES = ("model", "task", "data", "out", "resume")  # fields of RunConfig that are no settings
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings as rows keep them."""
+    return json.loads(json.dumps({name: value for name, value in asdict(config).items() if name not in PLACES}))
+
+
+def run_method(
+    config: RunConfig,
+    name: str,
+    *,
+    also: Also | None = None,
+    watch: Watch | None = None,
+    load: Callable[[RunConfig], FrozenLM] = load_model,
+) -> list[Result]:
+    """The rows of one method on one task: one for each seed, or for each number of shots of prompt design.
+
+    also: other tasks that what was trained is scored on, as it is, each with the labels there for the labels here; a
+    row for each that has data. A task without a dev set has a tenth of its training file for one. Small sets are held
+    out, too: a model whose own weights train cannot have folds in one run. An interrupted call goes on from its
+    checkpoints in `config.out`.
+    """
+    check_methods([name])
+    watch = watch or Watch()
+    (task,) = tasks_of(config)
+    lm = load(config)
+    split = _prepared(config, task, lm)
+    others = _others(config, also or {}, split, watch)
+    if name == PROMPT_DESIGN:
+        made = _designed(config, split, lm, watch)
+    else:
+        entry = _Entry(name, config, split, others, watch, load)
+        made = entry.run(_rates(config, name, lm.is_encoder_decoder))
+    return [replace(row, config=row.config | {"also": list(also or {})}) for row in made]
+
+
+def run_multi_task(
+    config: RunConfig, *, watch: Watch | None = None, load: Callable[[RunConfig], FrozenLM] = load_model
+) -> list[Result]:
+    """Model tuning on all tasks of the run at once (paper, section 3.1): a row for each task and seed.
+
+    The tasks' names stand in front of their inputs, and every set is drawn from in proportion to its size, as T5 does
+    where none is larger than its limit (Raffel et al. 2020, section 3.5.2: 2^19 examples). The mean over the tasks'
+    selection rows chooses the rate and the step.
+    """
+    watch = watch or Watch()
+    tasks = tasks_of(config)
+    lm = load(config)
+    splits = [_prepared(config, task, lm) for task in tasks]
+    others = [Other(split.task, "dev", [mixed(split.task, e) for e in split.dev], {}) for split in splits]
+    config = replace(config, init="vocab")  # of a prompt, which is not trained
+    entry = _Entry(MODEL_TUNING, config, _mixed(config, splits, lm), others, watch, load)
+    made = entry.run(_rates(config, MODEL_TUNING, lm.is_encoder_decoder))
+    return [replace(row, config=row.config | {"method": MULTI_TASK, "trained_on": row.task}) for row in made]
+
+
+def _mixed(config: RunConfig, splits: Sequence[Split], lm: FrozenLM) -> Split:
+    """The splits as one: their training rows together, their selection rows in turn."""
+    train = [mixed(split.task, example) for split in splits for example in split.train]
+    in_turn = zip_longest(*([mixed(split.task, e) for e in split.selection] for split in splits))
+    selection = [example for row in in_turn for example in row if example is not None]
+    task = mixture([split.task for split in splits])
+    targets = list(dict.fromkeys(text for e in train for text in (*(e.choices or ()), e.targets)))
+    notes = {"train": "; ".join(f"{split.task.name}: {split.notes['train']}" for split in splits)}
+    form = format_of(config, task, lm, targets)
+    return Split(task, form, train, selection, [], [], splits[0].selected_on, notes)
+
+
+def _prepared(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
+    """A task's data, with a dev set and without folds."""
+    split = prepare(replace(config, select="held-out") if config.select == "auto" else config, task, lm)
+    if split.folds:
+        raise ValueError("methods cannot be compared by cross-validation; give --select held-out or dev")
+    return split if split.dev else _with_dev(split)
+
+
+def _with_dev(split: Split) -> Split:
+    """A tenth of the training rows as the dev set, whole sources on one side: of QQP, no question on both."""
+    train, dev = hold_out(split.train, split.task, fraction=0.1, seed=DEV_SEED)
+    return replace(split, train=train, dev=dev, notes=split.notes | {"dev": f"{len(dev)} rows of the training file"})
+
+
+def _others(config: RunConfig, also: Also, split: Split, watch: Watch) -> list[Other]:
+    """The other tasks whose dev set, or training file if that is all there is, can be read; what cannot is told."""
+    found = []
+    for name, labels in also.items():
+        task = get_task(name)
+        part = "dev" if has_split(task, "dev", config.data) else "train"
+        try:
+            examples = read_split(task, part, config.data).examples
+        except ValueError as error:
+            split.notes.setdefault("not_run", {})[name] = str(error)
+            watch.message(f"{name} is not run: {error}")
+            continue
+        found.append(Other(task, part, examples, labels))
+    return found
+
+
+# Methods that train ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A method that trains, on one task."""
+
+    name: str
+    config: RunConfig
+    split: Split
+    others: list[Other]
+    watch: Watch
+    load: Callable[[RunConfig], FrozenLM]
+
+    def run(self, rates: Sequence[float]) -> list[Result]:
+        """Every rate on the first seed, the best of them on the others; each seed's rows."""
+        first, *seeds = self.config.seeds
+        best: Trial | None = None
+        tried = []
+        for rate in rates:
+            trial = self.train(rate, first)
+            tried.append({"learning_rate": rate, "score": trial.fitted.score, "stopped": trial.fitted.stopped})
+            if best is None or trial.score > best.score:
+                best = trial
+        assert best is not None
+        made = self.finish(best, tried)
+        for seed in seeds:
+            made += self.finish(self.train(best.rate, seed), tried)
+        shutil.rmtree(self.config.out / "trials" / self.name, ignore_errors=True)  # checkpoints of what is done
+        return made
+
+    def train(self, rate: float, seed: int) -> Trial:
+        """One run on a model of its own, since a method may change it."""
+        lm = self.load(self.config)
+        plan = plan_prompts(replace(self.config, learning_rate=(rate,), seeds=(seed,)), self.split, lm)[0]
+        method, values, config = _ready(self.name, lm, plan.values, plan.train, rate, seed)
+        rows = encode_examples(self.split.train, self.split.form, lm.tokenizer)
+        self.split.notes.update(train_used=len(rows), train_cut=sum(row.was_cut for row in rows))
+        check_length(rows, len(plan.values), lm)
+        member = Member(
+            name=f"{self.name} lr{rate:g} seed{seed}",
+            task=self.split.task,
+            form=self.split.form,
+            config=config,
+            seed=seed,
+            values=values,
+            rows=rows,
+            selection=self.split.selection,
+            selection_rows=encode_examples(self.split.selection, self.split.form, lm.tokenizer),
+        )
+        folder = self.config.out / "trials" / self.name / f"{rate:g}-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.watch.message(f"{self.split.task.name}: {self.name}, learning rate {rate:g}, seed {seed}")
+        self.watch.begin(config.steps, config.batch_size)
+        reset_peak(lm.device)
+        (fitted,) = fit(
+            lm,
+            [member],
+            method=method,
+            folder=folder,
+            resume=True,
+            minutes=self.config.minutes,
+            on_step=self.watch.step,
+            on_score=lambda step, i, loss, score: self.watch.score(step, member.name, loss, score),
+            on_message=self.watch.message,
+            on_phase=self.watch.phase,
+        )
+        return Trial(rate, seed, config, fitted, len(plan.values), values.numel(), peak_bytes(lm.device), method)
+
+    def finish(self, trial: Trial, tried: Sequence[dict[str, Any]]) -> list[Result]:
+        """Store what a trial trained, score the dev set and the other tasks, and make their rows."""
+        stored = save(_stored(trial))
+        write_whole(self.config.out / f"{self.name}-seed-{trial.seed}.safetensors", stored)
+        fitted, lm = trial.fitted, trial.method.lm
+        about = {
+            **_about(self.config, self.name, lm),
+            "train": _settings_of_training(trial.config),
+            "learning_rate": trial.rate,
+            "prompt_length": trial.prompt_length,
+            "tried": tried,
+            "trained_on": self.split.task.name,
+            "trained_parameters": trial.num_trained,
+            "stored_bytes": len(stored),
+            "peak_bytes": trial.peak,
+        }
+        own = [Other(self.split.task, "dev", self.split.dev, {})] if self.split.dev else []
+        made = []
+        for scored in [*own, *self.others]:
+            row = Result(
+                experiment=EXPERIMENT,
+                config=about,
+                scoring=trial.config.scoring,
+                step=fitted.step,
+                steps_run=fitted.steps_run,
+                seconds=fitted.history[-1]["seconds"] if fitted.history else 0.0,
+                seed=trial.seed,
+                **_scored(self.split, lm, scored, self.answers(trial, scored)),
+            )
+            row.notes.update(history=fitted.history, selection_score=fitted.score)
+            made.append(row)
+        return made
+
+    def answers(self, trial: Trial, other: Other) -> Evaluation:
+        """A trial's answers to a task: in the trained task's text and labels, scored as the other's."""
+        engine, (worn,) = trial.method.engine([trial.fitted.values])
+        form, examples = self.split.form, other.examples
+        rows = encode_examples(examples, form, engine.lm.tokenizer, with_targets=False)
+        told = self.watch.phase(f"score {other.task.name}", len(rows))
+        member, scoring = [worn] * len(rows), trial.config.scoring
+        found = predict(engine, self.split.task, examples, rows, member, form, scoring=scoring, progress=told)
+        found = [replace(answer, text=other.labels.get(answer.text, answer.text)) for answer in found]
+        return judge(other.task, examples, found)
+
+
+def _rates(config: RunConfig, name: str, is_encoder_decoder: bool) -> tuple[float, ...]:
+    if config.learning_rate:
+        return config.learning_rate
+    if name == PROMPT_TUNING:
+        return PROMPT_RATES[is_encoder_decoder]
+    tuner = TUNERS[name]
+    return tuner.rates_of_t5 if is_encoder_decoder and tuner.rates_of_t5 else tuner.rates
+
+
+def _ready(
+    name: str, lm: FrozenLM, prompt: Tensor, train: TrainConfig, rate: float, seed: int
+) -> tuple[Method, Tensor, TrainConfig]:
+    """A method on a model, what it starts from, and how it is trained."""
+    if name == PROMPT_TUNING:
+        return PromptTuning(lm), prompt, train
+    method = make_tuning(name, lm, prompt_length=len(prompt), seed=seed)
+    return method, method.start, replace(train, optimizer=TUNERS[name].optimizer(method, rate))
+
+
+def _stored(trial: Trial) -> dict[str, Tensor]:
+    """What must be kept to answer as the trial does."""
+    if isinstance(trial.method, WeightTuning):
+        return trial.method.in_use(trial.fitted.values)
+    return {"prompt_embeddings": trial.fitted.values.contiguous()}
+
+
+def _settings_of_training(config: TrainConfig) -> dict[str, Any]:
+    """As rows keep them, without the shapes of every weight."""
+    if isinstance(config.optimizer, PerWeight):
+        config = replace(config, optimizer=config.optimizer.optimizer)
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _scored(split: Split, lm: FrozenLM, other: Other, found: Evaluation) -> dict[str, Any]:
+    """The fields of a row that say what was scored, and where."""
+    return {
+        "model": model_of_row(lm.name),
+        "task": other.task.name,
+        "split": other.part,
+        "selection": split.selected_on,
+        "metrics": found.metrics,
+        "value": found.headline,
+        "illegal_rate": found.illegal_rate,
+        "num_examples": len(found.predictions),
+        "notes": {**split.notes, "right": right_answers(other.task, other.examples, found.predictions)},
+        **surroundings(lm.device, lm.dtype),
+    }
+
+
+def _about(config: RunConfig, name: str, lm: FrozenLM) -> dict[str, Any]:
+    return {
+        **asdict(config),
+        "out": str(config.out),
+        "data": "given",
+        "method": name,
+        "frozen": config.model,
+        "num_parameters": lm.num_parameters,
+        "settings": settings_of(config),
+    }
+
+
+# Prompt design -----------------------------------------------------------------------------------------------------
+
+
+def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> list[Result]:
+    """A row for each number of shots: of its wordings, draws and calibrations the one that selection rows choose."""
+    plan = plan_prompts(replace(config, learning_rate=None, seeds=config.seeds[:1]), split, lm)[0]
+    selection = split.selection[: plan.train.num_selection]
+    length = CONTEXT_LENGTH[lm.is_encoder_decoder]
+    if lm.max_length is not None:
+        length = min(length, lm.max_length - config.max_input_length)
+    made = []
+    for shots in SHOTS:
+        started = time.monotonic()
+        own = [design for design in designs(lm, shots=[shots], draws=config.seeds) if design.shots == shots]
+        told = watch.phase(f"{PROMPT_DESIGN}, {shots if shots >= 0 else 'full'} shots", num_rows(own, len(selection)))
+        found = ask(lm, split.task, own, split.train, selection, split.form, context_length=length, progress=told)
+        scores = [evaluation.headline for evaluation in found]
+        best = own[scores.index(max(scores))]
+        seconds = time.monotonic() - started
+        told = watch.phase(f"score {split.task.name}", num_rows([best], len(split.dev)))
+        (dev,) = ask(lm, split.task, [best], split.train, split.dev, split.form, context_length=length, progress=told)
+        about = {
+            "shots": shots,
+            "trained_on": split.task.name,
+            "chosen": best.name,
+            "context_length": length,
+            "tried": [{"design": d.name, "score": score} for d, score in zip(own, scores, strict=True)],
+            "trained_parameters": 0,
+            "stored_bytes": 0,  # a text
+            "peak_bytes": None,
+        }
+        row = Result(
+            experiment=EXPERIMENT,
+            config=_about(config, PROMPT_DESIGN, lm) | about,
+            scoring="rank",
+            step=0,
+            steps_run=0,
+            seconds=round(seconds, 2),
+            seed=config.seeds[0],
+            **_scored(split, lm, Other(split.task, "dev", split.dev, {}), dev),
+        )
+        row.notes["selection_score"] = max(scores)
+        made.append(row)
+    return made
+
+
+# What was found ----------------------------------------------------------------------------------------------------
+
+
+def title_of(row: Result) -> str:
+    """What a table calls the method of a row."""
+    if row.config["method"] != PROMPT_DESIGN:
+        return row.config["method"]
+    shots = row.config["shots"]
+    return f"{PROMPT_DESIGN}, {'full' if shots < 0 else shots} shots"
+
+
+def equal_seconds(rows: Sequence[Result]) -> float | None:
+    """The mean seconds of the method that was done first, of those that train; None where none does."""
+    trained = [row for row in rows if row.steps_run]
+    names = {row.config["method"] for row in trained}
+    means = [fmean(row.seconds for row in trained if row.config["method"] == name) for name in names]
+    return min(means, default=None)
+
+
+def score_within(row: Result, seconds: float) -> float | None:
+    """The best selection score that a run had after so many seconds; None if it had none yet."""
+    scores = [e["score"] for e in row.notes.get("history", []) if "score" in e and e["seconds"] <= seconds]
+    return max(scores, default=None)

@@ -1,0 +1,40 @@
+"""Several tasks as one, as T5 mixes them for multi-task training: the task's name in front of every input."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from softprompt.tasks.task import Example, Task, headline, with_task_name
+
+
+def mixture(tasks: Sequence[Task]) -> Task:
+    """A task of the tasks' `mixed` examples; its metrics are their headlines."""
+    by_name = {task.name: task for task in tasks}
+
+    def of(example: Example) -> Task:
+        return by_name[example.id.split(" ", 1)[0]]
+
+    def metrics(predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+        answered: dict[str, tuple[list[str], list[Example]]] = {}
+        for prediction, example in zip(predictions, examples, strict=True):
+            texts, own = answered.setdefault(of(example).name, ([], []))
+            texts.append(prediction)
+            own.append(example)
+        return {name: headline(by_name[name].metrics(*pair)) for name, pair in answered.items()}
+
+    def cast(record: Mapping[str, Any], split: str) -> list[Example]:
+        raise ValueError("a mixture has no records of its own; read those of its tasks")
+
+    return Task(
+        name=" + ".join(by_name),
+        labels=None,
+        cast=cast,
+        metrics=metrics,
+        answer=lambda prediction, example: of(example).answer(prediction, example),
+    )
+
+
+def mixed(task: Task, example: Example) -> Example:
+    """An example as a mixture has it: the task's name in front of its inputs and its id, its labels to choose from."""
+    choices = example.choices or task.labels
+    return replace(with_task_name(task, example), id=f"{task.name} {example.id}", choices=choices)

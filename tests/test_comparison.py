@@ -1,0 +1,297 @@
+"""Methods side by side: rows, trials, what is stored, and prompt design in words."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_llama, make_model, make_tokenizer, tiny_lm
+
+from softprompt import comparison
+from softprompt.backbone import FrozenLM
+from softprompt.cli import main
+from softprompt.comparison import compare, equal_seconds, rows_of, run_method, score_within, title_of
+from softprompt.data import default_format
+from softprompt.evaluation import read_rows
+from softprompt.inference import Prediction
+from softprompt.prompt_design import WORDINGS, Design, ask, calibrated, context, designs, num_rows
+from softprompt.run import RunConfig, Watch
+from softprompt.tasks import Example, get_task, read_split
+from softprompt.training import fit
+
+KINDS = ["t5", "llama"]
+TASK = "glue/sst2"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """600 training and 12 dev examples of SST-2, official format."""
+    folder = tmp_path / "data" / "glue" / "SST-2"
+    folder.mkdir(parents=True)
+    for name, first, count in (("train", 0, 600), ("dev", 1000, 12)):
+        lines = [f"a {'warm' if n % 2 else 'dull'} film about day {n}\t{n % 2}" for n in range(first, first + count)]
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def base(data, tmp_path):
+    return RunConfig(
+        model="tiny", task=(TASK,), data=data, out=tmp_path / "runs", prompt_length=(3,), steps=4, batch_size=4,
+        evaluate_every=2, num_selection=8, seeds=(0, 1), scoring="rank",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_makes_a_row_a_seed_and_none_runs_twice(kind, base, tmp_path):
+    rows, told = tmp_path / "rows.jsonl", []
+    assert compare(base, comparison.METHODS, rows=rows, load=lambda _: tiny_lm(kind)) == []
+    found = read_rows(rows)
+    for name in comparison.METHODS:
+        own = rows_of(rows, base, name)
+        trained = name != "prompt-design"
+        assert [row.seed for row in own] == ([0, 1] if trained else [0, 0, 0, 0]), name
+        for row in own:
+            assert row.value == pytest.approx(row.notes["right"].count("1") / 12)
+            assert (row.task, row.model, row.selection, row.steps_run) == (
+                TASK, f"tiny-{kind}", "held-out", 4 if trained else 0,
+            )  # fmt: skip
+            if trained:
+                assert len(row.config["tried"]) == 4 and row.config["trained_parameters"] > 0
+                best = max(row.config["tried"], key=lambda one: one["score"])
+                assert row.config["learning_rate"] == best["learning_rate"]
+                assert row.config["train"]["optimizer"]["learning_rate"] == best["learning_rate"]
+    assert len(found) == 2 * (len(comparison.METHODS) - 1) + 4
+    assert not list((base.out / "trials").glob("*"))
+    compare(base, comparison.METHODS, rows=rows, watch=Watch(message=told.append), load=lambda _: 1 / 0)
+    assert read_rows(rows) == found and told[0] == f"prompt-tuning: its rows are in {rows}"
+    # Other settings are other rows.
+    assert rows_of(rows, replace(base, steps=6), "lora") == []
+
+
+def test_a_prompt_of_the_comparison_is_that_of_a_run_alone(llama, base, tmp_path):
+    from safetensors.torch import load_file
+
+    from softprompt.run import train
+
+    config = replace(base, learning_rate=(0.03,), seeds=(0,), select="held-out")
+    (row,) = run_method(config, "prompt-tuning", load=lambda _: llama)
+    (alone,) = train(replace(config, out=tmp_path / "alone"), lm=llama)
+    stored = load_file(base.out / "prompt-tuning-seed-0.safetensors")["prompt_embeddings"]
+    assert torch.allclose(stored, alone.prompt.values, atol=1e-3 * 0.03)
+    assert row.value == alone.dev.headline and row.step == alone.fitted.step
+
+
+def test_a_method_that_fails_leaves_the_others_to_go_on(base, tmp_path):
+    calls = []
+
+    def load(config):
+        calls.append(config)
+        if len(calls) == 1:
+            raise RuntimeError("the disk\nis gone")
+        return tiny_lm("llama")
+
+    rows = tmp_path / "rows.jsonl"
+    failures = compare(base, ["lora", "prompt-tuning"], rows=rows, load=load)
+    assert failures == ["lora: the disk is gone"]
+    assert {row.config["method"] for row in read_rows(rows)} == {"prompt-tuning"}
+
+
+def test_an_interrupted_comparison_goes_on_inside_a_trial(base, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+
+    def stop(step, loss, tokens):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(base, ["ia3"], rows=rows, watch=Watch(step=stop), load=lambda _: tiny_lm("llama"))
+    assert len(list((base.out / "trials" / "ia3").glob("*/checkpoint.safetensors"))) == 1
+    steps = []
+    watch = Watch(step=lambda step, loss, tokens: steps.append(step))
+    assert compare(base, ["ia3"], rows=rows, watch=watch, load=lambda _: tiny_lm("llama")) == []
+    assert steps[:2] == [4, 1] and len(steps) == 1 + 4 * 4
+
+
+def qqp_and_mrpc(folder):
+    """90 pairs of QQP's official training file, each question in two of them, and 12 dev pairs of MRPC."""
+    qqp, mrpc = folder / "glue" / "QQP", folder / "glue" / "MRPC"
+    qqp.mkdir(parents=True)
+    mrpc.mkdir(parents=True)
+    head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    lines = [f"{n}\t0\t0\twhy {n // 2}\t{('why', 'who')[n % 2]} {n // 2 + n % 2}\t{n % 2}" for n in range(90)]
+    (qqp / "train.tsv").write_text("\n".join([head, *lines]) + "\n")
+    lines = [f"{n % 2}\t{n}\t{n}\tthe sea {n} .\tthe town {n} ." for n in range(12)]
+    (mrpc / "dev.tsv").write_text("\n".join(["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *lines]) + "\n")
+    return folder
+
+
+def test_another_task_is_scored_in_the_trained_ones_labels(llama, base, tmp_path):
+    told = []
+    also = {"glue/mrpc": {"duplicate": "equivalent", "not_duplicate": "not_equivalent"}, "glue/rte": {}}
+    config = replace(base, task=("glue/qqp",), data=qqp_and_mrpc(tmp_path / "pairs"), learning_rate=(0.03,))
+    watch = Watch(message=told.append)
+    rows = run_method(config, "prompt-tuning", also=also, watch=watch, load=lambda _: llama)
+    assert [(row.task, row.split, row.seed) for row in rows] == [
+        (task, "dev", seed) for seed in (0, 1) for task in ("glue/qqp", "glue/mrpc")
+    ]
+    assert all(row.config["trained_on"] == "glue/qqp" and row.config["also"] == list(also) for row in rows)
+    own, other = rows[:2]
+    assert own.num_examples == 8 and own.notes["dev"] == "8 rows of the training file"
+    assert other.num_examples == 12 and other.illegal_rate == 0
+    assert other.metrics["accuracy"] == pytest.approx(other.notes["right"].count("1") / 12)
+    assert "no train file of glue/rte" in other.notes["not_run"]["glue/rte"]
+    assert any(line.startswith("glue/rte is not run: no train file of glue/rte") for line in told)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_multi_task_tuning_has_a_row_for_each_task_and_names_in_front(kind, base, tmp_path, monkeypatch):
+    data = qqp_and_mrpc(base.data)
+    config = replace(base, task=("glue/sst2", "glue/qqp"), data=data, learning_rate=(1e-3,), steps=6)
+    seen = []
+
+    def noted(lm, members, **options):
+        seen.extend(members)
+        return fit(lm, members, **options)
+
+    monkeypatch.setattr(comparison, "fit", noted)
+    rows = comparison.run_multi_task(config, load=lambda _: tiny_lm(kind))
+    assert [(row.task, row.seed, row.config["method"]) for row in rows] == [
+        (task, seed, "multi-task-model-tuning") for seed in (0, 1) for task in config.task
+    ]
+    assert [row.num_examples for row in rows[:2]] == [12, 8]
+    lm, trained = tiny_lm(kind), seen[0]
+    starts = {lm.tokenizer.decode(list(row.ids))[:4] for row in trained.rows}
+    assert starts == {"sst2", "qqp "} and len(trained.rows) > 600
+    kinds = [example.id.split()[0] for example in trained.selection]
+    assert kinds[:4] == ["glue/sst2", "glue/qqp", "glue/sst2", "glue/qqp"]
+    assert all(row.value == pytest.approx(sum(row.metrics.values()) / len(row.metrics)) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [
+        (["lorra"], "no method named 'lorra'; did you mean 'lora'"),
+        ([], "no method was given; there are prompt-tuning, model-tuning"),
+    ],
+)
+def test_unknown_methods_are_refused_before_anything_runs(base, tmp_path, methods, reason):
+    with pytest.raises(ValueError, match=reason):
+        compare(base, methods, rows=tmp_path / "rows.jsonl", load=lambda _: 1 / 0)
+
+
+def test_cross_validation_is_refused(llama, base):
+    with pytest.raises(ValueError, match="cannot be compared by cross-validation; give --select held-out or dev"):
+        run_method(replace(base, select="cross-validation"), "lora", load=lambda _: llama)
+
+
+def test_the_command_prints_a_line_for_each_method(base, data, tmp_path, capsys):
+    place = tmp_path / "model"
+    make_model("t5").save_pretrained(place)
+    make_tokenizer().save_pretrained(place)
+    words = [
+        "compare", "--model", str(place), "--task", TASK, "--data", str(data), "--seeds", "0,1", "--prompt-length", "3",
+        "--steps", "4", "--batch-size", "4", "--evaluate-every", "2", "--num-selection", "8", "--scoring", "rank",
+        "--out", str(tmp_path / "out"), "--rows", str(tmp_path / "rows.jsonl"), "--threads", "1",
+    ]  # fmt: skip
+    assert main([*words, "--methods", "prompt-tuning,ia3,prompt-design"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "method", "prompt-tuning", "ia3", *(f"prompt-design, {n} shots" for n in ("0", "4", "16", "full")),
+    ]  # fmt: skip
+    assert "±" in lines[1] and "KB" in lines[1]
+    assert main([*words, "--methods", "promt-tuning"]) == 2
+    assert "did you mean 'prompt-tuning'" in capsys.readouterr().err
+    assert main([*words, "--task", "glue/mrpc"]) == 2
+    assert "methods are compared on one task at a time, not on glue/sst2, glue/mrpc" in capsys.readouterr().err
+
+
+def test_equal_seconds_are_those_of_the_fastest_method(llama, base, tmp_path):
+    (row, _) = run_method(replace(base, learning_rate=(0.03,)), "prompt-tuning", load=lambda _: llama)
+    history = [{"step": n, "seconds": float(n), "score": score, "loss": 1.0} for n, score in ((2, 0.5), (4, 0.75))]
+    slow = replace(row, seconds=4.0, notes=row.notes | {"history": history})
+    fast = replace(row, seconds=2.5, config=row.config | {"method": "lora"})
+    assert equal_seconds([slow, fast]) == 2.5 and equal_seconds([]) is None
+    assert [score_within(slow, seconds) for seconds in (1.0, 2.5, 4.0)] == [None, 0.5, 0.75]
+    assert title_of(fast) == "lora"
+
+
+# In words -----------------------------------------------------------------------------------------------------------
+
+
+def sst2(data):
+    task = get_task(TASK)
+    return task, read_split(task, "train", data).examples, read_split(task, "dev", data).examples
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_examples_in_front_score_as_their_text_does(kind, data):
+    lm = tiny_lm(kind)
+    task, train, dev = sst2(data)
+    form = default_format(lm, starts_with_bos=False)
+    wording = next(w for w in WORDINGS if w.name == "label")
+    (found,) = ask(lm, task, [Design(wording, 2, 7, False)], train, dev[:1], form, context_length=200)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(7)).tolist()
+    space = "" if lm.is_encoder_decoder else " "
+    encode = lm.tokenizer.encode
+    ids = []
+    for example in (train[i] for i in order[:2]):
+        texts = ("Text: " + example.inputs, "\nLabel:", space + example.targets, "\n\n")
+        ids += [id for text in texts for id in encode(text)]
+    ids += [*encode("Text: " + dev[0].inputs), *encode("\nLabel:")]
+    for label, score in found.predictions[0].scores.items():
+        target = [*encode(space + label), lm.tokenizer.eos_id]
+        with torch.no_grad():
+            if lm.is_encoder_decoder:
+                given = torch.tensor([[*ids, lm.tokenizer.eos_id]])
+                mask = torch.ones_like(given)
+                logits = lm.model(input_ids=given, attention_mask=mask, labels=torch.tensor([target])).logits[0]
+            else:
+                logits = lm.model(torch.tensor([ids + target])).logits[0, len(ids) - 1 :]
+        log_probs = logits.log_softmax(-1)
+        assert score == pytest.approx(float(sum(log_probs[i, id] for i, id in enumerate(target))), abs=1e-4)
+
+
+def test_calibration_takes_off_what_the_model_says_to_nothing(llama, data):
+    task, train, dev = sst2(data)
+    wording = WORDINGS[0]
+    plain, taken = ask(
+        llama, task, [Design(wording, 0, 0, False), Design(wording, 0, 0, True)], train, dev, default_format(llama),
+        context_length=50,
+    )  # fmt: skip
+    shifts = [
+        {text: one.scores[text] - other.scores[text] for text in one.scores}
+        for one, other in zip(plain.predictions, taken.predictions, strict=True)
+    ]
+    assert all(shift == pytest.approx(shifts[0]) for shift in shifts)
+    assert sum(2.718281828459045**value for value in shifts[0].values()) == pytest.approx(1, abs=1e-6)
+    biased = [Prediction("no", -1.0, {"no": -1.0, "yes": -2.0})]
+    assert calibrated(biased, {"no": -0.1, "yes": -2.3})[0].text == "yes"
+
+
+def test_as_many_examples_as_fit_stand_in_front(llama, data):
+    task, train, _ = sst2(data)
+    form = default_format(llama)
+    lengths = {}
+    for shots in (0, 1, 2, -1):
+        found = context(llama, task, train, form, WORDINGS[0], shots, 0, context_length=150)
+        lengths[shots] = 0 if found is None else len(found)
+    assert 0 == lengths[0] < lengths[1] < lengths[2] < lengths[-1] <= 150
+    assert lengths[-1] + 2 * lengths[1] > 150
+    assert context(llama, task, train, form, WORDINGS[0], 4, 0, context_length=3) is None
+
+
+def test_every_wording_shot_and_draw_is_tried_with_and_without_calibration(llama):
+    found = designs(llama, shots=(0, 4), draws=(0, 1, 2))
+    assert len(found) == 2 * 5 * (1 + 3) and len({design.name for design in found}) == len(found)
+    assert num_rows(found, 10) == 5 * 4 * 13
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}user {{ m['content'] }}{% endfor %} assistant "
+    talks = FrozenLM(make_llama(), tokenizer, name="talks")
+    assert [d.shots for d in designs(talks, shots=(0, 4)) if d.wording.chat] == [0, 0]
+
+
+def test_free_text_has_nothing_to_rank(llama, data):
+    task = get_task("mrqa/squad")
+    example = Example(inputs="question: who context: she", targets="she", id="1", references=("she",))
+    with pytest.raises(ValueError, match="free-text targets, nothing to rank"):
+        ask(llama, task, designs(llama, shots=(0,)), [example], [example], default_format(llama), context_length=50)
