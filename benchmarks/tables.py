@@ -21,6 +21,7 @@ from family import table as family_table
 from smollm2_study import table as tasks_table
 
 from softprompt import paper
+from softprompt.claims import MAJORITY, as_table, decide
 from softprompt.evaluation import read_rows
 from softprompt.files import write_whole
 from softprompt.study import table as study_table
@@ -139,6 +140,14 @@ def study(results: Path, name: str) -> str:
     return study_table(rows) if rows else f"No rows yet: `softprompt experiment {name}` makes them."
 
 
+def claims(results: Path) -> str:
+    """What the rows say of the paper's claims."""
+    rows = read_rows(results / "study.jsonl")
+    majority = [row for row in read_rows(results / "baselines.jsonl") if row.config["method"] == MAJORITY]
+    head, *body = ["| " + " | ".join(cells) + " |" for cells in as_table(decide(rows, majority))]
+    return "\n".join([head, "|--:|---|--:|--:|--:|---|---|", *body])
+
+
 def pretrain_speed(results: Path) -> str:
     """Pre-training beside the plain loop; the newest row of each size."""
     newest = {row["size"]: row for row in read(results / "pretrain_speed.jsonl")}
@@ -234,6 +243,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "family": family,
     "family_curves": family_curves,
     "bundled": bundled,
+    "claims": claims,
+    "figure_1": partial(study, name="figure-1"),
     "figure_3c": partial(study, name="figure-3c"),
     "figure_3d": partial(study, name="figure-3d"),
     "pretrain_speed": pretrain_speed,

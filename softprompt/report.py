@@ -17,21 +17,31 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from softprompt.claims import MAJORITY, as_table, decide
 from softprompt.evaluation import Result
 from softprompt.experiments import EXPERIMENTS
 from softprompt.files import write_whole
-from softprompt.paper import FIGURE_1, FIGURE_3A, FIGURE_3B, FIGURE_3C, FIGURE_3D, NAMES, SIZES, TABLE_3, Point
-from softprompt.params import METHODS, figure_4, t5, table_4
-from softprompt.study import VOTE, table
+from softprompt.paper import (
+    FIGURE_1,
+    FIGURE_1_PROMPT_DESIGN,
+    FIGURE_3A,
+    FIGURE_3B,
+    FIGURE_3C,
+    FIGURE_3D,
+    NAMES,
+    SIZES,
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    Point,
+)
+from softprompt.params import METHODS, figure_4, figure_4_cells, t5, table_4
+from softprompt.study import VOTE, family_of, spread, table
 
 PAGE = "index.html"
-COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#b45309", "#be123c", "#0e7490")
+TRANSFERS = ("table-1", "table-2")
+COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#b45309", "#be123c", "#0e7490", "#4d7c0f", "#1f2937")
 WIDTH, HEIGHT, DPI = 9.0, 3.6, 160
-NOT_RUN = {
-    "figure-1": "Quality against model size needs model tuning and prompt design, which this version does not train.",
-    "table-1": "SQuAD to other domains needs model tuning; TextbookQA's data is not to be had.",
-    "table-2": "QQP and MRPC both ways need model tuning.",
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ def write_report(rows: Sequence[Result], out: Path) -> Path:
     if not known:
         raise ValueError(f"none of the {len(rows)} rows is of an experiment; make some with softprompt experiment NAME")
     sections = [*(_of_rows(name, [row for row in known if row.experiment == name]) for name in EXPERIMENTS)]
-    sections += [_figure_4(), _table_4(), *(_not_run(name, why) for name, why in NOT_RUN.items())]
+    majority = [row for row in rows if row.config.get("method") == MAJORITY]
+    sections = [_claims(known, majority), *sections, _figure_4(), _table_4()]
     for section in sections:
         if section.picture is not None:
             write_whole(out / f"{section.name}.png", section.picture)
@@ -84,6 +95,9 @@ def _paper_lines(name: str) -> list[Line]:
             Line(f"{steps}K", [(x, Point(score)) for (x, _), score in zip(sizes, scores, strict=True)])
             for steps, scores in FIGURE_3D.items()
         ]
+    if name == "figure-1":
+        gpt3 = Line("GPT-3, few-shot", [(float(x), Point(score)) for x, score in FIGURE_1_PROMPT_DESIGN.items()])
+        return [*(Line(key, [(x, own[size]) for x, size in sizes]) for key, own in FIGURE_1.items()), gpt3]
     found = by_name.get(name, {})
     return [Line(str(key), [(x, points[size]) for x, size in sizes]) for key, points in found.items()]
 
@@ -91,8 +105,10 @@ def _paper_lines(name: str) -> list[Line]:
 def _our_lines(rows: Sequence[Result], scoring: str) -> list[Line]:
     """Each point's mean over tasks, with the deviation over seeds, by the frozen model's size."""
     lines = []
-    for name in dict.fromkeys(row.config["point"] for row in rows):
-        own = [r for r in rows if (r.config["point"], r.scoring) == (name, scoring) and r.seed != VOTE]
+    rows = [row for row in rows if row.seed != VOTE and (row.scoring == scoring or "method" in row.config)]
+    several = len({family_of(row) for row in rows}) > 1
+    for name, family in dict.fromkeys((row.config["point"], family_of(row)) for row in rows):
+        own = [row for row in rows if (row.config["point"], family_of(row)) == (name, family)]
         found = []
         for frozen in dict.fromkeys(row.config["frozen"] for row in own):
             of_model = [row for row in own if row.config["frozen"] == frozen]
@@ -100,7 +116,7 @@ def _our_lines(rows: Sequence[Result], scoring: str) -> list[Line]:
             spread = stdev(means) if len(means) > 1 else None
             found.append((of_model[0].config["num_parameters"] / 1e6, Point(fmean(means), spread)))
         if found:
-            lines.append(Line(name, sorted(found)))
+            lines.append(Line(f"{name} ({family})" if several else name, sorted(found)))
     return lines
 
 
@@ -108,6 +124,8 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
     section = Section(name, EXPERIMENTS[name].TITLE)
     if not rows:
         section.text.append(f"Not run here: softprompt experiment {name} --models M makes its rows.")
+        if name in TRANSFERS:
+            section.tables.append(_paper_transfer(name))
         paper = _paper_lines(name)
         section.picture = _picture(paper, []) if paper else None
         return section
@@ -117,6 +135,10 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
     if name == "table-3":
         section.tables.append(_ensembles(rows))
         section.tables.append(_paper_ensembles())
+    elif name in TRANSFERS:
+        section.tables += [_transfer(rows), _paper_transfer(name)]
+        missing = {task: why for row in rows for task, why in row.notes.get("not_run", {}).items()}
+        section.text += [f"{task} was not run: {why}." for task, why in missing.items()]
     else:
         section.picture = _picture(_paper_lines(name), _our_lines(rows, scoring))
         how = {"generate": "answers generated, an illegal one is wrong", "rank": "labels ranked"}[scoring]
@@ -159,13 +181,20 @@ def _paper_ensembles() -> str:
     return _html_table(lines)
 
 
+def _claims(rows: Sequence[Result], majority: Sequence[Result]) -> Section:
+    cells = as_table(decide(rows, majority))
+    section = Section("claims", "What the rows say of the paper's claims", tables=[_html_table(cells)])
+    section.text.append(
+        "Differences in points that must be above zero, models and tasks pooled, seeds and examples drawn together; "
+        "the claims that were tested share Holm's correction. docs/findings.md has the tests."
+    )
+    return section
+
+
 def _figure_4() -> Section:
     section = Section("figure-4", "Task parameters by method (figure 4)")
     lines = figure_4()
-    rows = [["method", *NAMES.values()]]
-    for method in METHODS:
-        rows.append([method, *(f"{line.counted:.4g}" for line in lines if line.method == method)])
-    section.tables.append(_html_table(rows))
+    section.tables.append(_html_table(figure_4_cells(lines)))
     section.text.append(
         "Counted from configurations, the mean over prompts of 1 to 100 tokens; dashed: the paper's lines, which "
         "differ for prefix tuning on Small, where it counts 6 + 6 layers of 8 + 8."
@@ -195,13 +224,37 @@ def _table_4() -> Section:
     return section
 
 
-def _not_run(name: str, why: str) -> Section:
-    section = Section(name, f"{name.replace('-', ' ').capitalize()}: not run", [why])
-    if name == "figure-1":
-        sizes = [t5(size).num_parameters / 1e6 for size in SIZES]
-        lines = [Line(n, list(zip(sizes, points.values(), strict=True))) for n, points in FIGURE_1.items()]
-        section.picture = _picture(lines, [])
-    return section
+def _transfer(rows: Sequence[Result]) -> str:
+    """In and out of domain, each method's score and the difference, as the paper's tables 1 and 2."""
+    lines = [["model", "trained on", "scored on", "metric", "prompt tuning", "model tuning", "difference"]]
+    for frozen, source, task in dict.fromkeys((r.config["frozen"], r.config["trained_on"], r.task) for r in rows):
+        own = [r for r in rows if (r.config["frozen"], r.config["trained_on"], r.task) == (frozen, source, task)]
+        for metric in own[0].metrics:
+            found = {
+                method: [100 * row.metrics[metric] for row in own if row.config["method"] == method]
+                for method in ("prompt-tuning", "model-tuning")
+            }
+            prompt, model = found.values()
+            apart = f"{fmean(prompt) - fmean(model):+.1f}" if prompt and model else "-"
+            lines.append([Path(frozen).name, source, task, metric, *map(spread, found.values()), apart])
+    return _html_table(lines)
+
+
+def _paper_transfer(name: str) -> str:
+    lines = [["the paper, XXL", "metric", "prompt tuning", "model tuning", "difference"]]
+    methods = ("prompt tuning", "model tuning")
+    if name == "table-1":
+        found = [(task, "f1", [own[method] for method in methods]) for task, own in TABLE_1.items()]
+    else:
+        found = [
+            (f"{a} to {b}", metric, [own[method][place] for method in methods])
+            for (a, b), own in TABLE_2.items()
+            for place, metric in enumerate(("accuracy", "f1"))
+        ]
+    for title, metric, (prompt, model) in found:
+        cells = [f"{point.mean:.1f} ± {point.deviation:.1f}" for point in (prompt, model)]
+        lines.append([title, metric, *cells, f"{prompt.mean - model.mean:+.1f}"])
+    return _html_table(lines)
 
 
 # Pictures ---------------------------------------------------------------------------------------------------------

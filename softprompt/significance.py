@@ -61,21 +61,66 @@ def compare(
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"{len(first)} and {len(second)} tasks; compare methods on the same tasks, one at least")
+    found = contrast([[(1.0, a), (-1.0, b)] for a, b in zip(first, second, strict=True)], seed=seed, draws=draws)
+    assert found is not None
+    return found
+
+
+def contrast(
+    tasks: Sequence[Sequence[tuple[float, Float[np.ndarray, "_ _"]]]], *, seed: int = 0, draws: int = NUM_DRAWS
+) -> Difference | None:
+    """A weighted sum of methods on each task, such as a difference of two differences, and its mean over tasks.
+
+    tasks: for each the weights and tables. None for no tasks; ValueError for other numbers of examples in one task.
+    """
+    if not tasks:
+        return None
     rng = np.random.default_rng(seed)
     total = np.zeros(draws)
-    means = []
-    for a, b in zip(map(_checked, first), map(_checked, second), strict=True):
-        if a.shape[1] != b.shape[1]:
-            raise ValueError(f"{a.shape[1]} and {b.shape[1]} examples; compare methods on the same examples")
-        rows, columns = _chosen(a, rng, draws)
-        others = rng.integers(len(b), size=(draws, len(b)))
-        total += _means(a, rows, columns) - _means(b, others, columns)
-        means.append(a.mean() - b.mean())
-    drawn = total / len(first)
+    mean = 0.0
+    for terms in tasks:
+        tables = [_checked(table) for _, table in terms]
+        if len({table.shape[1] for table in tables}) > 1:
+            counts = " and ".join(str(table.shape[1]) for table in tables)
+            raise ValueError(f"{counts} examples; compare methods on the same examples")
+        rows, columns = _chosen(tables[0], rng, draws)
+        for place, ((weight, _), table) in enumerate(zip(terms, tables, strict=True)):
+            chosen = rows if place == 0 else rng.integers(len(table), size=(draws, len(table)))
+            total += weight * _means(table, chosen, columns)
+            mean += weight * float(table.mean())
+    return _difference(mean / len(tasks), total / len(tasks))
+
+
+def deviations(
+    first: Sequence[Float[np.ndarray, " _"]],
+    second: Sequence[Float[np.ndarray, " _"]],
+    *,
+    seed: int = 0,
+    draws: int = NUM_DRAWS,
+) -> Difference | None:
+    """How much more one kind of score varies than another: the mean over tasks of the difference of their deviations.
+
+    A draw takes the scores of both kinds anew. None for no tasks; ValueError for a kind with fewer than two scores.
+    """
+    if not first:
+        return None
+    rng = np.random.default_rng(seed)
+    total = np.zeros(draws)
+    mean = 0.0
+    for one, other in zip(first, second, strict=True):
+        for sign, scores in ((1.0, one), (-1.0, other)):
+            if len(scores) < 2:
+                raise ValueError(f"{len(scores)} score has no deviation; give two or more")
+            total += sign * scores[rng.integers(len(scores), size=(draws, len(scores)))].std(1, ddof=1)
+            mean += sign * float(scores.std(ddof=1))
+    return _difference(mean / len(first), total / len(first))
+
+
+def _difference(mean: float, drawn: np.ndarray) -> Difference:
     beyond = min(np.mean(drawn <= 0), np.mean(drawn >= 0))
     # Never zero: as many draws again might hold one.
-    p = min(1.0, 2 * (float(beyond) * draws + 1) / (draws + 1))
-    return Difference(_interval(float(np.mean(means)), drawn), p)
+    p = min(1.0, 2 * (float(beyond) * len(drawn) + 1) / (len(drawn) + 1))
+    return Difference(_interval(mean, drawn), p)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

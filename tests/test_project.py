@@ -15,7 +15,7 @@ LAYERS = ["files", "tasks", *TENSOR_MODULES, "server", "preview", "commands", "c
 ONLY_IN = {
     "transformers": {"tokenizer", "layers", "backbone", "shapes", "loading"},
     "sklearn": set(),
-    "peft": set(),
+    "peft": {"methods"},
     "matplotlib": {"report"},
     "datasets": {"tasks"},
     "argparse": {"commands", "cli"},

@@ -6,18 +6,26 @@ import pytest
 
 from softprompt.cli import main
 from softprompt.evaluation import Result, append_rows, read_rows
-from softprompt.report import write_report
+from softprompt.report import _our_lines, write_report
 from softprompt.study import VOTE
 
 
-def row(experiment="figure-3a", point="20", seed=0, value=0.5, scoring="generate", frozen="micro", **changes):
+def row(
+    experiment="figure-3a", point="20", seed=0, value=0.5, scoring="generate", frozen="micro", asked=None,
+    task="glue/sst2", **more,
+):  # fmt: skip
+    if asked:
+        frozen = asked.split("/")[1] if "/" in asked else "mini"
     parameters = {"micro": 2_700_000, "mini": 14_400_000}[frozen]
-    config = {"point": point, "asked": frozen, "frozen": frozen, "num_parameters": parameters, "out": f"runs/{frozen}"}
+    config = {
+        "point": point, "asked": asked or f"family/{frozen}", "frozen": asked or frozen, "num_parameters": parameters,
+        "out": f"runs/{frozen}", **more,
+    }  # fmt: skip
     given = {
         "experiment": experiment,
         "config": config,
         "model": frozen,
-        "task": "glue/sst2",
+        "task": task,
         "split": "dev",
         "selection": "held-out",
         "scoring": scoring,
@@ -34,7 +42,7 @@ def row(experiment="figure-3a", point="20", seed=0, value=0.5, scoring="generate
         "dtype": "float32",
         "commit": "abc1234",
     }
-    return Result(**given | changes)
+    return Result(**given)
 
 
 ROWS = [
@@ -43,13 +51,28 @@ ROWS = [
     for frozen in ("micro", "mini")
     for seed in (0, 1, 2)
 ]
+METHODS = [
+    row("figure-1", point, seed, value, "rank", asked=asked, **more)
+    for asked in ("family/micro/lm", "family/mini/lm", "other-135m")
+    for point, value, more in (
+        ("prompt tuning", 0.6, {"method": "prompt-tuning"}),
+        ("prompt design, 4 shots", 0.5, {"method": "prompt-design", "shots": 4}),
+    )
+    for seed in (0, 1)
+]
+TRANSFERS = [
+    row("table-2", f"{method}, glue/qqp", seed, value, "rank", trained_on="glue/qqp", method=method, task=task)
+    for method, gain in (("prompt-tuning", 0.1), ("model-tuning", 0.0))
+    for task, value in (("glue/qqp", 0.7 - gain), ("glue/mrpc", 0.6 + gain))
+    for seed in (0, 1)
+]
 VOTES = [row("table-3", "five prompts", seed, 0.7 + 0.01 * seed) for seed in (0, 1, VOTE)]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    return write_report([*ROWS, *VOTES], folder)
+    return write_report([*ROWS, *METHODS, *TRANSFERS, *VOTES], folder)
 
 
 def test_the_page_holds_everything_and_loads_nothing(page):
@@ -64,7 +87,7 @@ def test_the_page_holds_everything_and_loads_nothing(page):
 
 def test_ours_and_the_papers_numbers_are_there(page):
     text = page.read_text()
-    assert "<td>micro</td><td>20</td><td>generate</td><td>61.0 ± 1.0</td>" in text
+    assert "<td>family/micro</td><td>20</td><td>generate</td><td>61.0 ± 1.0</td>" in text
     assert "<td>65.7 / 88.7</td>" in text  # the paper's MultiRC, table 3
     assert "prints 10,420 trainable" in text  # its misprint, table 4
     assert "<td>micro</td><td>glue/sst2</td><td>generate</td><td>70.5</td><td>71.0</td><td>69.0</td>" in text
@@ -75,11 +98,28 @@ def test_what_was_run_and_what_was_not_is_said(page):
     assert "glue/sst2; 3 seeds; prompts chosen by held-out rows; at most 2.0 hours on a processor" in text
     assert "10.0% of training inputs cut; as little as 50% of the official training data" in text
     assert "Not run here: softprompt experiment figure-3b --models M makes its rows." in text
-    assert "Figure 1: not run" in text and "Table 1: not run" in text and "TextbookQA" in text
+    assert "Not run here: softprompt experiment table-1" in text and "<td>textbookqa</td>" in text
+
+
+def test_transfer_is_shown_with_the_difference_of_the_methods(page):
+    text = page.read_text()
+    for task, prompt, model, apart in (("qqp", 60, 70, "-10.0"), ("mrpc", 70, 60, "+10.0")):
+        cells = f"{prompt}.0 ± 0.0</td><td>{model}.0 ± 0.0</td><td>{apart}"
+        assert f"<td>glue/qqp</td><td>glue/{task}</td><td>accuracy</td><td>{cells}</td>" in text
+    assert "<td>qqp to mrpc</td><td>accuracy</td><td>76.3 ± 0.1</td><td>73.1 ± 0.9</td><td>+3.2</td>" in text
+
+
+def test_each_family_of_models_has_its_own_line_in_figure_1():
+    lines = {line.name: [x for x, _ in line.points] for line in _our_lines(METHODS, "generate")}
+    assert lines == {
+        f"{point} ({family})": sizes
+        for family, sizes in (("family", [2.7, 14.4]), ("other-135m", [14.4]))
+        for point in ("prompt tuning", "prompt design, 4 shots")
+    }
 
 
 def test_the_same_rows_make_the_same_bytes(page, tmp_path):
-    again = write_report([*ROWS, *VOTES], tmp_path)
+    again = write_report([*ROWS, *METHODS, *TRANSFERS, *VOTES], tmp_path)
     assert again.read_bytes() == page.read_bytes()
 
 

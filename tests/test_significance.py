@@ -11,6 +11,8 @@ from softprompt.significance import (
     Difference,
     Interval,
     compare,
+    contrast,
+    deviations,
     holm,
     interval,
     learnable,
@@ -99,3 +101,29 @@ def test_a_task_must_be_learnable_to_decide_anything():
 def test_mistakes_are_said(call, reason):
     with pytest.raises(ValueError, match=reason):
         call()
+
+
+def test_a_contrast_of_two_differences_is_the_difference_of_the_two():
+    rng = np.random.default_rng(3)
+    tables = [
+        (rng.random((seeds, 50)) < share).astype(float) for seeds, share in ((3, 0.9), (2, 0.5), (3, 0.9), (4, 0.8))
+    ]
+    weights = (1.0, -1.0, -1.0, 1.0)
+    found = contrast([list(zip(weights, tables, strict=True))])
+    expected = sum(weight * table.mean() for weight, table in zip(weights, tables, strict=True))
+    assert found.interval.mean == pytest.approx(expected) and found.interval.low < expected < found.interval.high
+    assert found.p < 0.01
+    assert contrast([]) is None
+    two = contrast([[(1.0, tables[0]), (-1.0, tables[1])]])
+    assert two == compare([tables[0]], [tables[1]])
+    with pytest.raises(ValueError, match="50 and 49 examples; compare methods on the same examples"):
+        contrast([[(1.0, tables[0]), (-1.0, tables[1][:, :49])]])
+
+
+def test_deviations_differ_where_they_do():
+    wide, narrow = np.array([0.3, 0.5, 0.7, 0.9, 0.4, 0.6]), np.array([0.6, 0.61, 0.62])
+    found = deviations([wide], [narrow])
+    assert found.interval.mean == pytest.approx(wide.std(ddof=1) - narrow.std(ddof=1)) and found.p < 0.05
+    assert deviations([wide], [wide]).p > 0.5 and deviations([], []) is None
+    with pytest.raises(ValueError, match="1 score has no deviation; give two or more"):
+        deviations([wide], [narrow[:1]])

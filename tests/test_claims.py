@@ -1,0 +1,136 @@
+"""What rows say of the paper's claims."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from softprompt.claims import CLAIMS, as_table, decide
+from softprompt.evaluation import Result
+from softprompt.study import VOTE
+
+NUM = 400
+SIZES = {"runs/f/micro/lm": 2_700_000, "runs/f/mini/lm": 14_400_000}
+
+
+def right(share, seed):
+    """NUM answers, that share of them right; the same ones for the same seed."""
+    draw = np.random.default_rng(seed + 10).random(NUM)
+    return "".join("1" if value < share else "0" for value in draw)
+
+
+def row(experiment, point, share, seed=0, asked="runs/f/micro/lm", task="glue/sst2", scoring="rank", notes=(), **more):
+    config = {"point": point, "asked": asked, "frozen": asked, "num_parameters": SIZES[asked], **more}
+    score = {"step": 1, "score": share, "loss": 1.0, "seconds": 1.0}
+    return Result(
+        experiment=experiment, config=config, model="m", task=task, split="dev", selection="held-out", scoring=scoring,
+        metrics={"accuracy": share}, value=share, illegal_rate=0.0, num_examples=NUM, step=1, steps_run=1, seconds=1.0,
+        seed=seed, notes={"right": right(share, seed), "history": [score], "selection_score": share, **dict(notes)},
+    )  # fmt: skip
+
+
+def words(rows, majority=()):
+    return {verdict.claim.number: verdict.word for verdict in decide(rows, majority)}
+
+
+def figure_1(*, gap_small=0.3, gap_large=0.05, design=0.55):
+    rows = []
+    for asked, gap in zip(SIZES, (gap_small, gap_large), strict=True):
+        about = {"asked": asked, "trained_on": "glue/sst2"}
+        for seed in range(3):
+            rows.append(row("figure-1", "prompt tuning", 0.9 - gap, seed, method="prompt-tuning", **about))
+            rows.append(row("figure-1", "model tuning", 0.9, seed, method="model-tuning", **about))
+        for shots in (0, 4):
+            tried = [{"design": f"w{n}", "score": 0.4 + 0.05 * n} for n in range(6)]
+            point = f"prompt design, {shots} shots"
+            more = {"method": "prompt-design", "shots": shots, "tried": tried, **about}
+            rows.append(row("figure-1", point, design + shots / 100, **more))
+    return rows
+
+
+def test_the_claims_are_those_of_the_document_and_in_its_words():
+    text = (Path(__file__).parent.parent / "docs" / "findings.md").read_text()
+    listed = {int(number): claim for number, claim in re.findall(r"^\| (\d+) \| (.*?) (?:\(.*?\) )?\|", text, re.M)}
+    for claim in CLAIMS:
+        assert listed[claim.number].startswith(claim.text), claim.number
+    assert set(listed) - {claim.number for claim in CLAIMS} == {12, 20}  # counted, and measured by benchmarks
+
+
+def test_a_gap_that_shrinks_is_seen_and_one_that_grows_is_not():
+    assert words(figure_1())[1] == "seen"
+    assert words(figure_1(gap_small=0.05, gap_large=0.3))[1] == "not seen"
+    assert words(figure_1(gap_small=0.1, gap_large=0.1))[1] == "within noise"
+    assert words([r for r in figure_1() if r.config["asked"] == "runs/f/micro/lm"])[1] == "not testable here"
+
+
+def test_prompts_are_compared_with_the_text_that_selection_rows_choose():
+    found = decide(figure_1(design=0.5))
+    (beats,) = (verdict for verdict in found if verdict.claim.number == 2)
+    assert beats.word == "seen" and beats.tasks == ("glue/sst2",)
+    best = np.mean([right(0.54, 0).count("1") / NUM])
+    prompts = np.mean([right(share, s).count("1") / NUM for share in (0.6, 0.85) for s in range(3)])
+    assert beats.difference.interval.mean == pytest.approx(prompts - best)
+    assert words(figure_1(design=0.9))[2] == "not seen"
+
+
+def test_wordings_vary_more_than_seeds_do():
+    found = {verdict.claim.number: verdict for verdict in decide(figure_1())}
+    deviation = np.std([0.4 + 0.05 * n for n in range(6)] * 2, ddof=1)
+    assert found[3].word == "seen" and found[3].difference.interval.mean == pytest.approx(deviation)
+
+
+def test_lengths_by_size():
+    shares = {
+        "runs/f/micro/lm": {"1": 0.5, "20": 0.8, "100": 0.81},
+        "runs/f/mini/lm": {"1": 0.8, "20": 0.82, "100": 0.82},
+    }
+    rows = [
+        row("figure-3a", point, share, seed, asked, scoring=scoring)
+        for asked, own in shares.items()
+        for point, share in own.items()
+        for seed in range(5)
+        for scoring in ("rank", "generate")
+    ]
+    found = words(rows)
+    assert [found[number] for number in (4, 5, 6)] == ["seen"] * 3
+    assert words([r for r in rows if r.scoring == "generate"])[4] == "not testable here"
+
+
+def test_objectives_and_adaptation_are_compared_by_generation_on_models_of_their_own():
+    rows = [
+        row("figure-3c", point, share, seed, scoring="generate", frozen=f"runs/f/micro/{point}")
+        for point, share in (("lm", 0.7), ("span", 0.1), ("span+sentinel", 0.3))
+        for seed in range(3)
+    ] + [
+        row("figure-3d", point, share, seed, scoring="generate", frozen=f"runs/f/micro/steps/{point}")
+        for point, share in (("0", 0.1), ("50", 0.4), ("500", 0.7))
+        for seed in range(3)
+    ]
+    found = words(rows)
+    assert [found[number] for number in (9, 10, 11)] == ["seen"] * 3
+
+
+def test_votes_and_transfer():
+    rows = [row("table-3", "five prompts", 0.7, seed) for seed in range(5)] + [
+        row("table-3", "five prompts", 0.85, VOTE)
+    ]
+    for method, share in (("prompt-tuning", 0.7), ("model-tuning", 0.5)):
+        for task, value in (("glue/qqp", 0.9), ("glue/mrpc", share)):
+            more = {"task": task, "method": method, "trained_on": "glue/qqp"}
+            rows += [row("table-2", f"{method}, glue/qqp", value, seed, **more) for seed in range(3)]
+    found = words(rows)
+    assert [found[number] for number in (15, 16, 17)] == ["seen"] * 3
+
+
+def test_a_task_that_model_tuning_does_not_learn_tests_nothing():
+    dull = [row("baselines", "majority", 0.89)]
+    assert words(figure_1(), dull)[1] == "not testable here"
+    assert words(figure_1(), [row("baselines", "majority", 0.5)])[1] == "seen"
+
+
+def test_the_table_has_a_line_for_each_claim():
+    lines = as_table(decide(figure_1()))
+    assert len(lines) == 1 + len(CLAIMS)
+    assert lines[1][0] == "1" and lines[1][2].startswith("+") and lines[1][-2:] == ["seen", "sst2"]
+    assert lines[4][2:] == ["-", "-", "-", "not testable here", "-"]
