@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -41,7 +41,7 @@ from softprompt.serving import Decoding, Part, Request, Scheduler
 
 WANTED_OVERHEAD = 0.05
 IN_FLIGHT = 16
-ROOM = 1.3  # the engine promises memory for the longest answers, so its rows need more than they take
+ROOM = 1.3  # of what the rows were promised in a first round: the next may be batched otherwise
 
 
 def resident() -> int:
@@ -71,19 +71,31 @@ def registered(engine: Scheduler, folders: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def seconds_of(engine: Scheduler, asks: Sequence[Ask], hashes: Sequence[str]) -> tuple[float, int]:
-    """Seconds for these requests, `IN_FLIGHT` at a time, and the most bytes that the rows in flight took."""
-    started, most = time.perf_counter(), 0
+class Served(NamedTuple):
+    """A round of requests."""
+
+    seconds: float
+    promised: int
+    """The most bytes that the rows in flight might have grown to."""
+    highest: int
+    """The most bytes that prompts, their keys and values, and the rows took at one time."""
+
+
+def serve(engine: Scheduler, asks: Sequence[Ask], hashes: Sequence[str]) -> Served:
+    """These requests, `IN_FLIGHT` at a time."""
+    started, promised, highest = time.perf_counter(), 0, 0
     for first in range(0, len(asks), IN_FLIGHT):
         tickets = [
             engine.submit(Request(parts=(Part(ids=a.ids, prompt=hashes[a.prompt]),), decoding=Decoding(max_tokens=8)))
             for a in asks[first : first + IN_FLIGHT]
         ]
         while engine.step():
-            most = max(most, engine.stats().cache_bytes)
+            stats = engine.stats()
+            promised = max(promised, stats.promised_bytes)
+            highest = max(highest, stats.values_bytes + stats.states_bytes + stats.cache_bytes)
         for ticket in tickets:
             ticket.result()
-    return time.perf_counter() - started, most
+    return Served(time.perf_counter() - started, promised, highest)
 
 
 def limited(lm: Any, pool: Sequence[tuple[int, ...]], folders: Sequence[str], options: Any) -> dict[str, Any]:
@@ -92,8 +104,8 @@ def limited(lm: Any, pool: Sequence[tuple[int, ...]], folders: Sequence[str], op
     engine = Scheduler(lm)
     hashes = [engine.table.add(folder) for folder in folders]
     worn = [engine.table.num_bytes(sha256) for sha256 in hashes]
-    _, rows_bytes = seconds_of(engine, [Ask(0, ids) for ids in pool[: options.requests]], hashes)
-    engine = Scheduler(lm, max_memory=sum(worn[:fits]) + int(ROOM * rows_bytes))
+    promised = serve(engine, [Ask(0, ids) for ids in pool[: options.requests]], hashes).promised
+    engine = Scheduler(lm, max_memory=sum(worn[:fits]) + int(ROOM * promised))
     for folder in folders:
         engine.table.add(folder)
     sets = {
@@ -104,12 +116,12 @@ def limited(lm: Any, pool: Sequence[tuple[int, ...]], folders: Sequence[str], op
     highest, ran = 0, {}
     for _ in tqdm(range(options.rounds), desc="limit", unit="round"):
         for kind, asks in sets.items():
-            seconds_of(engine, asks, hashes)  # the set before has left its prompts there
+            serve(engine, asks, hashes)  # the set before has left its prompts there
             before = engine.stats()
-            seconds, rows_bytes = seconds_of(engine, asks, hashes)
+            served = serve(engine, asks, hashes)
             after = engine.stats()
-            rates[kind].append(len(asks) / seconds)
-            highest = max(highest, after.values_bytes + after.states_bytes + rows_bytes)
+            rates[kind].append(len(asks) / served.seconds)
+            highest = max(highest, served.highest)
             ran[kind] = {
                 "run": after.num_prompts_run - before.num_prompts_run,
                 "loaded": after.num_prompts_loaded - before.num_prompts_loaded,

@@ -203,6 +203,65 @@ def serve_throughput(results: Path) -> str:
     return "\n".join([*lines, "", f"Prompts of {last['prompt_length']} tokens; medians; {where(last)}."])
 
 
+MEASURES = {
+    "prompts": "256 prompts in flight, share of one prompt's throughput",
+    "generate": "an ensemble of five, times the seconds of one prompt, writing 8 tokens",
+    "score": "the same, scoring two labels",
+}
+
+
+def serve_mixed(results: Path) -> str:
+    """What different prompts in one batch cost, and an ensemble of five."""
+    rows = read(results / "serve_mixed.jsonl")
+    if not rows:
+        return nothing_yet("benchmarks/serve_mixed.py")
+    lines = ["| model | measured | ratio | wanted | answers those of each alone |", "|---|---|--:|--:|---|"]
+    for row in {(row["model"], row["measure"]): row for row in rows}.values():
+        wanted = f"at {'least' if row['measure'] == 'prompts' else 'most'} {row['wanted']}"
+        equal = "yes" if row["equal"] else "NO"
+        lines.append(f"| {row['model']} | {MEASURES[row['measure']]} | {row['ratio']:.2f} | {wanted} | {equal} |")
+    return "\n".join([*lines, "", f"Prompts of {rows[-1]['prompt_length']} tokens; medians of 5; {where(rows[-1])}."])
+
+
+def serve_load(results: Path) -> str:
+    """Requests that arrive at 70 % of capacity while prompts are replaced."""
+    rows = read(results / "serve_load.jsonl")
+    if not rows:
+        return nothing_yet("benchmarks/serve_load.py")
+    lines = [
+        "| model | requests | arriving, of capacity, a second | prompts replaced | errors | wrong | p50 | p90 | p99 |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in {row["model"]: row for row in rows}.values():
+        rates = f"{row['arrivals_per_second']} of {row['capacity_per_second']}"
+        times = " | ".join(f"{row[name]:.2f} s" for name in ("p50", "p90", "p99"))
+        counts = f"{row['num_replaced']} | {row['num_errors']} | {row['num_wrong']}"
+        lines.append(f"| {row['model']} | {row['num_requests']} | {rates} | {counts} | {times} |")
+    last = rows[-1]
+    about = f"Five minutes; {last['mean_input_tokens']} tokens in, up to {last['mean_max_tokens']} out on average"
+    return "\n".join([*lines, "", f"{about}; {where(last)}."])
+
+
+def serve_memory(results: Path) -> str:
+    """What registered prompts take, and throughput inside and beyond the memory limit."""
+    rows = read(results / "serve_memory.jsonl")
+    if not rows:
+        return nothing_yet("benchmarks/serve_memory.py")
+    newest = {(row["model"], row["measure"]): row for row in rows}
+    lines = [
+        "| model | 1,000 prompts add | limit | prompts: inside, twice | requests a second: inside, twice | highest |",
+        "|---|---|--:|---|---|--:|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        added, limit = newest[model, "registered"], newest[model, "limit"]
+        own = f"{added['prompt_bytes'] / 2**20:.0f} MiB and {added['overhead']:.1%}"
+        rates = f"{limit['inside_per_second']}, {limit['twice_per_second']}"
+        sizes = [f"{limit[name] / 2**20:.0f} MiB" for name in ("max_memory", "highest_bytes")]
+        counts = f"{limit['num_inside']}, {limit['num_twice']}"
+        lines.append(f"| {model} | {own} | {sizes[0]} | {counts} | {rates} | {sizes[1]} |")
+    return "\n".join([*lines, "", f"{where(rows[-1])}."])
+
+
 def released(results: Path) -> str:
     """What the authors' released prompts are to score."""
     lines = ["| task | expected on dev |", "|---|---|"]
@@ -249,6 +308,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "figure_3d": partial(study, name="figure-3d"),
     "pretrain_speed": pretrain_speed,
     "serve_throughput": serve_throughput,
+    "serve_mixed": serve_mixed,
+    "serve_load": serve_load,
+    "serve_memory": serve_memory,
     "released": released,
     "paper_figure_1": paper_figure_1,
     "continuation": continuation,

@@ -228,5 +228,7 @@ class Stats:
     """Prompts' keys and values in memory."""
     cache_bytes: int
     """The running batch's key-value cache (and encoder states)."""
+    promised_bytes: int
+    """What that may grow to before the answers in it are done; prompts give way to it."""
     max_memory: int
     """What the three may be together."""

@@ -230,6 +230,7 @@ class Scheduler:
             values_bytes=table.values_bytes,
             states_bytes=table.states_bytes,
             cache_bytes=self._batch.num_bytes,
+            promised_bytes=self._batch.projected(),
             max_memory=self.max_memory,
         )
 
