@@ -47,6 +47,7 @@ PROMPT_TUNING, MODEL_TUNING, PROMPT_DESIGN = PromptTuning.name, "model-tuning", 
 MULTI_TASK = "multi-task-model-tuning"
 METHODS = (PROMPT_TUNING, *TUNERS, PROMPT_DESIGN)
 EXPERIMENT = "compare"
+NUM_RATES = 4  # learning rates that each method tries, in PROMPT_RATES and TUNERS
 
 # Learning rates to try for prompts: about the paper's 0.3 (section 3) with Adafactor, in an encoder-decoder; about
 # the fast preset's 0.03 with AdamW, in a decoder-only model.

@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from softprompt.backbone import FrozenLM
-from softprompt.comparison import MULTI_TASK, PROMPT_DESIGN, run_method, run_multi_task
+from softprompt.comparison import MULTI_TASK, NUM_RATES, PROMPT_DESIGN, run_method, run_multi_task
 from softprompt.data import TextFormat
 from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows, right_answers
 from softprompt.experiments import EXPERIMENTS
@@ -42,6 +42,15 @@ class Planned:
     """The model asked about."""
     config: RunConfig
     """Its run, with the frozen model's own place."""
+
+    @property
+    def num_runs(self) -> int:
+        """About how many trainings of one prompt on one task it takes as long as."""
+        tasks = 1 if self.point.method == MULTI_TASK else len(self.config.task)
+        if self.point.method == PROMPT_DESIGN:
+            return 2 * tasks  # ours: passes over the selection rows in some 50 designs
+        rates = 1 if self.point.method is None else len(self.config.learning_rate or ()) or NUM_RATES
+        return tasks * (rates - 1 + len(self.config.seeds))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -180,11 +189,21 @@ def _point_of(planned: Planned, row: Result) -> str:
     return planned.point.name if shots is None else f"{planned.point.name}, {'full' if shots < 0 else shots} shots"
 
 
+def missing(name: str, models: Sequence[str], base: RunConfig, *, rows: Path, out: Path) -> list[Planned]:
+    """The points that have no rows yet, under this or another experiment's name. ValueError as `plan_experiment`."""
+    planned = plan_experiment(name, models, base, out)
+    return [one for one in planned if not _wanted(one) <= {(row.task, row.seed) for row in _rows_there(one, rows)}]
+
+
+def _wanted(planned: Planned) -> set[tuple[str, int]]:
+    """The tasks and seeds that a point's rows have."""
+    seeds = planned.config.seeds[:1] if planned.point.method == PROMPT_DESIGN else planned.config.seeds
+    return {(task, seed) for task in planned.config.task for seed in seeds}
+
+
 def _reuse(name: str, planned: Planned, rows: Path, watch: Watch) -> bool:
     """Whether a point's rows are there; those made for another experiment are copied."""
-    config = planned.config
-    seeds = config.seeds[:1] if planned.point.method == PROMPT_DESIGN else config.seeds
-    wanted = {(task, seed) for task in config.task for seed in seeds}
+    wanted = _wanted(planned)
     found = _rows_there(planned, rows)
     own = [row for row in found if (row.experiment, row.config["point"]) == (name, _point_of(planned, row))]
     if wanted <= {(row.task, row.seed) for row in own}:

@@ -13,6 +13,7 @@ from softprompt.comparison import compare, equal_seconds, rows_of, run_method, s
 from softprompt.data import default_format
 from softprompt.evaluation import read_rows
 from softprompt.inference import Prediction
+from softprompt.methods import TUNERS
 from softprompt.prompt_design import WORDINGS, Design, ask, calibrated, context, designs, num_rows
 from softprompt.run import RunConfig, Watch
 from softprompt.tasks import Example, get_task, read_split
@@ -203,6 +204,13 @@ def test_the_command_prints_a_line_for_each_method(base, data, tmp_path, capsys)
     assert "did you mean 'prompt-tuning'" in capsys.readouterr().err
     assert main([*words, "--task", "glue/mrpc"]) == 2
     assert "methods are compared on one task at a time, not on glue/sst2, glue/mrpc" in capsys.readouterr().err
+
+
+def test_every_method_that_trains_tries_as_many_rates():
+    tried = [*comparison.PROMPT_RATES.values()]
+    for tuner in TUNERS.values():
+        tried += [tuner.rates, *([tuner.rates_of_t5] if tuner.rates_of_t5 else [])]
+    assert {len(set(rates)) for rates in tried} == {comparison.NUM_RATES}
 
 
 def test_equal_seconds_are_those_of_the_fastest_method(llama, base, tmp_path):

@@ -1,6 +1,7 @@
 """Runs that train together, and the paper's experiments over them: nothing run twice, nothing lost."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -306,3 +307,33 @@ def test_mistakes_are_said(capsys, tmp_path, words, reason):
     code = main(["experiment", *words, "--rows", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path)])
     assert code == 2
     assert reason in capsys.readouterr().err
+
+
+def test_how_long_it_will_take_is_said_before_anything_runs(data, tmp_path, capsys):
+    place = tmp_path / "model"
+    make_model("t5").save_pretrained(place)
+    make_tokenizer().save_pretrained(place)
+    words = [
+        "experiment", "figure-3b", "--tasks", "glue/sst2", "--seeds", "0", "--scoring", "rank", "--data", str(data),
+        "--steps", "3", "--batch-size", "4", "--evaluate-every", "3", "--num-selection", "8", "--prompt-length", "3",
+        "--out", str(tmp_path / "out"), "--rows", str(tmp_path / "rows.jsonl"), "--threads", "1",
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert main([*words, "--models", str(place)]) == 0
+    said = [line.strip() for line in capsys.readouterr().err.splitlines() if line.strip()]
+    first = said.index(f"{place}: a few steps, to see how long it will take")
+    assert re.fullmatch(r"3 points without rows: about [\d.]+ (s|min.*), scoring included", said[first + 1])
+    assert main([*words, "--models", str(place), str(tmp_path / "gone")]) == 1
+    said = [line.strip() for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert any(line.startswith("no estimate: ") for line in said)
+    assert any("its rows are in" in line for line in said)
+
+
+def test_how_many_trainings_a_point_takes(tmp_path):
+    base = RunConfig(model="tiny", task=TASKS, seeds=(0, 1, 2))
+    runs = {one.point.name: one.num_runs for one in plan_experiment("figure-1", ["tiny"], base, tmp_path)}
+    assert runs == {
+        "prompt tuning": 2 * (4 + 2), "model tuning": 2 * (4 + 2), "model tuning (multi-task)": 4 + 2,
+        "prompt design": 2 * 2,
+    }  # fmt: skip
+    assert {one.num_runs for one in plan_experiment("figure-3b", ["tiny"], base, tmp_path)} == {6}

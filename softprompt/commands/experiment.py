@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from softprompt.commands.options import TRAIN_FLAGS, Command, add_threads, set_threads, split_names
-from softprompt.commands.terminal import Display, say
+from softprompt.commands.terminal import Display, counted, duration, say
 
 TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
 QUICK = {"steps": 20, "batch_size": 4, "evaluate_every": 10, "num_selection": 32, "max_train": 500}
@@ -54,6 +55,8 @@ def _experiment(args: argparse.Namespace) -> int:
     if not args.table:
         if not args.models:
             raise ValueError("which frozen models? give --models M …")
+        if not args.quick:
+            _say_how_long(args)
         display = Display(args.out / "logs")
         try:
             failures = run_experiment(
@@ -68,6 +71,31 @@ def _experiment(args: argparse.Namespace) -> int:
     for failure in failures:
         say(f"failed: {failure}")
     return 1 if failures else 0
+
+
+def _say_how_long(args: argparse.Namespace) -> None:
+    """About how long what has no rows will take, from a few real steps on each frozen model."""
+    from softprompt.preview import estimate
+    from softprompt.study import missing
+
+    planned = missing(args.name, args.models, _base(args), rows=args.rows, out=args.out)
+    seconds = 0.0
+    one_run: dict[str, float] = {}
+    for one in planned:
+        config, place = one.config, one.config.model
+        if place not in one_run:
+            say(f"{place}: a few steps, to see how long it will take")
+            try:
+                whole = estimate(replace(config, minutes=None)).total_s
+            except (ValueError, OSError) as error:  # the run will say it again, and the others go on
+                say(f"no estimate: {error}")
+                return
+            one_run[place] = whole / (len(config.task) * len(config.seeds))
+        seconds += one.num_runs * one_run[place]
+    if args.minutes is not None:
+        seconds = min(seconds, 60 * args.minutes * len(one_run))
+    if planned:
+        say(f"{counted(len(planned), 'point')} without rows: about {duration(seconds)}, scoring included")
 
 
 def _base(args: argparse.Namespace) -> Any:
