@@ -197,6 +197,12 @@ class PromptTable:
             self._limit = max_bytes
             self._evict(needed)
 
+    def give(self, num_bytes: int) -> None:
+        """Take so much less, if it is above 0, until `limit` is told again."""
+        with self._lock:
+            self._limit -= max(num_bytes, 0)
+            self._evict()
+
     def wanted_values(self, sha256: str) -> torch.Tensor:
         """The values [p d] of a pinned prompt. ValueError if its folder cannot be read, or holds another by now."""
         with self._lock:

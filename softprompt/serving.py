@@ -149,6 +149,7 @@ class Scheduler:
         self.max_pass_tokens = MAX_TOKENS[lm.device.type]
         self.max_prefill_tokens = max_prefill_tokens or self.max_pass_tokens
         self.table = PromptTable(lm, max_bytes=self.max_memory)
+        self._owed = 0  # bytes that the rows and prompts of this turn take
         self._clock = clock
         self._batch = RunningBatch(lm, self.table.layout)
         self._waiting: deque[_Job] = deque()
@@ -389,6 +390,7 @@ class Scheduler:
         if stuck is not None:  # nothing will be given back that could make room
             held = self.table.fixed_bytes()
             self._fail(stuck.ticket, ValueError(f"max_memory has no room for it beside {held:,} bytes of prompts"))
+        self._owed = self._bytes(turn.starts, turn.worn) - self._batch.projected()
         self.table.limit(self.max_memory - self._batch.projected(turn.starts), turn.worn)
         return turn.jobs
 
@@ -432,7 +434,10 @@ class Scheduler:
     def _begin(self, jobs: list[_Job]) -> None:
         """Let parts that write text join the running batch."""
         starts = self._starts(jobs)
-        slots, logits = self._batch.read(starts, self.max_memory)
+        promised = self._batch.projected(starts)
+        slots, logits = self._batch.read(starts, self.max_memory - self._owed)
+        # A new group is as wide as its longest row, and has room for rows to come: prompts give way to that, too.
+        self.table.give(self._batch.projected() - promised)
         for job, slot in zip(jobs, slots, strict=True):
             job.slots = [slot]
             self._running[slot] = job
