@@ -195,7 +195,8 @@ def serve_throughput(results: Path) -> str:
         missed = " (missed)" if wanted and row["ratio"] < wanted else ""
         rates = f"{row['ours_per_second']} | {row['theirs_per_second']}"
         lines.append(
-            f"| {row['model']} | {row['rival']}, {row['rival_dtype']} | {row['num_prompts']} | {rates} "
+            f"| {row['model']}, {row['threads']} threads | {row['rival']}, {row['rival_dtype']} "
+            f"| {row['num_prompts']} | {rates} "
             f"| {row['ratio']:.2f} | {wanted}{missed} "
             f"| {row['mean_input_tokens']}, {row['mean_output_tokens']} | {row['equal_answers']:.1%} |"
         )
