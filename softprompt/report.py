@@ -290,7 +290,8 @@ def _columns(axes: Any, lines: Sequence[Line], colours: Mapping[str, str], title
             [place], [point.mean], yerr=[point.deviation or 0.0], color=colours[line.name], marker="o", capsize=3
         )
     (size, _), *_ = lines[0].points
-    axes.set_xticks(range(len(lines)), [line.name for line in lines], rotation=20 if len(lines) > 4 else 0)
+    turned: dict[str, Any] = {"rotation": 25, "ha": "right"} if len(lines) > 4 else {}
+    axes.set_xticks(range(len(lines)), [line.name for line in lines], **turned)
     axes.set(xlabel=f"one frozen model, {size:.3g} million parameters", title=title)
 
 
