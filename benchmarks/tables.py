@@ -82,7 +82,7 @@ def train_speed(results: Path) -> str:
     if not newest:
         return nothing_yet("benchmarks/train_speed.py")
     lines = [
-        "| model | set | rival | dropout of both | rival s | ours s | ratio | wanted | share of peak: rival, ours |",
+        "| model, ours | set | rival | dropout of both | rival s | ours s | ratio | wanted | share of peak of each |",
         "|---|---|---|--:|--:|--:|--:|--:|---|",
     ]
     rows = list(newest.values())
@@ -91,7 +91,8 @@ def train_speed(results: Path) -> str:
         shares = f"{row['theirs']['share_of_matmul_peak']:.0%}, {row['ours']['share_of_matmul_peak']:.0%}"
         seconds = f"{row['theirs']['seconds']:.2f} | {row['ours']['seconds']:.2f}"
         lines.append(
-            f"| {row['model']} | {row['task']} | {row['rival']}, {row['theirs']['padding']} | {row['dropout']} "
+            f"| {row['model']}, {row['dtype']} | {row['task']} | {row['rival']}, {row['theirs']['padding']} "
+            f"| {row['dropout']} "
             f"| {seconds} | {row['ratio']:.2f} | {wanted} | {shares} |"
         )
     last = rows[-1]

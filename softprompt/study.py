@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -82,8 +83,8 @@ def _places(point: Point, model: str) -> list[tuple[Point, str]]:
     """A point's frozen models; each of several gives the point its own name."""
     if not point.inside:
         return [(point, model)]
-    inside = Path(model) / point.inside
-    folders = sorted(Path(model).glob(point.inside), key=_by_number) if "*" in point.inside else [inside.resolve()]
+    inside = Path(os.path.normpath(Path(model) / point.inside))  # rows name it as it was asked for, not resolved
+    folders = sorted(Path(model).glob(point.inside), key=_by_number) if "*" in point.inside else [inside]
     folders = [folder for folder in folders if (folder / "config.json").is_file()]
     if not folders and point.is_optional:
         return []
@@ -127,11 +128,11 @@ def run_experiment(
         groups.setdefault(planned.config.model, []).append(planned)
     failures = []
     for place, group in groups.items():
-        missing = [planned for planned in group if not _reuse(name, planned, rows, watch)]
+        without = [planned for planned in group if not _reuse(name, planned, rows, watch)]
         runs: list[tuple[str, Callable[[], None]]] = []
-        if together := [planned for planned in missing if planned.point.method is None]:
+        if together := [planned for planned in without if planned.point.method is None]:
             runs.append((place, lambda own=together: _train_together(name, own, base, rows, out, watch, load)))
-        for planned in missing:
+        for planned in without:
             for tasks in _alone(planned):
                 run = functools.partial(_run_method, name, planned, tasks, rows, watch, load)
                 runs.append((f"{place}, {planned.point.name}, {', '.join(tasks)}", run))
@@ -148,14 +149,14 @@ Load = Callable[[RunConfig], FrozenLM]
 
 
 def _train_together(
-    name: str, missing: Sequence[Planned], base: RunConfig, rows: Path, out: Path, watch: Watch, load: Load
+    name: str, group: Sequence[Planned], base: RunConfig, rows: Path, out: Path, watch: Watch, load: Load
 ) -> None:
     """Prompts of all points of one frozen model, and their rows."""
-    lm = load(missing[0].config)
-    place = missing[0].config.model
-    folder = out / "together" / _folder(place, Point("+".join(p.point.name for p in missing)), base)
-    trained = train_together([planned.config for planned in missing], folder=folder, lm=lm, watch=watch)
-    for planned, delivered in zip(missing, trained, strict=True):
+    lm = load(group[0].config)
+    place = group[0].config.model
+    folder = out / "together" / _folder(place, Point("+".join(p.point.name for p in group)), base)
+    trained = train_together([planned.config for planned in group], folder=folder, lm=lm, watch=watch)
+    for planned, delivered in zip(group, trained, strict=True):
         append_rows(rows, _rows(name, planned, delivered, lm, watch))
 
 

@@ -205,6 +205,16 @@ def test_figure_1_runs_each_method_with_its_own_trials(base, tmp_path):
         assert rerun(rows[number], data=base.data, out=again) == rows[number].metrics
 
 
+def test_models_beside_the_one_asked_about_are_named_as_it_was(tmp_path, monkeypatch):
+    family(tmp_path / "family")
+    monkeypatch.chdir(tmp_path)
+    base = RunConfig(model="-", task=TASKS[1:])
+    planned = plan_experiment("figure-1", ["family/lm"], base, tmp_path)
+    assert [one.config.model for one in planned][1:3] == ["family/lm", "family/span"]
+    planned = plan_experiment("figure-3d", ["family"], base, tmp_path)
+    assert [one.config.model for one in planned] == ["family/span", "family/lm/steps/2", "family/lm/steps/10"]
+
+
 def test_table_1_and_2_score_other_tasks_and_name_what_is_missing(tmp_path):
     base = RunConfig(model="tiny", task=("glue/sst2",))
     for name, ways in (("table-1", 2), ("table-2", 4)):
