@@ -31,6 +31,7 @@ from baselines import (
 )
 
 from softprompt.backbone import FrozenLM
+from softprompt.comparison import settings_of
 from softprompt.evaluation import Result, append_rows, read_rows
 from softprompt.files import write_whole
 from softprompt.inference import Prediction
@@ -48,16 +49,10 @@ TASKS = (
     "glue/mrpc",
     "classification/sentence_polarity",
 )
-PLACES = ("model", "task", "data", "out", "resume")  # fields of RunConfig that are no settings
 PREDICTIONS = "predictions.dev.json"
 
 
 # Training ----------------------------------------------------------------------------------------------------------
-
-
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The run's settings as a row keeps them."""
-    return json.loads(json.dumps({name: value for name, value in asdict(config).items() if name not in PLACES}))
 
 
 def in_own_folder(config: RunConfig, runs: Path) -> RunConfig:

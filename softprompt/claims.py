@@ -6,12 +6,13 @@ model tuning learns either, is not testable. Scores are right answers, example b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from softprompt.comparison import MODEL_TUNING, PROMPT_DESIGN
+from softprompt.comparison import MODEL_TUNING, PROMPT_DESIGN, score_within
 from softprompt.evaluation import Result
 from softprompt.significance import Difference, contrast, deviations, learnable, verdicts
 from softprompt.study import VOTE, family_of
@@ -232,7 +233,7 @@ def _vote_minus(best: bool) -> Callable[[list[Result]], Difference | None]:
 
 
 def _selection_score(row: Result) -> float:
-    return max((entry["score"] for entry in row.notes.get("history", []) if "score" in entry), default=0.0)
+    return score_within(row, math.inf) or 0.0
 
 
 def _not_measured(rows: list[Result]) -> Difference | None:

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM
-from softprompt.data import check_length, encode_examples
+from softprompt.data import Row, check_length, encode_examples
 from softprompt.evaluation import (
     Evaluation,
     Result,
@@ -37,7 +37,7 @@ from softprompt.files import write_whole
 from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
 from softprompt.optimizers import PerWeight
-from softprompt.prompt_design import SHOTS, ask, designs, num_rows
+from softprompt.prompt_design import SHOTS, ask, designs, num_rows, shots_name
 from softprompt.run import RunConfig, Split, Watch, format_of, load_model, model_of_row, plan_prompts, prepare, tasks_of
 from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, read_split
 from softprompt.tasks.task import nearest
@@ -176,8 +176,7 @@ def run_method(
     if name == PROMPT_DESIGN:
         made = _designed(config, split, lm, watch)
     else:
-        entry = _Entry(name, config, split, others, watch, load)
-        made = entry.run(_rates(config, name, lm.is_encoder_decoder))
+        made = _trained(config, name, split, others, lm, watch, load)
     return [replace(row, config=row.config | {"also": list(also or {})}) for row in made]
 
 
@@ -196,8 +195,7 @@ def run_multi_task(
     splits = [_prepared(config, task, lm) for task in tasks]
     others = [Other(split.task, "dev", [mixed(split.task, e) for e in split.dev], {}) for split in splits]
     config = replace(config, init="vocab")  # of a prompt, which is not trained
-    entry = _Entry(MODEL_TUNING, config, _mixed(config, splits, lm), others, watch, load)
-    made = entry.run(_rates(config, MODEL_TUNING, lm.is_encoder_decoder))
+    made = _trained(config, MODEL_TUNING, _mixed(config, splits, lm), others, lm, watch, load)
     return [replace(row, config=row.config | {"method": MULTI_TASK, "trained_on": row.task}) for row in made]
 
 
@@ -253,6 +251,8 @@ class _Entry:
     name: str
     config: RunConfig
     split: Split
+    rows: list[Row]
+    selection_rows: list[Row]
     others: list[Other]
     watch: Watch
     load: Callable[[RunConfig], FrozenLM]
@@ -279,9 +279,7 @@ class _Entry:
         lm = self.load(self.config)
         plan = plan_prompts(replace(self.config, learning_rate=(rate,), seeds=(seed,)), self.split, lm)[0]
         method, values, config = _ready(self.name, lm, plan.values, plan.train, rate, seed)
-        rows = encode_examples(self.split.train, self.split.form, lm.tokenizer)
-        self.split.notes.update(train_used=len(rows), train_cut=sum(row.was_cut for row in rows))
-        check_length(rows, len(plan.values), lm)
+        check_length(self.rows, len(plan.values), lm)
         member = Member(
             name=f"{self.name} lr{rate:g} seed{seed}",
             task=self.split.task,
@@ -289,9 +287,9 @@ class _Entry:
             config=config,
             seed=seed,
             values=values,
-            rows=rows,
+            rows=self.rows,
             selection=self.split.selection,
-            selection_rows=encode_examples(self.split.selection, self.split.form, lm.tokenizer),
+            selection_rows=self.selection_rows,
         )
         folder = self.config.out / "trials" / self.name / f"{rate:g}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -355,6 +353,24 @@ class _Entry:
         found = predict(engine, self.split.task, examples, rows, member, form, scoring=scoring, progress=told)
         found = [replace(answer, text=other.labels.get(answer.text, answer.text)) for answer in found]
         return judge(other.task, examples, found)
+
+
+def _trained(
+    config: RunConfig,
+    name: str,
+    split: Split,
+    others: list[Other],
+    lm: FrozenLM,
+    watch: Watch,
+    load: Callable[[RunConfig], FrozenLM],
+) -> list[Result]:
+    """The rows of a method that trains. lm: its tokenizer encodes the examples once for all trials."""
+    rows, selection_rows = (
+        encode_examples(examples, split.form, lm.tokenizer) for examples in (split.train, split.selection)
+    )
+    split.notes.update(train_used=len(rows), train_cut=sum(row.was_cut for row in rows))
+    entry = _Entry(name, config, split, rows, selection_rows, others, watch, load)
+    return entry.run(_rates(config, name, lm.is_encoder_decoder))
 
 
 def _rates(config: RunConfig, name: str, is_encoder_decoder: bool) -> tuple[float, ...]:
@@ -432,7 +448,7 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
     for shots in SHOTS:
         started = time.monotonic()
         own = [design for design in designs(lm, shots=[shots], draws=config.seeds) if design.shots == shots]
-        told = watch.phase(f"{PROMPT_DESIGN}, {shots if shots >= 0 else 'full'} shots", num_rows(own, len(selection)))
+        told = watch.phase(f"{PROMPT_DESIGN}, {shots_name(shots)}", num_rows(own, len(selection)))
         found = ask(lm, split.task, own, split.train, selection, split.form, context_length=length, progress=told)
         scores = [evaluation.headline for evaluation in found]
         best = own[scores.index(max(scores))]
@@ -471,8 +487,7 @@ def title_of(row: Result) -> str:
     """What a table calls the method of a row."""
     if row.config["method"] != PROMPT_DESIGN:
         return row.config["method"]
-    shots = row.config["shots"]
-    return f"{PROMPT_DESIGN}, {'full' if shots < 0 else shots} shots"
+    return f"{PROMPT_DESIGN}, {shots_name(row.config['shots'])}"
 
 
 def equal_seconds(rows: Sequence[Result]) -> float | None:

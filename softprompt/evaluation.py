@@ -72,7 +72,7 @@ def predict(
     known: dict[str, list[int]] = {}
     choices = [candidates_of(task, example, form, engine.lm.tokenizer, known) for example in examples]
     scored = engine.label_scores(rows, member, [ids for _, ids in choices], progress=progress)
-    return [_best(texts, values) for (texts, _), values in zip(choices, scored, strict=True)]
+    return [best(dict(zip(texts, values, strict=True))) for (texts, _), values in zip(choices, scored, strict=True)]
 
 
 def check_scoring(scoring: str) -> None:
@@ -124,9 +124,10 @@ def _support(answer: str, answers: Sequence[tuple[str | None, Prediction]]) -> f
     return sum(prediction.log_prob for a, prediction in answers if a == answer)
 
 
-def _best(texts: Sequence[str], values: Sequence[float]) -> Prediction:
-    place = max(range(len(texts)), key=values.__getitem__)
-    return Prediction(texts[place], values[place], dict(zip(texts, values, strict=True)))
+def best(scores: dict[str, float]) -> Prediction:
+    """The candidate with the highest score; of equals, the first."""
+    text = max(scores, key=scores.__getitem__)
+    return Prediction(text, scores[text], scores)
 
 
 # Rows -----------------------------------------------------------------------------------------------------------

@@ -287,8 +287,6 @@ class Tuner:
     """make(model, prompt length): puts its modules into the model. They start from torch's own generator."""
     rates: tuple[float, ...]
     """Learning rates to try, about the one its authors or PEFT's examples use."""
-    text: str
-    """What it is, in a few words."""
     rates_of_t5: tuple[float, ...] | None = None
     """Those for Adafactor, where an encoder-decoder has it instead of AdamW."""
 
@@ -377,11 +375,11 @@ def _prefix_tuning(lm: FrozenLM, prompt_length: int) -> WeightTuning:
 
 TUNERS = {
     # Paper, section 3.1: T5's rate 0.001, and three around it; for others those of common fine-tuning.
-    "model-tuning": Tuner(_model_tuning, (5e-6, 2e-5, 5e-5, 2e-4), "all weights", (3e-4, 1e-3, 3e-3, 1e-2)),
-    "lora": Tuner(_lora, (3e-4, 1e-3, 3e-3, 1e-2), "PEFT's LoRA, rank 8"),
-    "ia3": Tuner(_ia3, (3e-3, 1e-2, 3e-2, 1e-1), "PEFT's IA3"),
-    "prefix-tuning": Tuner(_prefix_tuning, (1e-3, 3e-3, 1e-2, 3e-2), "PEFT's prefixes (T5: in the decoder only)"),
-    "p-tuning": Tuner(_p_tuning, (3e-4, 1e-3, 3e-3, 1e-2), "PEFT's P-tuning, a prompt made by an MLP"),
+    "model-tuning": Tuner(_model_tuning, (5e-6, 2e-5, 5e-5, 2e-4), (3e-4, 1e-3, 3e-3, 1e-2)),
+    "lora": Tuner(_lora, (3e-4, 1e-3, 3e-3, 1e-2)),
+    "ia3": Tuner(_ia3, (3e-3, 1e-2, 3e-2, 1e-1)),
+    "prefix-tuning": Tuner(_prefix_tuning, (1e-3, 3e-3, 1e-2, 3e-2)),
+    "p-tuning": Tuner(_p_tuning, (3e-4, 1e-3, 3e-3, 1e-2)),
 }
 
 

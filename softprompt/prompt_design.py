@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softprompt.backbone import NO_PROMPT, FrozenLM
 from softprompt.data import SEPARATOR, TextFormat, encode_examples
-from softprompt.evaluation import Evaluation, judge, predict
+from softprompt.evaluation import Evaluation, best, judge, predict
 from softprompt.inference import Engine, Prediction, Progress
 from softprompt.tasks import Example, Task
 
@@ -50,6 +50,11 @@ BETWEEN = "\n\n"  # ours: between two examples
 CONTENT_FREE = ("N/A", "[MASK]", "nothing")
 
 
+def shots_name(shots: int) -> str:
+    """'4 shots', or 'full shots' for as many as the context holds."""
+    return f"{'full' if shots < 0 else shots} shots"
+
+
 @dataclass(frozen=True)
 class Design:
     """A text prompt: how the model is asked, and which examples stand in front."""
@@ -65,8 +70,7 @@ class Design:
     @property
     def name(self) -> str:
         """For rows and tables."""
-        shots = "full" if self.shots < 0 else str(self.shots)
-        return f"{self.wording.name}, {shots} shots{f' (draw {self.draw})' if self.shots else ''}" + (
+        return f"{self.wording.name}, {shots_name(self.shots)}{f' (draw {self.draw})' if self.shots else ''}" + (
             ", calibrated" if self.calibrated else ""
         )
 
@@ -203,9 +207,3 @@ def worded(
 def listed(labels: Sequence[str]) -> str:
     """'this, that or another'."""
     return " or ".join([", ".join(labels[:-1]), labels[-1]]) if len(labels) > 1 else "".join(labels)
-
-
-def best(scores: dict[str, float]) -> Prediction:
-    """The likeliest label."""
-    text = max(scores, key=scores.__getitem__)
-    return Prediction(text, scores[text], scores)

@@ -390,7 +390,8 @@ class Scheduler:
         if stuck is not None:  # nothing will be given back that could make room
             held = self.table.fixed_bytes()
             self._fail(stuck.ticket, ValueError(f"max_memory has no room for it beside {held:,} bytes of prompts"))
-        self._owed = self._bytes(turn.starts, turn.worn) - self._batch.projected()
+        if turn.jobs:
+            self._owed = self._bytes(turn.starts, turn.worn) - self._batch.projected()
         self.table.limit(self.max_memory - self._batch.projected(turn.starts), turn.worn)
         return turn.jobs
 

@@ -20,16 +20,16 @@ from statistics import fmean, stdev
 from typing import Any
 
 from softprompt.backbone import FrozenLM
-from softprompt.comparison import MULTI_TASK, NUM_RATES, PROMPT_DESIGN, run_method, run_multi_task
+from softprompt.comparison import MULTI_TASK, NUM_RATES, PROMPT_DESIGN, run_method, run_multi_task, settings_of
 from softprompt.data import TextFormat
 from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows, right_answers
 from softprompt.experiments import EXPERIMENTS
 from softprompt.experiments.point import Point
+from softprompt.prompt_design import shots_name
 from softprompt.run import ROWS, Data, RunConfig, Trained, Watch, evaluate, load_model, tasks_of, train, train_together
 from softprompt.tasks import Example, Task, get_task, read_split
 from softprompt.tasks.task import nearest
 
-PLACES = ("model", "task", "data", "out", "resume", "seeds", "minutes")  # fields of RunConfig that are no settings
 OTHER = {"generate": "rank", "rank": "generate"}
 VOTE = -1  # the seed of an ensemble's row
 
@@ -56,7 +56,7 @@ class Planned:
     @property
     def settings(self) -> dict[str, Any]:
         """The run's settings as rows keep them."""
-        return json.loads(json.dumps({name: v for name, v in asdict(self.config).items() if name not in PLACES}))
+        return {name: v for name, v in settings_of(self.config).items() if name not in ("seeds", "minutes")}
 
 
 def plan_experiment(name: str, models: Sequence[str], base: RunConfig, out: Path) -> list[Planned]:
@@ -187,7 +187,7 @@ def _run_method(name: str, planned: Planned, tasks: tuple[str, ...], rows: Path,
 def _point_of(planned: Planned, row: Result) -> str:
     """The point's name; each number of shots is a point of its own."""
     shots = row.config.get("shots")
-    return planned.point.name if shots is None else f"{planned.point.name}, {'full' if shots < 0 else shots} shots"
+    return planned.point.name if shots is None else f"{planned.point.name}, {shots_name(shots)}"
 
 
 def missing(name: str, models: Sequence[str], base: RunConfig, *, rows: Path, out: Path) -> list[Planned]:

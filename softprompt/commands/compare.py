@@ -6,10 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from softprompt.commands.options import TRAIN_FLAGS, Command, add_threads, set_threads, split_names
+from softprompt.commands.options import (
+    Command,
+    add_shared,
+    add_threads,
+    read_data,
+    read_seeds,
+    set_threads,
+    shared_settings,
+    split_names,
+)
 from softprompt.commands.terminal import Display, say, table
 
-QUICK = {"steps": 20, "batch_size": 4, "evaluate_every": 10, "num_selection": 32, "max_train": 500}
 SHARED = (
     "task", "prompt_length", "init", "inputs", "targets", "labels", "metric", "group_by", "preset", "steps", "minutes",
     "batch_size", "learning_rate", "dropout", "max_train", "select", "scoring", "evaluate_every", "num_selection",
@@ -36,10 +44,7 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
         help="(default: results/compare.jsonl)",
     )
     command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
-    group = command.add_argument_group("what all methods share")
-    flags = {name: flag for section in TRAIN_FLAGS.values() for name, flag in section.items()}
-    for name in SHARED:
-        flags[name].add(group, name)
+    add_shared(command, "what all methods share", SHARED)
     add_threads(command)
 
 
@@ -66,19 +71,13 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    from softprompt.commands.options import read_data
     from softprompt.run import RunConfig
 
-    given: dict[str, Any] = {name: getattr(args, name) for name in SHARED if hasattr(args, name)}
+    given = shared_settings(args, SHARED)
     given["task"] = tuple(given.get("task", ()))
     if len(given["task"]) > 1:
         raise ValueError(f"methods are compared on one task at a time, not on {', '.join(given['task'])}")
-    if args.quick:
-        given = QUICK | given
-    try:
-        seeds = tuple(int(word) for word in (args.seeds or ("0" if args.quick else "0,1,2")).split(","))
-    except ValueError:
-        raise ValueError(f"--seeds is {args.seeds!r}; give whole numbers with commas between") from None
+    seeds = read_seeds(args.seeds or ("0" if args.quick else "0,1,2"))
     return RunConfig(model=args.model, seeds=seeds, data=read_data(args.data, split="train"), out=args.out, **given)
 
 

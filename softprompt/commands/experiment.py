@@ -7,11 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softprompt.commands.options import TRAIN_FLAGS, Command, add_threads, set_threads, split_names
+from softprompt.commands.options import (
+    Command,
+    add_shared,
+    add_threads,
+    read_seeds,
+    set_threads,
+    shared_settings,
+    split_names,
+)
 from softprompt.commands.terminal import Display, counted, duration, say
 
 TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
-QUICK = {"steps": 20, "batch_size": 4, "evaluate_every": 10, "num_selection": 32, "max_train": 500}
 SHARED = (
     "preset", "steps", "batch_size", "optimizer", "learning_rate", "dropout", "max_train", "select", "scoring",
     "evaluate_every", "num_selection", "prompt_length", "init", "max_input_length", "device", "dtype", "compile",
@@ -34,10 +41,7 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--minutes", type=float, metavar="X", help="bound on the points of one frozen model together")
     command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
     command.add_argument("--table", action="store_true", help="only print the table of the rows")
-    group = command.add_argument_group("what all points share, unless a point changes it")
-    flags = {name: flag for section in TRAIN_FLAGS.values() for name, flag in section.items()}
-    for name in SHARED:
-        flags[name].add(group, name)
+    add_shared(command, "what all points share, unless a point changes it", SHARED)
     add_threads(command)
 
 
@@ -101,17 +105,10 @@ def _say_how_long(args: argparse.Namespace) -> None:
 def _base(args: argparse.Namespace) -> Any:
     from softprompt.run import RunConfig
 
-    given: dict[str, Any] = {name: getattr(args, name) for name in SHARED if hasattr(args, name)}
-    if args.quick:
-        given = QUICK | given
-    try:
-        seeds = tuple(int(word) for word in args.seeds.split(","))
-    except ValueError:
-        raise ValueError(f"--seeds is {args.seeds!r}; give whole numbers with commas between") from None
     # A run that was interrupted goes on from its checkpoint: that of other settings is refused, and has another folder.
     return RunConfig(
-        model="-", task=tuple(split_names(args.tasks)), seeds=seeds, data=args.data, minutes=args.minutes, resume=True,
-        **given,
+        model="-", task=tuple(split_names(args.tasks)), seeds=read_seeds(args.seeds), data=args.data,
+        minutes=args.minutes, resume=True, **shared_settings(args, SHARED),
     )  # fmt: skip
 
 

@@ -151,6 +151,31 @@ TRAIN_FLAGS: dict[str, dict[str, Flag]] = {
 """Every field of RunConfig but `data`, which is read by `read_data`."""
 
 
+QUICK = {"steps": 20, "batch_size": 4, "evaluate_every": 10, "num_selection": 32, "max_train": 500}
+
+
+def add_shared(command: argparse.ArgumentParser, title: str, names: Sequence[str]) -> None:
+    """Add a group with the flags of these settings of a run."""
+    group = command.add_argument_group(title)
+    flags = {name: flag for section in TRAIN_FLAGS.values() for name, flag in section.items()}
+    for name in names:
+        flags[name].add(group, name)
+
+
+def shared_settings(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Those of them that were given, or that `--quick` stands for."""
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return QUICK | given if args.quick else given
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    """What `--seeds` says. ValueError for what are no whole numbers."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ValueError(f"--seeds is {text!r}; give whole numbers with commas between") from None
+
+
 def read_data(words: Sequence[str] | None, *, split: str, dev: str | None = None) -> Any:
     """What `--data` says: None, a folder, or files by split. A lone file is taken for `split`."""
     named: dict[str, list[str]] = {}
