@@ -31,7 +31,7 @@ from baselines import (
 )
 
 from softprompt.backbone import FrozenLM
-from softprompt.comparison import settings_of
+from softprompt.comparison import settings_of, settings_of_row
 from softprompt.evaluation import Result, append_rows, read_rows
 from softprompt.files import write_whole
 from softprompt.inference import Prediction
@@ -69,7 +69,7 @@ def rows_of(config: RunConfig, experiment: str, model: str, rows: Path) -> list[
         row.seed: row
         for row in read_rows(rows)
         if (row.experiment, row.model, row.task, row.split) == (experiment, model, config.task[0], "dev")
-        and row.config.get("settings") == settings
+        and settings_of_row(row) == settings
     }
     return [found[seed] for seed in config.seeds] if set(config.seeds) <= set(found) else []
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompt.comparison import MODEL_TUNING, PROMPT_DESIGN, score_within
+from softprompt.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING, score_within
 from softprompt.evaluation import Result
 from softprompt.significance import Difference, contrast, deviations, learnable, verdicts
 from softprompt.study import VOTE, family_of
@@ -211,7 +211,7 @@ def _better_at_the_other(rows: list[Result]) -> Difference | None:
 
     def terms(asked: str, task: str) -> list[tuple[float, Table | None]]:
         own = {row.config["method"]: row.config["point"] for row in _on(away, asked, task)}
-        pairs = ((1.0, "prompt-tuning"), (-1.0, "model-tuning"))
+        pairs = ((1.0, PROMPT_TUNING), (-1.0, MODEL_TUNING))
         return [(weight, _of(away, own.get(method, ""), asked, task)) for weight, method in pairs]
 
     return contrast(_pooled(away, terms))
@@ -236,9 +236,90 @@ def _selection_score(row: Result) -> float:
     return score_within(row, math.inf) or 0.0
 
 
-def _not_measured(rows: list[Result]) -> Difference | None:
-    """Of rows that no command makes yet: F1 along training (13, 14), and rows of many prompts' neighbours (18, 19)."""
-    return None
+def _carries_over(*, at_largest_shift: bool) -> Callable[[list[Result]], Difference | None]:
+    """Prompt tuning minus model tuning out of domain, where both are equally good in domain.
+
+    Minus the same in domain, which is nearly nothing then; or, at the largest shift, that of the set with the lowest F1
+    minus the mean of the others.
+    """
+
+    def difference(rows: list[Result]) -> Difference | None:
+        parts: list[Terms] = []
+        for asked in _models(rows):
+            parts += _matched(_on_model(rows, asked), at_largest_shift)
+        return contrast(parts)
+
+    return difference
+
+
+def _matched(rows: list[Result], at_largest_shift: bool) -> list[Terms]:
+    """One model's sets at the steps with matched scores in domain, weighted so that their mean is the difference."""
+    home, away = [], []
+    for method in (PROMPT_TUNING, MODEL_TUNING):
+        own = [row for row in rows if row.config["method"] == method]
+        home.append(along_training([row for row in own if row.task == row.config["trained_on"]]))
+        away.append(along_training([row for row in own if row.task != row.config["trained_on"]]))
+    if not all(home + away):
+        return []
+    at_home = [next(iter(tables.values())) for tables in home]
+    steps = _nearest_steps(*at_home)
+
+    def apart(first: dict[int, Table], second: dict[int, Table], weight: float) -> Terms:
+        return [(weight, first[steps[0]]), (-weight, second[steps[1]])]
+
+    tasks = [task for task in away[0] if task in away[1]]
+    num = len(tasks)
+    if at_largest_shift:
+        if num < 2:
+            return []
+        means = {
+            task: sum(float(table.mean()) for _, table in apart(away[0][task], away[1][task], 1.0)) for task in tasks
+        }
+        lowest = min(tasks, key=means.__getitem__)
+        weights = {task: float(num) if task == lowest else -num / (num - 1) for task in tasks}
+        return [apart(away[0][task], away[1][task], weights[task]) for task in tasks]
+    out = [apart(away[0][task], away[1][task], (num + 1) / num) for task in tasks]
+    return [*out, apart(at_home[0], at_home[1], -(num + 1.0))]
+
+
+def along_training(rows: Sequence[Result]) -> dict[str, dict[int, Table]]:
+    """By task and step, the examples' scores along training, one row a seed; steps that every seed has."""
+    found: dict[str, dict[int, Table]] = {}
+    for task in dict.fromkeys(row.task for row in rows):
+        own = sorted((row for row in rows if row.task == task), key=lambda row: row.seed)
+        of_seeds = [{one["step"]: one["scores"] for one in row.notes.get("along", [])} for row in own]
+        steps = set.intersection(*map(set, of_seeds))
+        if steps:
+            found[task] = {step: np.array([scores[step] for scores in of_seeds]) for step in sorted(steps)}
+    return found
+
+
+def _nearest_steps(first: dict[int, Table], second: dict[int, Table]) -> tuple[int, int]:
+    """The steps where two methods are equally good: the best of the one that gets less far, and the other's nearest."""
+    means = [{step: float(table.mean()) for step, table in own.items()} for own in (first, second)]
+    tops = [max(own.values()) for own in means]
+    goal = min(tops)
+    a, b = (min(own, key=lambda step: (abs(own[step] - goal), step)) for own in means)
+    return a, b
+
+
+def _of_neighbours(first: str, second: str) -> Callable[[list[Result]], Difference | None]:
+    """One number of a prompt's neighbourhood minus another; prompts of one point, model and task are its seeds."""
+
+    def difference(rows: list[Result]) -> Difference | None:
+        groups: dict[tuple[str, ...], dict[int, dict[str, float]]] = {}
+        for row in rows:
+            numbers = row.notes.get("neighbourhood", {})
+            if first in numbers and second in numbers:
+                key = (row.experiment, row.config["asked"], row.config["frozen"], row.config["point"], row.task)
+                groups.setdefault(key, {})[row.seed] = numbers
+        tables = [
+            [(w, np.array([[own[seed][name]] for seed in sorted(own)])) for w, name in ((1.0, first), (-1.0, second))]
+            for own in groups.values()
+        ]
+        return contrast(tables)
+
+    return difference
 
 
 CLAIMS = (
@@ -260,11 +341,13 @@ CLAIMS = (
     Claim(10, "A sentinel before the target does not mend it", ("figure-3c",),
           _points((1.0, "lm"), (-1.0, "span+sentinel"), scoring="generate")),
     Claim(11, "Longer adaptation is better", ("figure-3d",), _more_adaptation),
-    Claim(13, "Prompts carry over better to other domains", ("table-1",), _not_measured),
-    Claim(14, "... most at the largest shift", ("table-1",), _not_measured),
+    Claim(13, "Prompts carry over better to other domains", ("table-1",), _carries_over(at_largest_shift=False)),
+    Claim(14, "... most at the largest shift", ("table-1",), _carries_over(at_largest_shift=True)),
     Claim(15, "Prompts carry over better between QQP and MRPC", ("table-2",), _better_at_the_other),
     Claim(16, "An ensemble beats the mean of its prompts", ("table-3",), _vote_minus(best=False)),
     Claim(17, "... and their best", ("table-3",), _vote_minus(best=True)),
-    Claim(18, "Neighbours of a prompt's rows form clusters", (), _not_measured),
-    Claim(19, "Class labels persist where they began", (), _not_measured),
+    Claim(18, "Neighbours of a prompt's rows form clusters", ("figure-3b",),
+          _of_neighbours("cosine", "cosine_of_random")),
+    Claim(19, "Class labels persist where they began", ("figure-3b",),
+          _of_neighbours("labels_near_labels", "labels_near_sampled")),
 )  # fmt: skip

@@ -22,13 +22,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM
-from softprompt.data import Row, check_length, encode_examples
+from softprompt.data import Row, TextFormat, check_length, encode_examples
 from softprompt.evaluation import (
     Evaluation,
+    Other,
     Result,
     append_rows,
     judge,
-    predict,
     read_rows,
     right_answers,
     surroundings,
@@ -38,8 +38,19 @@ from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
 from softprompt.optimizers import PerWeight
 from softprompt.prompt_design import SHOTS, ask, designs, num_rows, shots_name
-from softprompt.run import RunConfig, Split, Watch, format_of, load_model, model_of_row, plan_prompts, prepare, tasks_of
-from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, read_split
+from softprompt.run import (
+    RunConfig,
+    Split,
+    Watch,
+    dev_examples,
+    format_of,
+    load_model,
+    model_of_row,
+    plan_prompts,
+    prepare,
+    tasks_of,
+)
+from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture
 from softprompt.tasks.task import nearest
 from softprompt.training import Fitted, Member, TrainConfig, fit
 
@@ -62,17 +73,6 @@ DEV_SEED = 1  # ours: which rows are a dev set where there is none
 
 Also = Mapping[str, Mapping[str, str]]
 """Other tasks to score on, each with what a label of the trained task is called there."""
-
-
-@dataclass(frozen=True)
-class Other:
-    """A task that was not trained on."""
-
-    task: Task
-    part: str
-    """The split that is scored."""
-    examples: list[Example]
-    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,13 @@ def compare(
 def rows_of(path: Path, config: RunConfig, name: str) -> list[Result]:
     """The rows that stand there for this method with these settings."""
     (task,) = tasks_of(config)
-    wanted = (name, task.name, config.model, settings_of(config))
+    wanted = (name, task.name, config.model)
     return [
         row
         for row in read_rows(path)
         if row.experiment == EXPERIMENT
-        and (row.config["method"], row.task, row.config["frozen"], row.config["settings"]) == wanted
+        and (row.config["method"], row.task, row.config["frozen"]) == wanted
+        and settings_of_row(row) == settings_of(config)
     ]
 
 
@@ -148,8 +149,14 @@ PLACES = ("model", "task", "data", "out", "resume")  # fields of RunConfig that 
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The settings as rows keep them."""
-    return json.loads(json.dumps({name: value for name, value in asdict(config).items() if name not in PLACES}))
+    """The settings that were given, as rows keep them."""
+    given = {name: v for name, v in asdict(config).items() if name not in PLACES and v is not None}
+    return json.loads(json.dumps(given))
+
+
+def settings_of_row(row: Result) -> dict[str, Any]:
+    """A row's settings, as `settings_of` has them; older rows also keep those that were not given."""
+    return {name: value for name, value in row.config.get("settings", {}).items() if value is not None}
 
 
 def run_method(
@@ -163,20 +170,20 @@ def run_method(
     """The rows of one method on one task: one for each seed, or for each number of shots of prompt design.
 
     also: other tasks that what was trained is scored on, as it is, each with the labels there for the labels here; a
-    row for each that has data. A task without a dev set has a tenth of its training file for one. Small sets are held
-    out, too: a model whose own weights train cannot have folds in one run. An interrupted call goes on from its
-    checkpoints in `config.out`.
+    row for each that has data, with the scores along training. A task without a dev set has a tenth of its training
+    file for one. Small sets are held out, too: a model whose own weights train cannot have folds in one run. An
+    interrupted call goes on from its checkpoints in `config.out`.
     """
     check_methods([name])
     watch = watch or Watch()
     (task,) = tasks_of(config)
     lm = load(config)
     split = _prepared(config, task, lm)
-    others = _others(config, also or {}, split, watch)
+    scored = _to_score(config, also or {}, split, lm, watch)
     if name == PROMPT_DESIGN:
         made = _designed(config, split, lm, watch)
     else:
-        made = _trained(config, name, split, others, lm, watch, load)
+        made = _trained(config, name, split, scored, lm, watch, load, follow=bool(also))
     return [replace(row, config=row.config | {"also": list(also or {})}) for row in made]
 
 
@@ -193,9 +200,11 @@ def run_multi_task(
     tasks = tasks_of(config)
     lm = load(config)
     splits = [_prepared(config, task, lm) for task in tasks]
-    others = [Other(split.task, "dev", [mixed(split.task, e) for e in split.dev], {}) for split in splits]
+    whole = _mixed(config, splits, lm)
+    devs = [[mixed(split.task, example) for example in split.dev] for split in splits]
+    scored = [_other(s.task, "dev", dev, whole.form, lm) for s, dev in zip(splits, devs, strict=True)]
     config = replace(config, init="vocab")  # of a prompt, which is not trained
-    made = _trained(config, MODEL_TUNING, _mixed(config, splits, lm), others, lm, watch, load)
+    made = _trained(config, MODEL_TUNING, whole, scored, lm, watch, load)
     return [replace(row, config=row.config | {"method": MULTI_TASK, "trained_on": row.task}) for row in made]
 
 
@@ -225,19 +234,34 @@ def _with_dev(split: Split) -> Split:
     return replace(split, train=train, dev=dev, notes=split.notes | {"dev": f"{len(dev)} rows of the training file"})
 
 
-def _others(config: RunConfig, also: Also, split: Split, watch: Watch) -> list[Other]:
-    """The other tasks whose dev set, or training file if that is all there is, can be read; what cannot is told."""
-    found = []
+def _other(
+    task: Task,
+    part: str,
+    examples: list[Example],
+    form: TextFormat,
+    lm: FrozenLM,
+    labels: Mapping[str, str] | None = None,
+) -> Other:
+    rows = encode_examples(examples, form, lm.tokenizer, with_targets=False)
+    return Other(task=task, part=part, examples=examples, rows=rows, labels=labels or {})
+
+
+def _to_score(config: RunConfig, also: Also, split: Split, lm: FrozenLM, watch: Watch) -> list[Other]:
+    """The task's own dev set, and the dev sets of other tasks, or training files where that is all there is.
+
+    What cannot be read is told.
+    """
+    found = [_other(split.task, "dev", split.dev, split.form, lm)]
     for name, labels in also.items():
         task = get_task(name)
         part = "dev" if has_split(task, "dev", config.data) else "train"
         try:
-            examples = read_split(task, part, config.data).examples
+            examples = dev_examples(config, task, part)
         except ValueError as error:
             split.notes.setdefault("not_run", {})[name] = str(error)
             watch.message(f"{name} is not run: {error}")
             continue
-        found.append(Other(task, part, examples, labels))
+        found.append(_other(task, part, examples, split.form, lm, labels))
     return found
 
 
@@ -253,7 +277,10 @@ class _Entry:
     split: Split
     rows: list[Row]
     selection_rows: list[Row]
-    others: list[Other]
+    scored: list[Other]
+    """What every seed is scored on."""
+    follow: bool
+    """Whether that is scored along training, too."""
     watch: Watch
     load: Callable[[RunConfig], FrozenLM]
 
@@ -290,6 +317,7 @@ class _Entry:
             rows=self.rows,
             selection=self.split.selection,
             selection_rows=self.selection_rows,
+            others=self.scored if self.follow else [],
         )
         folder = self.config.out / "trials" / self.name / f"{rate:g}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -311,7 +339,7 @@ class _Entry:
         return Trial(rate, seed, config, fitted, len(plan.values), values.numel(), peak_bytes(lm.device), method)
 
     def finish(self, trial: Trial, tried: Sequence[dict[str, Any]]) -> list[Result]:
-        """Store what a trial trained, score the dev set and the other tasks, and make their rows."""
+        """Store what a trial trained, score it, and make the rows."""
         stored = save(_stored(trial))
         write_whole(self.config.out / f"{self.name}-seed-{trial.seed}.safetensors", stored)
         fitted, lm = trial.fitted, trial.method.lm
@@ -326,9 +354,8 @@ class _Entry:
             "stored_bytes": len(stored),
             "peak_bytes": trial.peak,
         }
-        own = [Other(self.split.task, "dev", self.split.dev, {})] if self.split.dev else []
         made = []
-        for scored in [*own, *self.others]:
+        for other in self.scored:
             row = Result(
                 experiment=EXPERIMENT,
                 config=about,
@@ -337,39 +364,40 @@ class _Entry:
                 steps_run=fitted.steps_run,
                 seconds=fitted.history[-1]["seconds"] if fitted.history else 0.0,
                 seed=trial.seed,
-                **_scored(self.split, lm, scored, self.answers(trial, scored)),
+                **_scored(self.split, lm, other.task, other.part, other.examples, self.answers(trial, other)),
             )
-            row.notes.update(history=fitted.history, selection_score=fitted.score)
+            history, along = _history_of(fitted, other.task.name)
+            row.notes.update(history=history, selection_score=fitted.score, **({"along": along} if along else {}))
             made.append(row)
         return made
 
     def answers(self, trial: Trial, other: Other) -> Evaluation:
         """A trial's answers to a task: in the trained task's text and labels, scored as the other's."""
         engine, (worn,) = trial.method.engine([trial.fitted.values])
-        form, examples = self.split.form, other.examples
-        rows = encode_examples(examples, form, engine.lm.tokenizer, with_targets=False)
-        told = self.watch.phase(f"score {other.task.name}", len(rows))
-        member, scoring = [worn] * len(rows), trial.config.scoring
-        found = predict(engine, self.split.task, examples, rows, member, form, scoring=scoring, progress=told)
-        found = [replace(answer, text=other.labels.get(answer.text, answer.text)) for answer in found]
-        return judge(other.task, examples, found)
+        told = self.watch.phase(f"score {other.task.name}", len(other.rows))
+        found = other.answers(
+            engine, worn, self.split.task, self.split.form, scoring=trial.config.scoring, progress=told
+        )
+        return judge(other.task, other.examples, found)
 
 
 def _trained(
     config: RunConfig,
     name: str,
     split: Split,
-    others: list[Other],
+    scored: list[Other],
     lm: FrozenLM,
     watch: Watch,
     load: Callable[[RunConfig], FrozenLM],
+    *,
+    follow: bool = False,
 ) -> list[Result]:
     """The rows of a method that trains. lm: its tokenizer encodes the examples once for all trials."""
     rows, selection_rows = (
         encode_examples(examples, split.form, lm.tokenizer) for examples in (split.train, split.selection)
     )
     split.notes.update(train_used=len(rows), train_cut=sum(row.was_cut for row in rows))
-    entry = _Entry(name, config, split, rows, selection_rows, others, watch, load)
+    entry = _Entry(name, config, split, rows, selection_rows, scored, follow, watch, load)
     return entry.run(_rates(config, name, lm.is_encoder_decoder))
 
 
@@ -392,6 +420,13 @@ def _ready(
     return method, method.start, replace(train, optimizer=TUNERS[name].optimizer(method, rate))
 
 
+def _history_of(fitted: Fitted, task: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A run's history, and of a task's examples their scores along it."""
+    history = [{name: value for name, value in entry.items() if name != "others"} for entry in fitted.history]
+    along = [{"step": e["step"], "scores": e["others"][task]} for e in fitted.history if task in e.get("others", {})]
+    return history, along
+
+
 def _stored(trial: Trial) -> dict[str, Tensor]:
     """What must be kept to answer as the trial does."""
     if isinstance(trial.method, WeightTuning):
@@ -406,18 +441,20 @@ def _settings_of_training(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def _scored(split: Split, lm: FrozenLM, other: Other, found: Evaluation) -> dict[str, Any]:
+def _scored(
+    split: Split, lm: FrozenLM, task: Task, part: str, examples: Sequence[Example], found: Evaluation
+) -> dict[str, Any]:
     """The fields of a row that say what was scored, and where."""
     return {
         "model": model_of_row(lm.name),
-        "task": other.task.name,
-        "split": other.part,
+        "task": task.name,
+        "split": part,
         "selection": split.selected_on,
         "metrics": found.metrics,
         "value": found.headline,
         "illegal_rate": found.illegal_rate,
         "num_examples": len(found.predictions),
-        "notes": {**split.notes, "right": right_answers(other.task, other.examples, found.predictions)},
+        "notes": {**split.notes, "right": right_answers(task, examples, found.predictions)},
         **surroundings(lm.device, lm.dtype),
     }
 
@@ -473,7 +510,7 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
             steps_run=0,
             seconds=round(seconds, 2),
             seed=config.seeds[0],
-            **_scored(split, lm, Other(split.task, "dev", split.dev, {}), dev),
+            **_scored(split, lm, split.task, "dev", split.dev, dev),
         )
         row.notes["selection_score"] = max(scores)
         made.append(row)

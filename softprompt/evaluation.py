@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -90,8 +90,50 @@ def judge(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
 
 def right_answers(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> str:
     """'1' for each right answer and '0' for each wrong one, in the order of the examples, for paired comparisons."""
-    pairs = zip(examples, predictions, strict=True)
-    return "".join("1" if task.answer(p.text, e) in e.references else "0" for e, p in pairs)
+
+    def is_right(text: str, example: Example) -> bool:
+        alone = {} if task.labels else task.metrics([text], [example])
+        return alone["em"] == 1 if "em" in alone else task.answer(text, example) in example.references
+
+    return "".join("1" if is_right(p.text, e) else "0" for e, p in zip(examples, predictions, strict=True))
+
+
+def example_scores(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[float]:
+    """Each answer's own score, 0..1: the F1 of its words where the task counts those, else 1 if it is right."""
+    if task.labels or "f1" not in task.metrics([""], examples[:1]):
+        return [float(right) for right in right_answers(task, examples, predictions)]
+    return [task.metrics([p.text], [e])["f1"] for e, p in zip(examples, predictions, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """Examples of another task than the trained one, answered with its prompt and judged as their own."""
+
+    task: Task
+    part: str
+    """The split they are of."""
+    examples: list[Example]
+    rows: list[Row]
+    """Their inputs, in the text of the trained task."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What a label of the trained task is called there."""
+
+    def answers(
+        self,
+        engine: Engine,
+        prompt: int,
+        trained: Task,
+        form: TextFormat,
+        *,
+        scoring: str,
+        most: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Prediction]:
+        """The answers to the first `most` of them with one of the engine's prompts. `form` is the trained task's."""
+        rows, examples = self.rows[:most], self.examples[:most]
+        worn = [prompt] * len(rows)
+        found = predict(engine, trained, examples, rows, worn, form, scoring=scoring, progress=progress)
+        return [replace(answer, text=self.labels.get(answer.text, answer.text)) for answer in found]
 
 
 def vote(task: Task, example: Example, predictions: Sequence[Prediction]) -> Prediction:

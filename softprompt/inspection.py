@@ -120,6 +120,37 @@ def inspect_prompt(prompt: SoftPrompt, lm: FrozenLM, count: int = NUM_NEAREST) -
     )
 
 
+def neighbourhood(prompt: SoftPrompt, lm: FrozenLM) -> dict[str, float]:
+    """Section 7 in numbers, as rows keep them: how near the five nearest tokens of a row are to each other, and to
+    what share of rows a label is near.
+
+    cosine: of two of a row's nearest tokens, the mean over rows; cosine_of_random: the same for as many random
+    directions. labels_near_labels and labels_near_sampled: the share of rows that began as a label, and as sampled
+    vocabulary, which have a label of the task among their nearest tokens; only where there are such rows.
+    """
+    rows = nearest_tokens(prompt.values, lm)
+    chooser = torch.Generator().manual_seed(prompt.card.seed or 0)
+    random = nearest_tokens(torch.randn(prompt.values.shape, generator=chooser), lm)
+    found = {"cosine": _closeness(rows, lm), "cosine_of_random": _closeness(random, lm)}
+    near = {place for label in prompt.card.labels for place in _label(label, prompt.card, rows, lm).near}
+    entries = _entries(prompt.card, prompt.length)
+    labels = {place for place, entry in enumerate(entries) if entry.get("label")}
+    sampled = {place for place, entry in enumerate(entries) if entry.get("ids")} - labels
+    kinds = {"labels_near_labels": labels, "labels_near_sampled": sampled}
+    return found | {name: len(near & places) / len(places) for name, places in kinds.items() if places}
+
+
+def _closeness(rows: Sequence[Neighbours], lm: FrozenLM) -> float:
+    """The mean cosine of two of a row's nearest tokens, over rows."""
+    table = lm.embeddings.detach()
+    total = 0.0
+    for row in rows:
+        unit = torch.nn.functional.normalize(table[torch.tensor(row.ids, device=table.device)].float(), dim=1)
+        cosines = unit @ unit.T
+        total += float(cosines[~torch.eye(len(unit), dtype=torch.bool, device=unit.device)].mean())
+    return total / len(rows)
+
+
 def starting_values(card: Card, lm: FrozenLM, length: int) -> Float[Tensor, "p d"] | None:
     """What a prompt began as, made again from its card; None for what the card does not say (another prompt)."""
     if card.init.get("kind") == "uniform":

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from softprompt.claims import MAJORITY, as_table, decide
+from softprompt.claims import MAJORITY, along_training, as_table, decide
 from softprompt.evaluation import Result
 from softprompt.experiments import EXPERIMENTS
 from softprompt.files import write_whole
@@ -139,6 +139,12 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
         section.tables += [_transfer(rows), _paper_transfer(name)]
         missing = {task: why for row in rows for task, why in row.notes.get("not_run", {}).items()}
         section.text += [f"{task} was not run: {why}." for task, why in missing.items()]
+        if paths := _paths(rows):
+            section.picture = _paths_picture(paths)
+            section.text.append(
+                "Each dot is a score along training, the mean over seeds: of the task that is trained on, and the mean "
+                "of the others. Where one line lies above another, it carries over better at equal quality at home."
+            )
     else:
         section.picture = _picture(_paper_lines(name), _our_lines(rows, scoring))
         how = {"generate": "answers generated, an illegal one is wrong", "rank": "labels ranked"}[scoring]
@@ -240,6 +246,26 @@ def _transfer(rows: Sequence[Result]) -> str:
     return _html_table(lines)
 
 
+def _paths(rows: Sequence[Result]) -> dict[str, list[tuple[float, float]]]:
+    """By method (and model and task, where there are several), scores in percent along training: at home, elsewhere."""
+    found = {}
+    kinds = dict.fromkeys((r.config["method"], r.config["trained_on"], r.config["frozen"]) for r in rows)
+    several = len({kind[1:] for kind in kinds}) > 1
+    for method, source, frozen in kinds:
+        own = [
+            r
+            for r in rows
+            if (r.config["method"], r.config["trained_on"], r.config["frozen"]) == (method, source, frozen)
+        ]
+        scores = along_training(own)
+        home, away = scores.pop(source, {}), list(scores.values())
+        if home and away:
+            steps = [step for step in home if all(step in one for one in away)]
+            points = [(100 * home[s].mean(), 100 * fmean(one[s].mean() for one in away)) for s in steps]
+            found[f"{method}, {source} ({Path(frozen).name})" if several else method] = points
+    return found
+
+
 def _paper_transfer(name: str) -> str:
     lines = [["the paper, XXL", "metric", "prompt tuning", "model tuning", "difference"]]
     methods = ("prompt tuning", "model tuning")
@@ -273,6 +299,23 @@ def _picture(paper: Sequence[Line], ours: Sequence[Line]) -> bytes:
         (_panel if _has_sizes(ours) else _columns)(right, ours, colours, "here" if ours else "here: not run")
         left.set_ylabel("score")
         left.set_ylim(0, 100)
+
+    return _drawn(draw)
+
+
+def _paths_picture(paths: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
+    """Scores elsewhere over scores at home."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for place, (name, points) in enumerate(paths.items()):
+            colour = COLOURS[place % len(COLOURS)]
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, color=colour, marker="o", markersize=4, linewidth=1.5, label=name)
+            axes.annotate("end", points[-1], textcoords="offset points", xytext=(6, -3), color=colour, fontsize=8)
+        axes.set(xlabel="score on the task that is trained on", ylabel="mean score on the others")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
     return _drawn(draw)
 

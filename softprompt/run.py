@@ -178,6 +178,8 @@ class RunConfig:
     """Set the input into the model's chat template."""
     max_train: int | None = None
     """Training examples used, the first after a seeded shuffle."""
+    max_dev: int | None = None
+    """Dev examples scored, the first after a fixed shuffle of the groups that are scored together."""
     device: str = "auto"
     dtype: str = "auto"
     quantize: str | None = None
@@ -205,8 +207,10 @@ class RunConfig:
             raise ValueError("give at least one seed")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {', '.join(map(str, self.seeds))} repeat; give different ones")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError(f"minutes is {self.minutes}, but must be above 0")
+        for name in ("minutes", "max_train", "max_dev"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}, but must be above 0")
 
 
 @dataclass(frozen=True)
@@ -320,7 +324,9 @@ def _check_together(configs: Sequence[RunConfig]) -> None:
 
 def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Split], watch: Watch) -> Split:
     """A task's data; runs that see it alike share it."""
-    fields = ("inputs", "targets", "select", "max_train", "max_input_length", "separator", "sentinel", "chat")
+    fields = (
+        "inputs", "targets", "select", "max_train", "max_dev", "max_input_length", "separator", "sentinel", "chat",
+    )  # fmt: skip
     key = (task.name, repr(config.data), *(getattr(config, name) for name in fields))
     if key not in known:
         known[key] = prepare(config, task, lm)
@@ -393,6 +399,7 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     reading = read_split(task, "train", config.data)
     dev = read_split(task, "dev", config.data).examples if has_split(task, "dev", config.data) else []
     examples, overlap = without_overlap(reading.examples, dev)
+    dev = _at_most(dev, config.max_dev)
     notes: dict[str, Any] = {"train": reading.note, "share_of_official": reading.share, "overlap_with_dev": overlap}
     if config.max_train is not None:
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
@@ -410,6 +417,15 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
         return Split(task, form, examples, [], parts, dev, "cross-validation", notes)
     kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
     return Split(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+
+
+def dev_examples(config: RunConfig, task: Task, part: str = "dev") -> list[Example]:
+    """What a run scores of a task's dev file, or of another part. ValueError where there is none."""
+    return _at_most(read_split(task, part, config.data).examples, config.max_dev)
+
+
+def _at_most(examples: list[Example], count: int | None) -> list[Example]:
+    return examples if count is None else _shuffled_groups(examples)[:count]
 
 
 def _shuffled_groups(examples: Sequence[Example]) -> list[Example]:

@@ -20,14 +20,35 @@ from statistics import fmean, stdev
 from typing import Any
 
 from softprompt.backbone import FrozenLM
-from softprompt.comparison import MULTI_TASK, NUM_RATES, PROMPT_DESIGN, run_method, run_multi_task, settings_of
+from softprompt.comparison import (
+    MULTI_TASK,
+    NUM_RATES,
+    PROMPT_DESIGN,
+    run_method,
+    run_multi_task,
+    settings_of,
+    settings_of_row,
+)
 from softprompt.data import TextFormat
 from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows, right_answers
 from softprompt.experiments import EXPERIMENTS
 from softprompt.experiments.point import Point
+from softprompt.inspection import neighbourhood
 from softprompt.prompt_design import shots_name
-from softprompt.run import ROWS, Data, RunConfig, Trained, Watch, evaluate, load_model, tasks_of, train, train_together
-from softprompt.tasks import Example, Task, get_task, read_split
+from softprompt.run import (
+    ROWS,
+    Data,
+    RunConfig,
+    Trained,
+    Watch,
+    dev_examples,
+    evaluate,
+    load_model,
+    tasks_of,
+    train,
+    train_together,
+)
+from softprompt.tasks import Example, Task, get_task
 from softprompt.tasks.task import nearest
 
 OTHER = {"generate": "rank", "rank": "generate"}
@@ -231,7 +252,7 @@ def _rows_there(planned: Planned, rows: Path) -> list[Result]:
         for row in read_rows(rows)
         if row.config.get("frozen") == config.model
         and row.config.get("method") == planned.point.method
-        and row.config.get("settings") == planned.settings
+        and settings_of_row(row) == planned.settings
         and row.config.get("trained_on", row.task) in config.task
         and row.config.get("also", []) == list(planned.point.also)
         and row.seed in (*config.seeds, VOTE)
@@ -252,15 +273,18 @@ def _rows(name: str, planned: Planned, delivered: Sequence[Trained], lm: FrozenL
     made = []
     for task_name in config.task:
         own = [one for one in delivered if one.prompt.card.task == task_name]
-        task, examples = get_task(task_name), read_split(get_task(task_name), "dev", config.data).examples
+        task = get_task(task_name)
+        examples = dev_examples(config, task)
         first = written[task_name, own[0].prompt.card.seed]
         evaluations = {first.scoring: [one.dev for one in own if one.dev]}
         if task.labels or any(example.choices for example in examples):
             evaluations[OTHER[first.scoring]] = _scored(own, task, examples, lm, OTHER[first.scoring], watch)
+        near = [neighbourhood(one.prompt, lm) for one in own]
         for scoring, found in evaluations.items():
-            for one, evaluation in zip(own, found, strict=True):
+            for one, evaluation, numbers in zip(own, found, near, strict=True):
                 row = written[task_name, one.prompt.card.seed]
-                made.append(_row(row, name, about, task, examples, evaluation, scoring))
+                row = _row(row, name, about, task, examples, evaluation, scoring)
+                made.append(replace(row, notes=row.notes | {"neighbourhood": numbers}))
             if len(own) > 1:
                 votes = ensemble(task, examples, [evaluation.predictions for evaluation in found])
                 row = _row(first, name, about, task, examples, judge(task, examples, votes), scoring)
@@ -344,7 +368,7 @@ def rerun(
     if row.scoring == delivered.prompt.card.recipe["scoring"]:
         return delivered.dev.metrics
     (task,) = tasks_of(config)
-    examples = read_split(task, "dev", data).examples
+    examples = dev_examples(config, task)
     return _scored([delivered], task, examples, lm, row.scoring, watch or Watch())[0].metrics
 
 

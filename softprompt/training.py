@@ -30,7 +30,7 @@ from torch import Tensor
 
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, order_of_step
-from softprompt.evaluation import judge, predict
+from softprompt.evaluation import Other, example_scores, judge, predict
 from softprompt.files import write_whole
 from softprompt.inference import MAX_TOKENS, OUT_OF_MEMORY, Progress, is_out_of_memory
 from softprompt.methods import Method, PromptTuning
@@ -98,6 +98,8 @@ class Member:
     selection: list[Example] = field(default_factory=list)
     """What chooses its best step."""
     selection_rows: list[Row] = field(default_factory=list)
+    others: list[Other] = field(default_factory=list)
+    """Scored along the way, and choose nothing: at most `num_selection` of each."""
     folds: tuple[int, ...] = ()
     """Members of the same run whose mean score chooses its best step (cross-validation). They have its steps and
     evaluate_every, and leave with the last member they serve; one that fails counts 0 from there on."""
@@ -121,8 +123,9 @@ class Fitted:
     score: float | None = None
     """Its score on the selection rows."""
     steps_run: int = 0
-    history: list[dict[str, int | float]] = field(default_factory=list)
-    """One entry an evaluation: step, loss (mean over its examples since the last), score, seconds."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One entry an evaluation: step, loss (mean over its examples since the last), score, seconds, and `others`:
+    by task, the scores of the examples."""
     stopped: str | None = None
     """Why the member left before the end."""
 
@@ -258,6 +261,7 @@ class _Run:
                 "starting values": hashlib.sha256(member.values.detach().float().cpu().numpy().tobytes()).hexdigest(),
                 "training rows": digests[id(member.rows)],
                 "selection rows": digests[id(member.selection_rows)],
+                "other rows": {other.task.name: _digest(other.rows) for other in member.others},
                 "folds": list(member.folds),
             }
 
@@ -395,6 +399,7 @@ class _Run:
     ) -> None:
         """Score members, keep their best prompts, stop those out of patience."""
         scores = self._scores(state, due, on_phase)
+        others = {i: self._followed(state, i, on_phase) for i in due if self.members[i].others}
         losses = {i: state.loss_sums[i] / max(state.loss_counts[i], 1) for i in due}
         for i in due:
             if self.members[i].folds:
@@ -402,7 +407,9 @@ class _Run:
         with uninterrupted():
             for i in due:
                 entry = {"step": state.step, "loss": losses[i], "seconds": round(state.seconds, 2)}
-                state.fitted[i].history.append({**entry, "score": scores[i]} if i in scores else entry)
+                entry |= {"score": scores[i]} if i in scores else {}
+                entry |= {"others": others[i]} if i in others else {}
+                state.fitted[i].history.append(entry)
                 state.loss_sums[i], state.loss_counts[i] = 0.0, 0
                 self._keep_best(state, i, scores.get(i))
             self._release_folds(state)
@@ -437,6 +444,23 @@ class _Run:
                 judged = judge(first.task, [e for e, _ in own], [a for _, a in own])
                 scores[scored[p]] = judged.headline
         return scores
+
+    def _followed(
+        self, state: _State, i: int, on_phase: Callable[[str, int], Progress] | None
+    ) -> dict[str, list[float]]:
+        """By task, the scores of the examples that are only looked at."""
+        member = self.members[i]
+        engine, (worn,) = self.method.engine([state.values[i]], max_tokens=state.max_tokens)
+        found = {}
+        for other in member.others:
+            most = min(member.config.num_selection, len(other.rows))
+            told = on_phase(f"score {other.task.name}, along training", most) if on_phase else None
+            answers = other.answers(
+                engine, worn, member.task, member.form, scoring=member.config.scoring, most=most, progress=told
+            )
+            scores = example_scores(other.task, other.examples[:most], answers)
+            found[other.task.name] = [round(score, 3) for score in scores]
+        return found
 
     def _selected(self, member: Member) -> list[tuple[Example, Row]]:
         pairs = list(zip(member.selection, member.selection_rows, strict=True))

@@ -123,6 +123,52 @@ def test_votes_and_transfer():
     assert [found[number] for number in (15, 16, 17)] == ["seen"] * 3
 
 
+def carried_over(prompt, model, *, steps=(10, 20)):
+    """Rows of table 1: for each method and set its share at each step, in domain first."""
+    rows = []
+    for method, shares in (("prompt-tuning", prompt), ("model-tuning", model)):
+        for task, own in shares.items():
+            more = {"task": f"mrqa/{task}", "method": method, "trained_on": "mrqa/squad"}
+            for seed in range(3):
+                along = [
+                    {"step": step, "scores": [float(c) for c in right(share, seed)]}
+                    for step, share in zip(steps, own, strict=True)
+                ]
+                rows.append(row("table-1", method, own[-1], seed, notes={"along": along}, **more))
+    return rows
+
+
+def test_other_domains_are_compared_where_both_are_as_good_in_domain():
+    # Model tuning is far ahead in domain at the end; at its first step it is as good as prompts are at their last.
+    prompt = {"squad": (0.3, 0.5), "race": (0.3, 0.5), "drop": (0.1, 0.4)}
+    rows = carried_over(prompt, {"squad": (0.5, 0.9), "race": (0.4, 0.8), "drop": (0.1, 0.7)})
+    found = {verdict.claim.number: verdict for verdict in decide(rows)}
+    share = {value: np.mean([right(value, seed).count("1") for seed in range(3)]) / NUM for value in (0.1, 0.4, 0.5)}
+    race, drop = share[0.5] - share[0.4], share[0.4] - share[0.1]
+    assert found[13].word == found[14].word == "seen"
+    assert found[13].difference.interval.mean == pytest.approx((race + drop) / 2)
+    assert found[14].difference.interval.mean == pytest.approx(drop - race)
+    assert found[13].tasks == ("mrqa/squad",)
+    worse = carried_over(prompt, {"squad": (0.5, 0.9), "race": (0.9, 0.9), "drop": (0.6, 0.7)})
+    assert words(worse)[13] == "not seen"
+    assert words([r for r in rows if r.task != "mrqa/race"])[14] == "not testable here"
+    assert words([r for r in rows if r.task == "mrqa/squad"])[13] == "not testable here"
+
+
+def test_neighbours_are_compared_prompt_by_prompt():
+    def near(seed, point, **numbers):
+        return row("figure-3b", point, 0.7, seed, notes={"neighbourhood": numbers})
+
+    rows = [near(s, "vocab", cosine=0.3 + s / 100, cosine_of_random=0.1, labels_near_sampled=0.1) for s in range(3)]
+    found = words(rows)
+    assert (found[18], found[19]) == ("seen", "not testable here")
+    rows += [
+        near(s, "class-labels", cosine=0.3, cosine_of_random=0.1, labels_near_labels=0.1 * s, labels_near_sampled=0.1)
+        for s in range(3)
+    ]
+    assert words(rows)[19] == "within noise"
+
+
 def test_a_task_that_model_tuning_does_not_learn_tests_nothing():
     dull = [row("baselines", "majority", 0.89)]
     assert words(figure_1(), dull)[1] == "not testable here"

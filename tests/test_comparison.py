@@ -11,7 +11,7 @@ from softprompt.backbone import FrozenLM
 from softprompt.cli import main
 from softprompt.comparison import compare, equal_seconds, rows_of, run_method, score_within, title_of
 from softprompt.data import default_format
-from softprompt.evaluation import read_rows
+from softprompt.evaluation import example_scores, read_rows, right_answers
 from softprompt.inference import Prediction
 from softprompt.methods import TUNERS
 from softprompt.prompt_design import WORDINGS, Design, ask, calibrated, context, designs, num_rows
@@ -97,6 +97,26 @@ def test_a_method_that_fails_leaves_the_others_to_go_on(base, tmp_path):
     assert {row.config["method"] for row in read_rows(rows)} == {"prompt-tuning"}
 
 
+def test_free_text_is_right_as_the_metric_has_it_and_scored_by_its_words():
+    task = get_task("mrqa/squad")
+    examples = [Example(inputs="q", targets="The Sea", id=str(n), references=("The Sea", "Sea")) for n in range(3)]
+    answers = [Prediction(text, 0.0) for text in ("sea .", "the warm sea", "the town")]
+    assert right_answers(task, examples, answers) == "100"
+    assert example_scores(task, examples, answers) == pytest.approx([1.0, 2 / 3, 0.0])
+    wsc = get_task("superglue/wsc")
+    examples = [Example(inputs="q", targets="the cat", id=r, references=(r,)) for r in ("True", "False")]
+    assert right_answers(wsc, examples, [Prediction("the cat", 0.0)] * 2) == "10"
+    assert example_scores(wsc, examples, [Prediction("the cat", 0.0)] * 2) == [1.0, 0.0]
+
+
+def test_as_many_dev_examples_as_asked_for(llama, base, data):
+    config = replace(base, max_dev=5, learning_rate=(0.03,), seeds=(0,))
+    (row,) = run_method(config, "prompt-tuning", load=lambda _: llama)
+    assert row.num_examples == 5 and row.config["settings"]["max_dev"] == 5
+    with pytest.raises(ValueError, match="max_dev is 0, but must be above 0"):
+        replace(base, max_dev=0)
+
+
 def test_an_interrupted_comparison_goes_on_inside_a_trial(base, tmp_path):
     rows = tmp_path / "rows.jsonl"
 
@@ -140,6 +160,11 @@ def test_another_task_is_scored_in_the_trained_ones_labels(llama, base, tmp_path
     assert own.num_examples == 8 and own.notes["dev"] == "8 rows of the training file"
     assert other.num_examples == 12 and other.illegal_rate == 0
     assert other.metrics["accuracy"] == pytest.approx(other.notes["right"].count("1") / 12)
+    # Both were looked at along the way, and the prompt that was kept answered then as it does at the end.
+    for row in rows:
+        assert [entry["step"] for entry in row.notes["along"]] == [2, 4] and "others" not in row.notes["history"][0]
+        kept = next(entry["scores"] for entry in row.notes["along"] if entry["step"] == row.step)
+        assert kept == [float(right) for right in row.notes["right"][:8]]
     assert "no train file of glue/rte" in other.notes["not_run"]["glue/rte"]
     assert any(line.startswith("glue/rte is not run: no train file of glue/rte") for line in told)
 

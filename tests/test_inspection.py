@@ -9,7 +9,7 @@ from conftest import tiny_lm
 
 from softprompt.cli import main
 from softprompt.data import default_format
-from softprompt.inspection import ablate, inspect_prompt, nearest_tokens, starting_values
+from softprompt.inspection import ablate, inspect_prompt, nearest_tokens, neighbourhood, starting_values
 from softprompt.prediction import open_prompts
 from softprompt.prompt import Card, SoftPrompt, initial_prompt, save_prompt
 from softprompt.run import evaluate
@@ -64,6 +64,24 @@ def test_labels_persist_until_their_row_is_elsewhere(lm):
     found = inspect_prompt(prompt, lm, 1)
     assert found.labels[0].started == (0,) and not found.labels[0].persists
     assert found.drift[0] == pytest.approx(2, abs=0.2)
+
+
+def test_a_neighbourhood_in_numbers(lm):
+    fresh = neighbourhood(prompt_of(lm), lm)
+    # In a random table nothing is near anything but by being chosen for one direction.
+    assert -1 <= fresh["cosine_of_random"] <= 1 and fresh["labels_near_labels"] == 1.0
+    assert 0 <= fresh["labels_near_sampled"] < 1
+    # All rows where one token is: the same five tokens for all, whose cosines can be told by hand.
+    piece = lm.tokenizer.encode("film")[0]
+    prompt = prompt_of(lm)
+    found = neighbourhood(SoftPrompt(lm.embeddings[piece].detach().float().repeat(6, 1), prompt.card), lm)
+    ids = list(nearest_tokens(lm.embeddings[piece].detach().float()[None], lm)[0].ids)
+    unit = torch.nn.functional.normalize(lm.embeddings[ids].detach().float(), dim=1)
+    expected = (unit @ unit.T).triu(diagonal=1).sum() / 10
+    assert found["cosine"] == pytest.approx(float(expected), abs=1e-5)
+    assert found["cosine_of_random"] == fresh["cosine_of_random"]
+    assert set(neighbourhood(prompt_of(lm, "vocab"), lm)) == {"cosine", "cosine_of_random", "labels_near_sampled"}
+    assert set(neighbourhood(prompt_of(lm, "uniform"), lm)) == {"cosine", "cosine_of_random"}
 
 
 def test_rows_that_share_a_neighbour_are_named(lm):

@@ -1,12 +1,13 @@
 """The report: one page with nothing loaded from elsewhere, a picture for each figure, and the paper's numbers."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from softprompt.cli import main
 from softprompt.evaluation import Result, append_rows, read_rows
-from softprompt.report import _our_lines, write_report
+from softprompt.report import _our_lines, _paths, write_report
 from softprompt.study import VOTE
 
 
@@ -156,3 +157,21 @@ def test_a_missing_file_is_said(tmp_path, capsys):
 def test_rows_come_back_as_they_were_written(tmp_path):
     append_rows(tmp_path / "rows.jsonl", ROWS)
     assert read_rows(tmp_path / "rows.jsonl") == ROWS
+
+
+def test_scores_along_training_are_drawn_method_by_method(tmp_path):
+    rows = [
+        replace(
+            row("table-1", method, seed, 0.5, "generate", task=f"mrqa/{task}", method=method, trained_on="mrqa/squad"),
+            notes={"along": [{"step": step, "scores": [share * step, 0.0]} for step in (1, 2)]},
+        )
+        for method, shares in (("prompt-tuning", (0.2, 0.1)), ("model-tuning", (0.5, 0.2)))
+        for task, share in zip(("squad", "race"), shares, strict=True)
+        for seed in (0, 1)
+    ]
+    assert {name: [tuple(map(round, at)) for at in points] for name, points in _paths(rows).items()} == {
+        "prompt-tuning": [(10, 5), (20, 10)], "model-tuning": [(25, 10), (50, 20)],
+    }  # fmt: skip
+    text = write_report(rows, tmp_path).read_text()
+    assert "carries over better at equal quality at home" in text and (tmp_path / "table-1.png").stat().st_size > 10_000
+    assert _paths([r for r in rows if r.task == "mrqa/squad"]) == {}

@@ -134,6 +134,7 @@ def test_an_experiment_makes_a_row_for_each_point_task_seed_scoring_and_vote(lla
     for row in rows:
         assert row.value == pytest.approx(row.notes["right"].count("1") / 12)
         assert row.experiment == "figure-3b" and row.config["frozen"] == "tiny"
+        assert ("neighbourhood" in row.notes) == (row.seed != VOTE)
     # Once more: nothing runs, nothing is added.
     watch = Watch(message=told.append)
     assert run_experiment("figure-3b", ["tiny"], base, **options, watch=watch, load=lambda _: 1 / 0) == []

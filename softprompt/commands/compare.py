@@ -20,8 +20,8 @@ from softprompt.commands.terminal import Display, say, table
 
 SHARED = (
     "task", "prompt_length", "init", "inputs", "targets", "labels", "metric", "group_by", "preset", "steps", "minutes",
-    "batch_size", "learning_rate", "dropout", "max_train", "select", "scoring", "evaluate_every", "num_selection",
-    "max_input_length", "separator", "device", "dtype",
+    "batch_size", "learning_rate", "dropout", "max_train", "max_dev", "select", "scoring", "evaluate_every",
+    "num_selection", "max_input_length", "separator", "device", "dtype",
 )  # fmt: skip
 """The settings of a run that all methods share."""
 

@@ -20,8 +20,9 @@ from softprompt.commands.terminal import Display, counted, duration, say
 
 TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
 SHARED = (
-    "preset", "steps", "batch_size", "optimizer", "learning_rate", "dropout", "max_train", "select", "scoring",
-    "evaluate_every", "num_selection", "prompt_length", "init", "max_input_length", "device", "dtype", "compile",
+    "preset", "steps", "batch_size", "optimizer", "learning_rate", "dropout", "max_train", "max_dev", "select",
+    "scoring", "evaluate_every", "num_selection", "prompt_length", "init", "max_input_length", "device", "dtype",
+    "compile",
 )  # fmt: skip
 """The settings of a run that all points share, unless a point changes them."""
 

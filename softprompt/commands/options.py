@@ -114,6 +114,7 @@ TRAIN_FLAGS: dict[str, dict[str, Flag]] = {
         "learning_rate": Flag(float, "of several the selection chooses", OF_PRESET, is_list=True),
         "dropout": Flag(float, "dropout in the frozen model, encoder-decoders only", OF_PRESET),
         "max_train": Flag(int, "use only so many training examples, drawn by seed", "all"),
+        "max_dev": Flag(int, "score only so many dev examples", "all"),
         "resume": Flag(bool, "go on from the checkpoint in --out", "no"),
     },
     "what is kept": {
@@ -151,7 +152,7 @@ TRAIN_FLAGS: dict[str, dict[str, Flag]] = {
 """Every field of RunConfig but `data`, which is read by `read_data`."""
 
 
-QUICK = {"steps": 20, "batch_size": 4, "evaluate_every": 10, "num_selection": 32, "max_train": 500}
+QUICK = {"steps": 20, "batch_size": 4, "evaluate_every": 10, "num_selection": 32, "max_train": 500, "max_dev": 100}
 
 
 def add_shared(command: argparse.ArgumentParser, title: str, names: Sequence[str]) -> None:
