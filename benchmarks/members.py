@@ -1,10 +1,12 @@
-"""Five prompts trained together beside five trainings one after another: time and peak memory.
+"""Prompts trained together beside as many trainings one after another: time and peak memory.
 
     SOFTPROMPT_DATA=... python benchmarks/members.py            # about 8 minutes on 2 cores
     SOFTPROMPT_DATA=... python benchmarks/members.py --quick    # about a minute, to see that it runs
+    SOFTPROMPT_DATA=... python benchmarks/members.py --members 36 --batch-sizes 8 --prompt-lengths 20  # an ablation
 
-SmolLM2-135M on SST-2: a step of five members with 4, 8 and 32 rows each, 20 and 100 prompt tokens, against a step of
-each member alone, alternating. Both run in this process, on one model. Rows: results/members.jsonl.
+SmolLM2-135M (or --model) on SST-2: a step of five members with 4, 8 and 32 rows each, 20 and 100 prompt tokens, against
+a step of each member alone, alternating. 36 members are an ablation of twelve settings and three seeds. Both run in this
+process, on one model. Rows: results/members.jsonl.
 """
 
 from __future__ import annotations
@@ -33,20 +35,20 @@ from softprompt.loading import load
 from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import gradients
 from softprompt.optimizers import AdamW
+from softprompt.run import model_of_row
 from softprompt.tasks import get_task, read_examples
 
-NUM_MEMBERS = 5
 TOLERANCE = 1e-3  # ours: of the largest gradient; the two ways add in another order
 
 
 class Members:
-    """Five prompts, their optimizer states, and a step of all of them in either way."""
+    """Prompts, their optimizer states, and a step of all of them in either way."""
 
-    def __init__(self, lm: FrozenLM, prompt_length: int, max_tokens: int):
+    def __init__(self, lm: FrozenLM, count: int, prompt_length: int, max_tokens: int):
         self.lm, self.max_tokens = lm, max_tokens
         table = lm.embeddings.float()
         generator = torch.Generator().manual_seed(0)
-        drawn = [torch.randperm(5_000, generator=generator)[:prompt_length] for _ in range(NUM_MEMBERS)]
+        drawn = [torch.randperm(5_000, generator=generator)[:prompt_length] for _ in range(count)]
         self.prompts = [table[ids].clone() for ids in drawn]
         self.optimizer = AdamW(learning_rate=1e-3)
         self.states = [self.optimizer.init(prompt) for prompt in self.prompts]
@@ -72,10 +74,10 @@ class Members:
             self.optimizer.update(prompt, gradient, state)
 
 
-def draw(pool: Sequence[Row], batch_size: int, seed: int) -> list[list[Row]]:
+def draw(pool: Sequence[Row], count: int, batch_size: int, seed: int) -> list[list[Row]]:
     """Each member's own rows of one step."""
     chooser = random.Random(seed)
-    return [chooser.sample(pool, batch_size) for _ in range(NUM_MEMBERS)]
+    return [chooser.sample(pool, batch_size) for _ in range(count)]
 
 
 def seconds_of(step: Callable[[Sequence[Sequence[Row]]], Any], rows: Sequence[Sequence[Row]]) -> float:
@@ -94,7 +96,7 @@ def peak_of(step: Callable[[Sequence[Sequence[Row]]], Any], rows: Sequence[Seque
 
 def check_equal(lm: FrozenLM, prompt_length: int, max_tokens: int, rows: Sequence[Sequence[Row]]) -> None:
     """AssertionError unless both ways give each member the same gradient."""
-    once, again = Members(lm, prompt_length, max_tokens), Members(lm, prompt_length, max_tokens)
+    once, again = (Members(lm, len(rows), prompt_length, max_tokens) for _ in range(2))
     for together, alone in zip(once.together(rows), again.in_turn(rows), strict=True):
         apart = float((together - alone).abs().max() / alone.abs().max())
         assert lm.dtype != torch.float32 or apart < TOLERANCE, f"gradients are {apart} apart"
@@ -104,20 +106,20 @@ def compare(
     lm: FrozenLM, pool: Sequence[Row], prompt_length: int, batch_size: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """One row: the two ways in alternation."""
-    check_equal(lm, prompt_length, options.max_tokens, draw(pool, 2, 0))
-    members = Members(lm, prompt_length, options.max_tokens)
+    check_equal(lm, prompt_length, options.max_tokens, draw(pool, options.members, 2, 0))
+    members = Members(lm, options.members, prompt_length, options.max_tokens)
     together, in_turn = [], []
     for number in range(options.alternations):
-        rows = draw(pool, batch_size, number + 1)
+        rows = draw(pool, options.members, batch_size, number + 1)
         together.append(seconds_of(members.together, rows))
         in_turn.append(seconds_of(members.in_turn, rows))
-    rows = draw(pool, batch_size, 1)
+    rows = draw(pool, options.members, batch_size, 1)
     ratios = [alone / joint for alone, joint in zip(in_turn, together, strict=True)]
     return {
         "experiment": "members",
-        "model": "SmolLM2-135M-Instruct, Q4_1 dequantised",
+        "model": model_of_row(lm.name),
         "task": "glue/sst2",
-        "members": NUM_MEMBERS,
+        "members": options.members,
         "batch_size": batch_size,
         "prompt_length": prompt_length,
         "dropout": 0.0,
@@ -137,6 +139,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="batch 4, 20 prompt tokens, two rounds; no rows")
+    parser.add_argument("--model", default=SMOLLM2)
+    parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[4, 8, 32])
     parser.add_argument("--prompt-lengths", nargs="+", type=int, default=[20, 100])
     parser.add_argument("--alternations", type=int, default=5)
@@ -155,7 +159,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
     torch.set_num_threads(options.threads)
     command = shlex.join(["python", "benchmarks/members.py", *(sys.argv[1:] if words is None else words)])
-    lm = load(SMOLLM2)
+    lm = load(options.model)
     if options.compile:
         lm.compile()
     examples = read_examples(get_task("glue/sst2"), "train", Path(os.environ["SOFTPROMPT_DATA"]))

@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from safetensors.torch import save
+import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM
@@ -34,6 +35,7 @@ from softprompt.evaluation import (
     surroundings,
 )
 from softprompt.files import write_whole
+from softprompt.inference import Engine
 from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
 from softprompt.optimizers import PerWeight
@@ -58,6 +60,7 @@ PROMPT_TUNING, MODEL_TUNING, PROMPT_DESIGN = PromptTuning.name, "model-tuning", 
 MULTI_TASK = "multi-task-model-tuning"
 METHODS = (PROMPT_TUNING, *TUNERS, PROMPT_DESIGN)
 EXPERIMENT = "compare"
+VALUES = "values.safetensors"  # in the folder of a trial
 NUM_RATES = 4  # learning rates that each method tries, in PROMPT_RATES and TUNERS
 
 # Learning rates to try for prompts: about the paper's 0.3 (section 3) with Adafactor, in an encoder-decoder; about
@@ -87,7 +90,8 @@ class Trial:
     num_trained: int
     peak: int
     """Bytes, the model's included."""
-    method: Method
+    values: Path
+    """Where what was trained lies, so that no more than one model's weights are in memory."""
 
     @property
     def score(self) -> float:
@@ -176,14 +180,11 @@ def run_method(
     """
     check_methods([name])
     watch = watch or Watch()
-    (task,) = tasks_of(config)
-    lm = load(config)
-    split = _prepared(config, task, lm)
-    scored = _to_score(config, also or {}, split, lm, watch)
     if name == PROMPT_DESIGN:
-        made = _designed(config, split, lm, watch)
+        lm = load(config)
+        made = _designed(config, _prepared(config, tasks_of(config)[0], lm), lm, watch)
     else:
-        made = _trained(config, name, split, scored, lm, watch, load, follow=bool(also))
+        made = _entry(config, name, also or {}, watch, load).run()
     return [replace(row, config=row.config | {"also": list(also or {})}) for row in made]
 
 
@@ -196,15 +197,7 @@ def run_multi_task(
     where none is larger than its limit (Raffel et al. 2020, section 3.5.2: 2^19 examples). The mean over the tasks'
     selection rows chooses the rate and the step.
     """
-    watch = watch or Watch()
-    tasks = tasks_of(config)
-    lm = load(config)
-    splits = [_prepared(config, task, lm) for task in tasks]
-    whole = _mixed(config, splits, lm)
-    devs = [[mixed(split.task, example) for example in split.dev] for split in splits]
-    scored = [_other(s.task, "dev", dev, whole.form, lm) for s, dev in zip(splits, devs, strict=True)]
-    config = replace(config, init="vocab")  # of a prompt, which is not trained
-    made = _trained(config, MODEL_TUNING, whole, scored, lm, watch, load)
+    made = _multi_task_entry(config, watch or Watch(), load).run()
     return [replace(row, config=row.config | {"method": MULTI_TASK, "trained_on": row.task}) for row in made]
 
 
@@ -281,15 +274,16 @@ class _Entry:
     """What every seed is scored on."""
     follow: bool
     """Whether that is scored along training, too."""
+    rates: tuple[float, ...]
     watch: Watch
     load: Callable[[RunConfig], FrozenLM]
 
-    def run(self, rates: Sequence[float]) -> list[Result]:
+    def run(self) -> list[Result]:
         """Every rate on the first seed, the best of them on the others; each seed's rows."""
         first, *seeds = self.config.seeds
         best: Trial | None = None
         tried = []
-        for rate in rates:
+        for rate in self.rates:
             trial = self.train(rate, first)
             tried.append({"learning_rate": rate, "score": trial.fitted.score, "stopped": trial.fitted.stopped})
             if best is None or trial.score > best.score:
@@ -336,13 +330,21 @@ class _Entry:
             on_message=self.watch.message,
             on_phase=self.watch.phase,
         )
-        return Trial(rate, seed, config, fitted, len(plan.values), values.numel(), peak_bytes(lm.device), method)
+        peak = peak_bytes(lm.device)
+        write_whole(folder / VALUES, save({"values": fitted.values.contiguous()}))
+        light = replace(fitted, values=torch.empty(0))
+        return Trial(rate, seed, config, light, len(plan.values), values.numel(), peak, folder / VALUES)
 
     def finish(self, trial: Trial, tried: Sequence[dict[str, Any]]) -> list[Result]:
         """Store what a trial trained, score it, and make the rows."""
-        stored = save(_stored(trial))
+        lm = self.load(self.config)
+        unused = torch.zeros(trial.prompt_length, lm.width)  # of the prompt only the length matters from here on
+        method, _, _ = _ready(self.name, lm, unused, trial.config, trial.rate, trial.seed)
+        values = load_file(trial.values)["values"]
+        stored = save(_stored(method, values))
         write_whole(self.config.out / f"{self.name}-seed-{trial.seed}.safetensors", stored)
-        fitted, lm = trial.fitted, trial.method.lm
+        engine, (worn,) = method.engine([values])
+        fitted = trial.fitted
         about = {
             **_about(self.config, self.name, lm),
             "train": _settings_of_training(trial.config),
@@ -364,41 +366,56 @@ class _Entry:
                 steps_run=fitted.steps_run,
                 seconds=fitted.history[-1]["seconds"] if fitted.history else 0.0,
                 seed=trial.seed,
-                **_scored(self.split, lm, other.task, other.part, other.examples, self.answers(trial, other)),
+                **_scored(
+                    self.split,
+                    lm,
+                    other.task,
+                    other.part,
+                    other.examples,
+                    self.answers(engine, worn, trial.config, other),
+                ),
             )
             history, along = _history_of(fitted, other.task.name)
             row.notes.update(history=history, selection_score=fitted.score, **({"along": along} if along else {}))
             made.append(row)
         return made
 
-    def answers(self, trial: Trial, other: Other) -> Evaluation:
-        """A trial's answers to a task: in the trained task's text and labels, scored as the other's."""
-        engine, (worn,) = trial.method.engine([trial.fitted.values])
+    def answers(self, engine: Engine, worn: int, config: TrainConfig, other: Other) -> Evaluation:
+        """The answers to a task: in the trained task's text and labels, judged as the other's."""
         told = self.watch.phase(f"score {other.task.name}", len(other.rows))
-        found = other.answers(
-            engine, worn, self.split.task, self.split.form, scoring=trial.config.scoring, progress=told
-        )
+        found = other.answers(engine, worn, self.split.task, self.split.form, scoring=config.scoring, progress=told)
         return judge(other.task, other.examples, found)
 
 
-def _trained(
-    config: RunConfig,
-    name: str,
-    split: Split,
-    scored: list[Other],
-    lm: FrozenLM,
-    watch: Watch,
-    load: Callable[[RunConfig], FrozenLM],
-    *,
-    follow: bool = False,
-) -> list[Result]:
-    """The rows of a method that trains. lm: its tokenizer encodes the examples once for all trials."""
+def _entry(config: RunConfig, name: str, also: Also, watch: Watch, load: Callable[[RunConfig], FrozenLM]) -> _Entry:
+    """A method on its task. The model that is loaded here is let go: every trial has one of its own."""
+    (task,) = tasks_of(config)
+    lm = load(config)
+    split = _prepared(config, task, lm)
+    scored = _to_score(config, also, split, lm, watch)
+    return _encoded(_Entry(name, config, split, [], [], scored, bool(also), (), watch, load), lm)
+
+
+def _multi_task_entry(config: RunConfig, watch: Watch, load: Callable[[RunConfig], FrozenLM]) -> _Entry:
+    """Model tuning on a mixture, as `_entry`."""
+    lm = load(config)
+    splits = [_prepared(config, task, lm) for task in tasks_of(config)]
+    whole = _mixed(config, splits, lm)
+    devs = [[mixed(split.task, example) for example in split.dev] for split in splits]
+    scored = [_other(s.task, "dev", dev, whole.form, lm) for s, dev in zip(splits, devs, strict=True)]
+    config = replace(config, init="vocab")  # of a prompt, which is not trained
+    return _encoded(_Entry(MODEL_TUNING, config, whole, [], [], scored, False, (), watch, load), lm)
+
+
+def _encoded(entry: _Entry, lm: FrozenLM) -> _Entry:
+    """With its rows and rates, once for all trials."""
+    split = entry.split
     rows, selection_rows = (
         encode_examples(examples, split.form, lm.tokenizer) for examples in (split.train, split.selection)
     )
     split.notes.update(train_used=len(rows), train_cut=sum(row.was_cut for row in rows))
-    entry = _Entry(name, config, split, rows, selection_rows, scored, follow, watch, load)
-    return entry.run(_rates(config, name, lm.is_encoder_decoder))
+    rates = _rates(entry.config, entry.name, lm.is_encoder_decoder)
+    return replace(entry, rows=rows, selection_rows=selection_rows, rates=rates)
 
 
 def _rates(config: RunConfig, name: str, is_encoder_decoder: bool) -> tuple[float, ...]:
@@ -427,11 +444,9 @@ def _history_of(fitted: Fitted, task: str) -> tuple[list[dict[str, Any]], list[d
     return history, along
 
 
-def _stored(trial: Trial) -> dict[str, Tensor]:
-    """What must be kept to answer as the trial does."""
-    if isinstance(trial.method, WeightTuning):
-        return trial.method.in_use(trial.fitted.values)
-    return {"prompt_embeddings": trial.fitted.values.contiguous()}
+def _stored(method: Method, values: Tensor) -> dict[str, Tensor]:
+    """What must be kept to answer so again."""
+    return method.in_use(values) if isinstance(method, WeightTuning) else {"prompt_embeddings": values}
 
 
 def _settings_of_training(config: TrainConfig) -> dict[str, Any]:

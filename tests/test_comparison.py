@@ -117,6 +117,25 @@ def test_as_many_dev_examples_as_asked_for(llama, base, data):
         replace(base, max_dev=0)
 
 
+def test_one_models_weights_are_in_memory_at_a_time(base, tmp_path):
+    import gc
+    import weakref
+
+    alive = weakref.WeakSet()
+    most = []
+
+    def load(config):
+        gc.collect()
+        most.append(len(alive))
+        lm = tiny_lm("llama")
+        alive.add(lm)
+        return lm
+
+    rows = run_method(base, "model-tuning", load=load)
+    assert [row.seed for row in rows] == [0, 1]
+    assert len(most) == 1 + 4 + 1 + 2 and max(most) == 0
+
+
 def test_an_interrupted_comparison_goes_on_inside_a_trial(base, tmp_path):
     rows = tmp_path / "rows.jsonl"
 
