@@ -4,9 +4,9 @@
     SOFTPROMPT_DATA=... python benchmarks/members.py --quick    # about a minute, to see that it runs
     SOFTPROMPT_DATA=... python benchmarks/members.py --members 36 --batch-sizes 8 --prompt-lengths 20  # an ablation
 
-SmolLM2-135M (or --model) on SST-2: a step of five members with 4, 8 and 32 rows each, 20 and 100 prompt tokens, against
-a step of each member alone, alternating. 36 members are an ablation of twelve settings and three seeds. Both run in this
-process, on one model. Rows: results/members.jsonl.
+SmolLM2-135M (or --model) on SST-2: a step of five members with 4, 8 and 32 rows each, 20 and 100 prompt tokens,
+against a step of each member alone, alternating. 36 members are an ablation of twelve settings and three seeds. Both
+run in this process, on one model. Rows: results/members.jsonl.
 """
 
 from __future__ import annotations

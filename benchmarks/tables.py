@@ -101,20 +101,22 @@ def train_speed(results: Path) -> str:
 
 
 def members(results: Path) -> str:
-    """Five members together against one after another; the newest row of each."""
-    newest = {(row["prompt_length"], row["batch_size"]): row for row in read(results / "members.jsonl")}
+    """Members together against one after another; the newest row of each."""
+    names = ("model", "members", "prompt_length", "batch_size")
+    newest = {tuple(row[name] for name in names): row for row in read(results / "members.jsonl")}
     if not newest:
         return nothing_yet("benchmarks/members.py")
     lines = [
-        "| prompt length | batch of each | in turn / together, time | MB in turn | MB together |",
-        "|--:|--:|--:|--:|--:|",
+        "| model | prompts | length | batch of each | in turn / together, time | MB in turn | MB together |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| {row['prompt_length']} | {row['batch_size']} | {row['ratio']:.2f} "
+        f"| {row['model'].split(',')[0]} | {row['members']} | {row['prompt_length']} | {row['batch_size']} "
+        f"| {row['ratio']:.2f} "
         f"| {row['one_after_another_peak_mb']:,} | {row['together_peak_mb']:,} |"
         for row in newest.values()
     ]
-    return "\n".join([*lines, "", f"SmolLM2-135M, SST-2; {where([*newest.values()][-1])}."])
+    return "\n".join([*lines, "", f"SST-2; {where([*newest.values()][-1])}."])
 
 
 def family(results: Path) -> str:

@@ -2,8 +2,8 @@
 
     write_report(read_rows(Path("results/study.jsonl")), Path("report"))
 
-Every figure is two panels on one pair of axes: the paper's T5 1.1 on SuperGLUE, and the models and tasks of the rows.
-They share colours and a scale, and no more than that: the models here are far smaller, and the tasks are others.
+Every figure is two panels: the paper's T5 1.1 on SuperGLUE, and the models and tasks of the rows. They share colours
+and a scale, and no axis: the models here are far smaller, and each panel names what its score is the mean of.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ from softprompt.study import VOTE, family_of, spread, table
 
 PAGE = "index.html"
 TRANSFERS = ("table-1", "table-2")
+SUPERGLUE = tuple(f"superglue/{name}" for name in ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"))
 COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#b45309", "#be123c", "#0e7490", "#4d7c0f", "#1f2937")
 WIDTH, HEIGHT, DPI = 9.0, 3.6, 160
+MOST_TICKS = 4  # sizes of models that an axis names one by one
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
         if name in TRANSFERS:
             section.tables.append(_paper_transfer(name))
         paper = _paper_lines(name)
-        section.picture = _picture(paper, []) if paper else None
+        section.picture = _picture(paper, [], "") if paper else None
         return section
     scoring = "generate" if any(row.scoring == "generate" for row in rows) else "rank"
     section.text.append(_what_was_run(rows))
@@ -146,12 +148,33 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
                 "of the others. Where one line lies above another, it carries over better at equal quality at home."
             )
     else:
-        section.picture = _picture(_paper_lines(name), _our_lines(rows, scoring))
+        shown = _of_common_tasks(rows)
+        section.picture = _picture(_paper_lines(name), _our_lines(shown, scoring), _mean_of(shown))
         how = {"generate": "answers generated, an illegal one is wrong", "rank": "labels ranked"}[scoring]
         section.text.append(
-            f"Left: the paper. Right: the rows, {how}, the mean over their tasks. Bands are deviations over seeds."
+            f"Left: the paper. Right: the rows, {how}, the mean over the tasks that every model has. Bands are "
+            "deviations over seeds."
         )
     return section
+
+
+def _of_common_tasks(rows: Sequence[Result]) -> list[Result]:
+    """The rows of tasks that every frozen model has, or all where there is none: other means compare nothing."""
+    tasks = [
+        {row.task for row in rows if row.config["frozen"] == frozen} for frozen in {r.config["frozen"] for r in rows}
+    ]
+    common = set.intersection(*tasks)
+    return [row for row in rows if not common or row.task in common]
+
+
+def _mean_of(rows: Sequence[Result]) -> str:
+    """What a score here is the mean of; without ReCoRD's data it is not SuperGLUE's."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    known = {"SuperGLUE": set(SUPERGLUE), "SuperGLUE-7, without ReCoRD": set(SUPERGLUE) - {"superglue/record"}}
+    names = [name for name, own in known.items() if own == set(tasks)]
+    if names or len(tasks) > 4:
+        return f"mean score, {(names or [f'{len(tasks)} tasks'])[0]}"
+    return f"{'score' if len(tasks) == 1 else 'mean score'}, {', '.join(task.split('/')[-1] for task in tasks)}"
 
 
 def _what_was_run(rows: Sequence[Result]) -> str:
@@ -286,19 +309,19 @@ def _paper_transfer(name: str) -> str:
 # Pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _picture(paper: Sequence[Line], ours: Sequence[Line]) -> bytes:
-    """The paper's panel and ours, on one scale."""
+def _picture(paper: Sequence[Line], ours: Sequence[Line], score: str) -> bytes:
+    """The paper's panel and ours, on one scale. score: what ours is, for its axis."""
 
     # A name has one colour in both panels.
     names = dict.fromkeys(line.name for line in [*paper, *ours])
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
 
     def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
+        left, right = figure.subplots(1, 2)
         _panel(left, paper, colours, "the paper: T5 1.1, SuperGLUE dev")
         (_panel if _has_sizes(ours) else _columns)(right, ours, colours, "here" if ours else "here: not run")
-        left.set_ylabel("score")
-        left.set_ylim(0, 100)
+        left.set(ylabel="mean score, SuperGLUE", ylim=(0, 100))
+        right.set(ylabel=score, ylim=(0, 100))
 
     return _drawn(draw)
 
@@ -350,6 +373,10 @@ def _panel(axes: Any, lines: Sequence[Line], colours: Mapping[str, str], title: 
         else:
             axes.errorbar(xs, means, yerr=bands, color=colour, capsize=3)
     axes.set(xscale="log", xlabel="frozen model, million parameters", title=title)
+    sizes = sorted({x for line in lines for x, _ in line.points})
+    if len(sizes) <= MOST_TICKS:
+        axes.set_xticks(sizes, [f"{size:,.3g}" for size in sizes])
+        axes.set_xticks([], minor=True)
     if lines:
         axes.legend(frameon=False, fontsize=8)
 

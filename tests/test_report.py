@@ -7,7 +7,7 @@ import pytest
 
 from softprompt.cli import main
 from softprompt.evaluation import Result, append_rows, read_rows
-from softprompt.report import _our_lines, _paths, write_report
+from softprompt.report import _mean_of, _of_common_tasks, _our_lines, _paths, write_report
 from softprompt.study import VOTE
 
 
@@ -175,3 +175,18 @@ def test_scores_along_training_are_drawn_method_by_method(tmp_path):
     text = write_report(rows, tmp_path).read_text()
     assert "carries over better at equal quality at home" in text and (tmp_path / "table-1.png").stat().st_size > 10_000
     assert _paths([r for r in rows if r.task == "mrqa/squad"]) == {}
+
+
+def test_a_mean_is_called_what_it_is():
+    names = ("boolq", "cb", "copa", "multirc", "rte", "wic", "wsc")
+    seven = [row(task=f"superglue/{name}") for name in names]
+    assert _mean_of(seven) == "mean score, SuperGLUE-7, without ReCoRD"
+    assert _mean_of([*seven, row(task="superglue/record")]) == "mean score, SuperGLUE"
+    assert _mean_of(seven[:2]) == "mean score, boolq, cb" and _mean_of(seven[:1]) == "score, boolq"
+    assert _mean_of(seven[:5]) == "mean score, 5 tasks"
+
+
+def test_models_are_compared_on_the_tasks_that_all_of_them_have():
+    rows = [row(frozen="micro"), row(frozen="mini"), row(frozen="mini", task="glue/mrpc")]
+    assert {r.task for r in _of_common_tasks(rows)} == {"glue/sst2"}
+    assert _of_common_tasks(rows[:1] + rows[2:]) == rows[:1] + rows[2:]
