@@ -247,7 +247,8 @@ def _to_score(config: RunConfig, also: Also, split: Split, lm: FrozenLM, watch: 
     found = [_other(split.task, "dev", split.dev, split.form, lm)]
     for name, labels in also.items():
         task = get_task(name)
-        part = "dev" if has_split(task, "dev", config.data) else "train"
+        has_dev, has_train = (has_split(task, name, config.data) for name in ("dev", "train"))
+        part = "train" if has_train and not has_dev else "dev"
         try:
             examples = dev_examples(config, task, part)
         except ValueError as error:

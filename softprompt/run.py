@@ -142,7 +142,8 @@ class RunConfig:
     prompt_length: tuple[int, ...] | None = None
     """Prompt tokens; several are tried together and the selection rows choose."""
     init: str | None = None
-    """class-labels, vocab, uniform, text:WORDS, or the folder of a prompt."""
+    """class-labels, vocab, uniform, text:WORDS, or the folder of a prompt; the preset's unless given (vocab for a task
+    without labels)."""
     optimizer: str | None = None
     """adafactor or adamw; the preset's unless given."""
     learning_rate: tuple[float, ...] | None = None
@@ -465,7 +466,7 @@ def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
     plans = []
     for length, rate, seed in itertools.product(lengths, rates, config.seeds):
         values, init = initial_prompt(
-            config.init or preset.init,
+            config.init or _usual_init(preset, split),
             embeddings=lm.embeddings,
             tokenizer=lm.tokenizer,
             length=length,
@@ -501,6 +502,11 @@ def _train_config(config: RunConfig, split: Split, lm: FrozenLM) -> TrainConfig:
         given["optimizer"] = optimizer(config.optimizer, learning_rate=preset.optimizer.learning_rate)
     changed = replace(preset, **given)
     return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
+
+
+def _usual_init(preset: Preset, split: Split) -> str:
+    """The preset's, or sampled vocabulary where it is class labels and the task has none."""
+    return "vocab" if preset.init == "class-labels" and not _initial_texts(split) else preset.init
 
 
 def _initial_texts(split: Split) -> list[str]:

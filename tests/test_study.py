@@ -228,6 +228,40 @@ def test_table_1_and_2_score_other_tasks_and_name_what_is_missing(tmp_path):
                 assert (set(labels), set(labels.values())) == ((set(here), set(there)) if here else (set(), set()))
 
 
+def squad_and_bioasq(folder):
+    """600 training and 12 dev questions of SQuAD, and 12 of BioASQ, official format."""
+    for name, split, count in (("SQuAD", "train", 600), ("SQuAD", "dev", 12), ("BioASQ", "dev", 12)):
+        (folder / "mrqa" / name).mkdir(parents=True, exist_ok=True)
+        records = [
+            {
+                "context": f"{name} {split} day {n} was {word}.",
+                "qas": [{"qid": f"{name}{split}{n}", "question": f"what was day {n}?", "answers": [word]}],
+            }
+            for n in range(count)
+            for word in [("warm", "dull")[n % 2]]
+        ]
+        lines = [json.dumps({"header": {}}), *map(json.dumps, records)]
+        (folder / "mrqa" / name / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_table_1_runs_on_the_sets_there_are_with_scores_along_training(base, tmp_path):
+    data = squad_and_bioasq(tmp_path / "questions")
+    base = replace(base, data=data, scoring="generate", seeds=(0,), max_dev=8)
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
+    assert run_experiment("table-1", ["tiny"], base, **options, load=lambda _: tiny_lm("t5")) == []
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [(row.config["point"], row.task) for row in rows] == [
+        (point, task) for point in ("prompt tuning", "model tuning") for task in ("mrqa/squad", "mrqa/bioasq")
+    ]
+    for row in rows:
+        assert row.num_examples == 8 and [entry["step"] for entry in row.notes["along"]] == [2, 4]
+        # Class labels, the preset's start, are not to be had.
+        assert row.config["init"] is None and set(row.metrics) == {"em", "f1"}
+        assert "mrqa/textbookqa has no" not in str(row.notes["not_run"])
+        assert "no dev file of mrqa/textbookqa" in row.notes["not_run"]["mrqa/textbookqa"]
+
+
 def test_rows_of_another_experiment_are_copied_and_not_made_again(base, tmp_path, monkeypatch):
     place, options = family(tmp_path / "family"), {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
     monkeypatch.setattr(EXPERIMENTS["figure-3c"], "POINTS", EXPERIMENTS["figure-3c"].POINTS[2:3])  # span alone

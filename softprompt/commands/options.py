@@ -95,7 +95,11 @@ TRAIN_FLAGS: dict[str, dict[str, Flag]] = {
         "task": Flag(str, "a task of `softprompt tasks`; repeat it, or put commas, to train several", is_list=True),
         "out": Flag(Path, "folder for prompts, result rows, checkpoint and logs", "runs/prompt", metavar="DIR"),
         "prompt_length": Flag(int, "prompt tokens; of several the selection chooses", OF_PRESET, is_list=True),
-        "init": Flag(str, "class-labels, vocab, uniform, text:WORDS, or the folder of a prompt", OF_PRESET),
+        "init": Flag(
+            str,
+            "class-labels, vocab, uniform, text:WORDS, or the folder of a prompt",
+            f"{OF_PRESET}; vocab without labels",
+        ),
         "seeds": Flag(int, "one prompt for each seed, all trained together", "0", is_list=True),
     },
     "your own files": {
