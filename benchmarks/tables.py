@@ -282,6 +282,28 @@ def paper_figure_1(results: Path) -> str:
     return "\n".join([*lines, f"| SuperGLUE dev | {' | '.join(scores)} |"])
 
 
+def paper_ensembles(results: Path) -> str:
+    """The paper's table 3."""
+    lines = ["| XXL | average | best | ensemble |", "|---|--:|--:|--:|"]
+    for task, columns in paper.TABLE_3.items():
+        cells = (" / ".join(f"{value:.1f}" for value in values) for values in columns)
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def paper_transfer(results: Path) -> str:
+    """The paper's tables 1 and 2."""
+    lines = ["| trained on | scored on | metric | prompt tuning | model tuning |", "|---|---|---|--:|--:|"]
+    scores = [("squad", task, "F1", own) for task, own in paper.TABLE_1.items()]
+    for (here, there), own in paper.TABLE_2.items():
+        for place, metric in enumerate(("accuracy", "F1")):
+            scores.append((here, there, metric, {method: points[place] for method, points in own.items()}))
+    for here, there, metric, points in scores:
+        cells = (f"{points[m].mean:.1f} ± {points[m].deviation:.1f}" for m in ("prompt tuning", "model tuning"))
+        lines.append(f"| {here} | {there} | {metric} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def nothing_yet(command: str) -> str:
     """What stands where no row has been committed."""
     return f"No rows yet: `python {command}` makes them."
@@ -317,6 +339,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "serve_memory": serve_memory,
     "released": released,
     "paper_figure_1": paper_figure_1,
+    "paper_transfer": paper_transfer,
+    "paper_ensembles": paper_ensembles,
     "continuation": continuation,
 }
 

@@ -176,7 +176,11 @@ def test_points_inside_a_family_are_found_in_the_order_of_their_steps_and_shared
         ("2", "2"),
         ("10", "10"),
     ]
-    with pytest.raises(ValueError, match="holds no model random, which the point 'random' needs"):
+    # The controls are ours, and a family without them has the paper's three points.
+    three = plan_experiment("figure-3c", [str(place)], base, tmp_path)
+    assert [one.point.name for one in three] == ["span", "span+sentinel", "lm"]
+    (place / "lm" / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds no model lm, which the point 'lm' needs"):
         plan_experiment("figure-3c", [str(place)], base, tmp_path)
 
 
@@ -344,7 +348,7 @@ def test_the_command_runs_on_a_folder_and_lists_what_there_is(data, tmp_path, ca
         (["figure-3f", "--models", "x"], "no experiment named 'figure-3f'; did you mean 'figure-3d'?"),
         (["figure-3a"], "which frozen models? give --models M"),
         (["figure-3a", "--models", "x", "--seeds", "a"], "--seeds is 'a'; give whole numbers with commas between"),
-        (["figure-3c", "--models", "x"], "x holds no model random, which the point 'random' needs"),
+        (["figure-3c", "--models", "x"], "x holds no model span, which the point 'span' needs"),
         (["figure-3a", "--models", "x", "--tasks", "glue/sst3"], "no task named 'glue/sst3'; did you mean 'glue/sst2'"),
     ],
 )
