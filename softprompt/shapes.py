@@ -118,7 +118,7 @@ def new_model(shape: Shape, tokenizer: Tokenizer, *, seed: int, tables_from: Fro
     Weights are drawn as transformers draws T5's, but the output layer with a standard deviation of d^-0.5, as T5X
     does (its own initialiser of the logits' weights): at 1, a new model's loss is many times that of guessing.
     Attention starts where it is useful, which T5's own random start takes tens of millions of tokens to reach:
-    `attend_to_the_same` and `attend_nearby`.
+    `attend_to_the_same` and `attend_nearby`; and layers add little to begin with (`add_little`).
 
     tables_from: a wider model, whose embeddings take the place of both tables' random rows, for the pieces that are
     ordinary text. ValueError for one that is no wider.
@@ -143,6 +143,7 @@ def new_model(shape: Shape, tokenizer: Tokenizer, *, seed: int, tables_from: Fro
         model.lm_head.weight = nn.Parameter(torch.randn(tokenizer.size, shape.d_model) * shape.d_model**-0.5)
     attend_to_the_same(model)
     attend_nearby(model)
+    add_little(model)
     if tables_from is not None:
         ids, rows = projected_embeddings(tables_from, tokenizer, shape.d_model, seed=seed)
         with torch.no_grad():
@@ -176,6 +177,23 @@ def attend_nearby(model: Any) -> None:
     biases.zero_()
     before[:NEARBY, 0::2] = near[:, None]
     after[:NEARBY, 1::2] = near[:, None]
+
+
+@torch.no_grad()
+def add_little(model: Any) -> None:
+    """Let the layers of a new T5 add to its states no more together than one would: 1/sqrt(n) each, of n in a stack.
+
+    GPT-2's start of residual layers (Radford et al. 2019, section 2.3). Without it the states of a deep encoder hardly
+    tell which token they are of, and the decoder does not find what `attend_to_the_same` looks for (docs/log.md,
+    2026-11-26).
+    """
+    for stack in (model.encoder, model.decoder):
+        layers = [layer for block in stack.block for layer in block.layer]
+        for layer in layers:
+            kinds = (getattr(layer, name, None) for name in ("SelfAttention", "EncDecAttention", "DenseReluDense"))
+            inner = next(kind for kind in kinds if kind is not None)
+            last = inner.wo if hasattr(inner, "wo") else inner.o
+            last.weight.mul_(len(layers) ** -0.5)
 
 
 def projected_embeddings(
