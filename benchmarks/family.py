@@ -111,10 +111,9 @@ def train(size: str, run: str, tokenizer: Tokenizer, text: tuple[TokenStream, To
 
 def write_row(size: str, run: str, config: PretrainConfig, folder: Path, options: Any) -> None:
     """The row of a finished run, unless it stands there."""
-    rows = read(options.rows)
-    if any((row["size"], row["run"], row["config"]) == (size, run, json_of(config)) for row in rows):
-        return
     curve = [json.loads(line) for line in (folder / CURVE).read_text().splitlines()]
+    if any((row["size"], row["run"], row["curve"]) == (size, run, curve) for row in read(options.rows)):
+        return
     row = {
         "experiment": "t5_family",
         "size": size,
@@ -146,10 +145,12 @@ def read(rows: Path) -> list[dict[str, Any]]:
 
 
 def current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of today's recipe, in the order of sizes and runs; those of earlier ones stay in the file."""
-    found = [row for row in rows if row["config"] == json_of(config_of(row["size"], row["run"]))]
+    """The newest row of each run in today's settings, in the order of sizes and runs; others stay in the file."""
+    found = {
+        (row["size"], row["run"]): row for row in rows if row["config"] == json_of(config_of(row["size"], row["run"]))
+    }
     order = [(size, run) for size in RATES for run in RUNS]
-    return sorted(found, key=lambda row: order.index((row["size"], row["run"])))
+    return [found[key] for key in order if key in found]
 
 
 def heldout_by_tokens(rows: list[dict[str, Any]]) -> str:

@@ -350,6 +350,23 @@ def test_the_family_is_about_four_times_apart(size, tokenizer):
     assert shape.num_parameters == pytest.approx(wanted, rel=0.1)
 
 
+def test_layers_of_a_new_model_add_little_together_however_deep(tokenizer):
+    def growth(num_layers):
+        shape = replace(TINY, num_layers=num_layers)
+        stack = new_model(shape, tokenizer, seed=0).eval().encoder
+        given = torch.randn(4, 20, shape.d_model, generator=torch.Generator().manual_seed(0))
+        found = []
+        stack.final_layer_norm.register_forward_pre_hook(lambda module, args: found.append(args[0]))
+        with torch.no_grad():
+            stack(inputs_embeds=given)
+        return float((found[0] - given).square().mean().sqrt())
+
+    assert growth(12) == pytest.approx(growth(2), rel=0.25)  # without the start 2.5 times as much
+    states = new_model(replace(TINY, num_layers=12), tokenizer, seed=0).state_dict()
+    last = [value.std() for name, value in states.items() if name.startswith("encoder") and name.endswith("o.weight")]
+    assert len(last) == 24 and max(last) < 24**-0.5
+
+
 def test_a_shape_can_come_from_a_file(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"d_model": 8, "d_ff": 16, "num_heads": 1, "num_layers": 1, "num_decoder_layers": 1}))
