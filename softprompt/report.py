@@ -153,7 +153,7 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
         how = {"generate": "answers generated, an illegal one is wrong", "rank": "labels ranked"}[scoring]
         section.text.append(
             f"Left: the paper. Right: the rows, {how}, the mean over the tasks that every model has. Bands are "
-            "deviations over seeds."
+            f"deviations over seeds. {_sizes(shown)}"
         )
     return section
 
@@ -165,6 +165,15 @@ def _of_common_tasks(rows: Sequence[Result]) -> list[Result]:
     ]
     common = set.intersection(*tasks)
     return [row for row in rows if not common or row.task in common]
+
+
+def _sizes(rows: Sequence[Result]) -> str:
+    """How large the models are beside the paper's smallest."""
+    small = t5("small").num_parameters
+    sizes = sorted({row.config["num_parameters"] for row in rows})
+    shares = [f"1/{small / size:.0f}" if size < small / 1.5 else f"{size / small:.1f} times" for size in sizes]
+    models = ", ".join(f"{size / 1e6:,.3g} million ({share})" for size, share in zip(sizes, shares, strict=True))
+    return f"Parameters here, and their share of the paper's Small: {models}."
 
 
 def _mean_of(rows: Sequence[Result]) -> str:

@@ -190,3 +190,8 @@ def test_models_are_compared_on_the_tasks_that_all_of_them_have():
     rows = [row(frozen="micro"), row(frozen="mini"), row(frozen="mini", task="glue/mrpc")]
     assert {r.task for r in _of_common_tasks(rows)} == {"glue/sst2"}
     assert _of_common_tasks(rows[:1] + rows[2:]) == rows[:1] + rows[2:]
+
+
+def test_sizes_are_told_beside_the_papers(tmp_path):
+    text = write_report(ROWS, tmp_path).read_text()
+    assert "share of the paper&#x27;s Small: 2.7 million (1/29), 14.4 million (1/5)." in text
