@@ -62,13 +62,15 @@ def in_own_folder(config: RunConfig, runs: Path) -> RunConfig:
     return replace(config, out=runs / name)
 
 
-def rows_of(config: RunConfig, experiment: str, model: str, rows: Path) -> list[Result]:
-    """The dev rows that stand in the file with these settings, one a seed; none unless every seed has one."""
+def rows_of(config: RunConfig, experiment: str, lm: FrozenLM, rows: Path) -> list[Result]:
+    """The model's dev rows that stand in the file with these settings, one a seed; none unless every seed has one."""
     settings = settings_of(config)
     found = {
         row.seed: row
         for row in read_rows(rows)
-        if (row.experiment, row.model, row.task, row.split) == (experiment, model, config.task[0], "dev")
+        if (row.experiment, row.model, row.task, row.split)
+        == (experiment, model_of_row(lm.name), config.task[0], "dev")
+        and row.config.get("fingerprint", lm.fingerprint) == lm.fingerprint
         and settings_of_row(row) == settings
     }
     return [found[seed] for seed in config.seeds] if set(config.seeds) <= set(found) else []
@@ -90,7 +92,7 @@ def train_rows(
     """
     watch = watch or Watch()
     model = model_of_row(lm.name)
-    if there := rows_of(config, experiment, model, rows):
+    if there := rows_of(config, experiment, lm, rows):
         watch.message(f"{config.task[0]}: all rows are in {rows}")
         return there
     trained = {item.prompt.card.seed: item for item in train(config, lm=lm, watch=watch)}

@@ -482,6 +482,7 @@ def _about(config: RunConfig, name: str, lm: FrozenLM) -> dict[str, Any]:
         "data": "given",
         "method": name,
         "frozen": config.model,
+        "fingerprint": lm.fingerprint,
         "num_parameters": lm.num_parameters,
         "settings": settings_of(config),
     }

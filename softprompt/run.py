@@ -693,6 +693,7 @@ def _card(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Eval
 
 def _result(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Evaluation) -> Result:
     own = {**asdict(config), "out": str(config.out), "data": None if config.data is None else "given"}
+    own |= {"fingerprint": lm.fingerprint}
     return Result(
         experiment="train",
         config={**own, "train": json.loads(json.dumps(asdict(plan.train))), "prompt_length": plan.setting[0]},

@@ -352,9 +352,11 @@ def rerun(
     """Run what made a row once more, and score it as the row was: the metrics. The new prompt is in `out`.
 
     The same on the same machine and threads, but for the rounding of what it was batched with.
-    ValueError as `config_of_row` and `train` have it, and for data without a dev set.
+    ValueError as `config_of_row` and `train` have it, for data without a dev set, and for another model than the row's
+    under the same name.
     """
     config = config_of_row(row, data=data, out=out)
+    _check_model(row, lm or load_model(config))
     if row.config.get("method") == MULTI_TASK:
         config = replace(config, task=tuple(row.config["task"]))
         return next(one.metrics for one in run_multi_task(config, watch=watch) if one.task == row.task)
@@ -370,6 +372,16 @@ def rerun(
     (task,) = tasks_of(config)
     examples = dev_examples(config, task)
     return _scored([delivered], task, examples, lm, row.scoring, watch or Watch())[0].metrics
+
+
+def _check_model(row: Result, lm: FrozenLM) -> None:
+    """ValueError for another model than the row's; older rows do not tell."""
+    wanted = row.config.get("fingerprint", lm.fingerprint)
+    if lm.fingerprint != wanted:
+        raise ValueError(
+            f"{lm.name} is not the model that the row was made with: its fingerprint is {lm.fingerprint}, and the row "
+            f"has {wanted}; put that model there"
+        )
 
 
 # What was found -------------------------------------------------------------------------------------------------

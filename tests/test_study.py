@@ -292,6 +292,11 @@ def test_a_row_is_run_again_from_what_it_says(llama, base, tmp_path):
             continue
         found = rerun(row, data=base.data, out=tmp_path / "again" / str(number), lm=llama)
         assert found == row.metrics
+    changed = replace(rows[0], config=rows[0].config | {"fingerprint": "0" * 8})
+    with pytest.raises(
+        ValueError, match=r"is not the model that the row was made with: its fingerprint is .*, and the row"
+    ):
+        rerun(changed, data=base.data, out=tmp_path / "other", lm=llama)
 
 
 def test_the_rerun_command(data, tmp_path, capsys):
