@@ -92,19 +92,22 @@ class Estimate:
     evaluation_s: float
     dev_s: float
     """Scoring the dev set once, at the end."""
+    num_others: int = 0
+    """Other sets that are scored, with the dev set: along training and at the end, each as long as this task's."""
     minutes: float | None
     """The bound the run was given."""
 
     @property
     def training_s(self) -> float:
         """Steps and evaluations, to the end or to the bound."""
-        whole = self.num_steps * self.step_s + self.num_evaluations * self.evaluation_s
+        along = 1 + self.num_others if self.num_others else 0
+        whole = self.num_steps * self.step_s + self.num_evaluations * self.evaluation_s * (1 + along)
         return whole if self.minutes is None else min(whole, self.minutes * 60)
 
     @property
     def total_s(self) -> float:
         """Everything but loading the model."""
-        return self.training_s + self.dev_s
+        return self.training_s + self.dev_s * (1 + self.num_others)
 
 
 def estimate(config: RunConfig, *, lm: FrozenLM | None = None) -> Estimate:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,9 @@ def test_an_estimate_counts_what_the_run_would_do(lm, tmp_path):
     whole = 100 * cost.step_s + 4 * cost.evaluation_s
     assert cost.training_s == pytest.approx(whole)
     assert cost.total_s == pytest.approx(whole + cost.dev_s)
+    # Two other tasks: scored with the dev set at every evaluation, and at the end.
+    beside = replace(cost, num_others=2)
+    assert beside.total_s == pytest.approx(whole + 4 * 3 * cost.evaluation_s + 3 * cost.dev_s)
     assert "out" not in os.listdir(tmp_path)
 
 

@@ -85,20 +85,20 @@ def _say_how_long(args: argparse.Namespace) -> None:
 
     planned = missing(args.name, args.models, _base(args), rows=args.rows, out=args.out)
     seconds = 0.0
-    one_run: dict[str, float] = {}
+    known: dict[str, Any] = {}
     for one in planned:
         config, place = one.config, one.config.model
-        if place not in one_run:
+        if place not in known:
             say(f"{place}: a few steps, to see how long it will take")
             try:
-                whole = estimate(replace(config, minutes=None)).total_s
+                known[place] = estimate(replace(config, minutes=None))
             except (ValueError, OSError) as error:  # the run will say it again, and the others go on
                 say(f"no estimate: {error}")
                 return
-            one_run[place] = whole / (len(config.task) * len(config.seeds))
-        seconds += one.num_runs * one_run[place]
+        whole = replace(known[place], num_others=len(one.point.also)).total_s
+        seconds += one.num_runs * whole / (len(config.task) * len(config.seeds))
     if args.minutes is not None:
-        seconds = min(seconds, 60 * args.minutes * len(one_run))
+        seconds = min(seconds, 60 * args.minutes * len(known))
     if planned:
         say(f"{counted(len(planned), 'point')} without rows: about {duration(seconds)}, scoring included")
 
