@@ -168,8 +168,12 @@ def table(rows: Path, baselines: Path) -> str:
             groups.setdefault(json.dumps([row.task, row.model, row.config["settings"]], sort_keys=True), []).append(row)
     if not groups:
         raise ValueError(f"no rows of {EXPERIMENT} in {rows}; run the study first")
-    others = {(row.task, row.config["method"]): row for row in read_rows(baselines) if row.config["limit"] is None}
     first = next(iter(groups.values()))[0]
+    others = {
+        (row.task, row.config["method"]): row
+        for row in read_rows(baselines)
+        if row.config["limit"] is None and row.model in ("none", first.model)
+    }
     lines = [
         f"Soft prompts on {first.model}: mean ± standard deviation over seeds, in percent (the mean of the task's "
         "metrics), step and setting chosen on held-out training rows.",
