@@ -311,7 +311,7 @@ def _of_neighbours(first: str, second: str) -> Callable[[list[Result]], Differen
         for row in rows:
             numbers = row.notes.get("neighbourhood", {})
             if first in numbers and second in numbers:
-                key = (row.experiment, row.config["asked"], row.config["frozen"], row.config["point"], row.task)
+                key = (row.config["asked"], row.config["point"], row.task)
                 groups.setdefault(key, {})[row.seed] = numbers
         tables = [
             [(w, np.array([[own[seed][name]] for seed in sorted(own)])) for w, name in ((1.0, first), (-1.0, second))]

@@ -2,7 +2,7 @@
 labels persist, which rows share their neighbours, norms, drift from the start, and what each row is worth.
 
 Everything goes by cosine: trained rows are several times longer than embeddings, so distances say nothing.
-Shapes: p prompt tokens, v vocabulary, d width.
+Shapes: p prompt tokens, v vocabulary, d width, n vectors of that width.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ def inspect_prompt(prompt: SoftPrompt, lm: FrozenLM, count: int = NUM_NEAREST) -
     vocabulary_norm = float(table.norm(dim=1).median())
     start = starting_values(prompt.card, lm, prompt.length)
     drift = _drift(prompt.values, start)
-    unit = torch.nn.functional.normalize(prompt.values, dim=1)
-    cosines = unit @ unit.T
-    between = cosines[~torch.eye(len(unit), dtype=torch.bool)]
+    cosines = _cosines(prompt.values)
     return Inspection(
         rows=rows,
         starts=tuple(_text_of(entry) for entry in _entries(prompt.card, prompt.length)),
@@ -115,7 +113,7 @@ def inspect_prompt(prompt: SoftPrompt, lm: FrozenLM, count: int = NUM_NEAREST) -
         vocabulary_norm=vocabulary_norm,
         labels=tuple(_label(label, prompt.card, rows, lm) for label in prompt.card.labels),
         shared=_shared(rows),
-        mean_cosine=float(between.mean()) if len(between) else 1.0,
+        mean_cosine=_mean_of_two(cosines),
         warnings=tuple(_warnings(prompt.values, drift, cosines, vocabulary_norm)),
     )
 
@@ -143,12 +141,19 @@ def neighbourhood(prompt: SoftPrompt, lm: FrozenLM) -> dict[str, float]:
 def _closeness(rows: Sequence[Neighbours], lm: FrozenLM) -> float:
     """The mean cosine of two of a row's nearest tokens, over rows."""
     table = lm.embeddings.detach()
-    total = 0.0
-    for row in rows:
-        unit = torch.nn.functional.normalize(table[torch.tensor(row.ids, device=table.device)].float(), dim=1)
-        cosines = unit @ unit.T
-        total += float(cosines[~torch.eye(len(unit), dtype=torch.bool, device=unit.device)].mean())
-    return total / len(rows)
+    nearest = [table[torch.tensor(row.ids, device=table.device)].float() for row in rows]
+    return sum(_mean_of_two(_cosines(tokens)) for tokens in nearest) / len(rows)
+
+
+def _cosines(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    return unit @ unit.T
+
+
+def _mean_of_two(cosines: Float[Tensor, "n n"]) -> float:
+    """The mean cosine of two different vectors; 1 for one alone."""
+    between = cosines[~torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)]
+    return float(between.mean()) if len(between) else 1.0
 
 
 def starting_values(card: Card, lm: FrozenLM, length: int) -> Float[Tensor, "p d"] | None:

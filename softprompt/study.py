@@ -356,14 +356,17 @@ def rerun(
     under the same name.
     """
     config = config_of_row(row, data=data, out=out)
-    _check_model(row, lm or load_model(config))
+
+    def load(config: RunConfig) -> FrozenLM:
+        return _checked(row, load_model(config))
+
     if row.config.get("method") == MULTI_TASK:
         config = replace(config, task=tuple(row.config["task"]))
-        return next(one.metrics for one in run_multi_task(config, watch=watch) if one.task == row.task)
+        return next(one.metrics for one in run_multi_task(config, watch=watch, load=load) if one.task == row.task)
     if "method" in row.config:
-        made = run_method(config, row.config["method"], watch=watch)
+        made = run_method(config, row.config["method"], watch=watch, load=load)
         return next(one.metrics for one in made if one.config.get("shots") == row.config.get("shots"))
-    lm = lm or load_model(config)
+    lm = _checked(row, lm or load_model(config))
     (delivered,) = train(config, lm=lm, watch=watch)
     if delivered.dev is None:
         raise ValueError("there is no dev set to score on; give one with the data")
@@ -374,14 +377,15 @@ def rerun(
     return _scored([delivered], task, examples, lm, row.scoring, watch or Watch())[0].metrics
 
 
-def _check_model(row: Result, lm: FrozenLM) -> None:
-    """ValueError for another model than the row's; older rows do not tell."""
+def _checked(row: Result, lm: FrozenLM) -> FrozenLM:
+    """The model. ValueError for another than the row's; older rows do not tell."""
     wanted = row.config.get("fingerprint", lm.fingerprint)
     if lm.fingerprint != wanted:
         raise ValueError(
             f"{lm.name} is not the model that the row was made with: its fingerprint is {lm.fingerprint}, and the row "
             f"has {wanted}; put that model there"
         )
+    return lm
 
 
 # What was found -------------------------------------------------------------------------------------------------
