@@ -80,10 +80,13 @@ class Planned:
         return {name: v for name, v in settings_of(self.config).items() if name not in ("seeds", "minutes")}
 
 
-def plan_experiment(name: str, models: Sequence[str], base: RunConfig, out: Path) -> list[Planned]:
-    """Every point on every model.
+def plan_experiment(
+    name: str, models: Sequence[str], base: RunConfig, out: Path, points: Sequence[str] = ()
+) -> list[Planned]:
+    """Every point on every model, or those of the given names.
 
-    ValueError for an experiment that there is not (the nearest is offered), or a model without a point's folder.
+    ValueError for an experiment or a point that there is not (the nearest is offered), or a model without a point's
+    folder.
     """
     if name not in EXPERIMENTS:
         raise ValueError(
@@ -91,9 +94,14 @@ def plan_experiment(name: str, models: Sequence[str], base: RunConfig, out: Path
         )
     for task in base.task:
         get_task(task)  # refuses what there is not
+    known = {point.name: point for point in EXPERIMENTS[name].POINTS}
+    if unknown := [point for point in points if point not in known]:
+        raise ValueError(
+            f"{name} has no point {unknown[0]!r}{nearest(unknown[0], known)}; it has {', '.join(map(repr, known))}"
+        )
     planned = []
     for model in models:
-        for point in EXPERIMENTS[name].POINTS:
+        for point in [known[own] for own in points or known]:
             for own, place in _places(point, model):
                 config = replace(base, model=place, **own.changes)
                 planned.append(Planned(own, model, replace(config, out=out / _folder(place, own, config))))
@@ -135,17 +143,19 @@ def run_experiment(
     *,
     rows: Path,
     out: Path,
+    points: Sequence[str] = (),
     watch: Watch | None = None,
     load: Callable[[RunConfig], FrozenLM] = load_model,
 ) -> list[str]:
     """Run what has no rows, and append its rows; what failed, a line each.
 
-    base: the settings of all points, and `minutes`, which bound the points of one frozen model together. A run that
-    fails leaves the others to go on. ValueError as `plan_experiment` has it, before anything runs.
+    base: the settings of all points, and `minutes`, which bound the points of one frozen model together. points: the
+    names of those to run (none: all). A run that fails leaves the others to go on. ValueError as `plan_experiment` has
+    it, before anything runs.
     """
     watch = watch or Watch()
     groups: dict[str, list[Planned]] = {}
-    for planned in plan_experiment(name, models, base, out):
+    for planned in plan_experiment(name, models, base, out, points):
         groups.setdefault(planned.config.model, []).append(planned)
     failures = []
     for place, group in groups.items():
@@ -211,9 +221,11 @@ def _point_of(planned: Planned, row: Result) -> str:
     return planned.point.name if shots is None else f"{planned.point.name}, {shots_name(shots)}"
 
 
-def missing(name: str, models: Sequence[str], base: RunConfig, *, rows: Path, out: Path) -> list[Planned]:
+def missing(
+    name: str, models: Sequence[str], base: RunConfig, *, rows: Path, out: Path, points: Sequence[str] = ()
+) -> list[Planned]:
     """The points that have no rows yet, under this or another experiment's name. ValueError as `plan_experiment`."""
-    planned = plan_experiment(name, models, base, out)
+    planned = plan_experiment(name, models, base, out, points)
     return [one for one in planned if not _wanted(one) <= {(row.task, row.seed) for row in _rows_there(one, rows)}]
 
 

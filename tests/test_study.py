@@ -195,16 +195,18 @@ def test_figure_1_runs_each_method_with_its_own_trials(base, tmp_path):
         ("prompt tuning", "tiny"), ("model tuning", "tiny"), ("model tuning (multi-task)", "tiny"),
         ("prompt design", "tiny"),
     ]  # fmt: skip
+    shots = [f"prompt design, {n} shots" for n in ("0", "4", "16", "full")]
+    assert run_experiment("figure-1", models, small, **options, points=["prompt design"]) == []
+    assert [row.config["point"] for row in read_rows(tmp_path / "rows.jsonl")] == shots
     assert run_experiment("figure-1", models, small, **options) == []
     rows = read_rows(tmp_path / "rows.jsonl")
+    rows = rows[len(shots) :] + rows[: len(shots)]
     assert [row.config["point"] for row in rows if row.seed == 0] == [
-        "prompt tuning", "model tuning", "model tuning (multi-task)",
-        *(f"prompt design, {n} shots" for n in ("0", "4", "16", "full")),
-        "model tuning from span",
+        "prompt tuning", "model tuning", "model tuning (multi-task)", "model tuning from span", *shots,
     ]  # fmt: skip
     assert all(row.config["tried"] and row.config["asked"] == models[0] for row in rows)
     assert run_experiment("figure-1", models, small, **options, load=lambda _: 1 / 0) == []
-    assert read_rows(tmp_path / "rows.jsonl") == rows
+    assert len(read_rows(tmp_path / "rows.jsonl")) == len(rows)
     for number in (0, 1, 2, 4):
         again = tmp_path / "again" / str(number)
         assert rerun(rows[number], data=base.data, out=again) == rows[number].metrics
@@ -341,6 +343,8 @@ def test_the_command_runs_on_a_folder_and_lists_what_there_is(data, tmp_path, ca
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "| class-labels | generate |" in shown
+    assert main([*words, "--points", "uniform"]) == 0  # its rows are there
+    assert capsys.readouterr().out == shown
     assert main([*words, "--table"]) == 0
     assert capsys.readouterr().out == shown
     assert main(["experiment"]) == 0
@@ -353,6 +357,10 @@ def test_the_command_runs_on_a_folder_and_lists_what_there_is(data, tmp_path, ca
         (["figure-3f", "--models", "x"], "no experiment named 'figure-3f'; did you mean 'figure-3d'?"),
         (["figure-3a"], "which frozen models? give --models M"),
         (["figure-3a", "--models", "x", "--seeds", "a"], "--seeds is 'a'; give whole numbers with commas between"),
+        (
+            ["figure-1", "--models", "x", "--points", "prompt-design"],
+            "figure-1 has no point 'prompt-design'; did you mean 'prompt design'?; it has 'prompt tuning', 'model",
+        ),
         (["figure-3c", "--models", "x"], "x holds no model span, which the point 'span' needs"),
         (["figure-3a", "--models", "x", "--tasks", "glue/sst3"], "no task named 'glue/sst3'; did you mean 'glue/sst2'"),
     ],

@@ -33,6 +33,9 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
         "--models", nargs="+", metavar="M", help="frozen models; figures 3c and 3d: the folder that holds their steps"
     )
     command.add_argument("--tasks", default=TASKS, metavar="T,…", help=f"(default: {TASKS})")
+    command.add_argument(
+        "--points", nargs="+", default=(), metavar="P", help="only these points, by name (default: all)"
+    )
     command.add_argument("--seeds", default="0,1,2", metavar="N,…", help="(default: 0,1,2; table 3 has five)")
     command.add_argument("--data", metavar="DIR", help="folder of the official files (default: the hub)")
     command.add_argument("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="(default: runs/study)")
@@ -65,8 +68,9 @@ def _experiment(args: argparse.Namespace) -> int:
         display = Display(args.out / "logs")
         try:
             failures = run_experiment(
-                args.name, args.models, _base(args), rows=args.rows, out=args.out, watch=display.watch()
-            )
+                args.name, args.models, _base(args), rows=args.rows, out=args.out, points=args.points,
+                watch=display.watch(),
+            )  # fmt: skip
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped; the same command goes on") from None
         finally:
@@ -83,7 +87,7 @@ def _say_how_long(args: argparse.Namespace) -> None:
     from softprompt.preview import estimate
     from softprompt.study import missing
 
-    planned = missing(args.name, args.models, _base(args), rows=args.rows, out=args.out)
+    planned = missing(args.name, args.models, _base(args), rows=args.rows, out=args.out, points=args.points)
     seconds = 0.0
     known: dict[str, Any] = {}
     for one in planned:
@@ -128,6 +132,7 @@ COMMAND = Command(
         "softprompt experiment",
         "softprompt experiment figure-3a --models bundled/t5-mini smollm2-135m --data DATA --minutes 30",
         "softprompt experiment figure-1 --models runs/family/micro/lm runs/family/tiny/lm --data DATA",
+        'softprompt experiment figure-1 --models smollm2-135m --data DATA --points "prompt tuning" "prompt design"',
         "softprompt experiment figure-3c --models runs/family/tiny --data DATA --scoring generate",
         "softprompt experiment table-3 --models smollm2-135m --tasks glue/sst2 --data DATA --quick",
     ),
