@@ -3,9 +3,10 @@
     python benchmarks/pretrain_speed.py --corpus DIR --vocabulary DIR      # about 10 minutes on 2 cores
     python benchmarks/pretrain_speed.py --corpus DIR --vocabulary DIR --sizes micro --rounds 2
 
-Both train the same weights on the same texts, in processes of their own and in turn. The plain loop is that of the
+All train the same weights on the same texts, in processes of their own and in turn: our step in one process, our step
+as `torchrun --nproc-per-node N` runs it on N threads, a process on each, and the plain loop. That is the one of the
 documentation's "Train in native PyTorch": float32, eager, batches of 8, AdamW, `loss.backward()`; here it accumulates
-gradients over the batches of a step, so that both move the weights as often. Before anything is timed both must give
+gradients over the batches of a step, so that all move the weights as often. Before anything is timed all must give
 the same loss on the same step. Tokens are those of inputs and targets.
 """
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
+import socket
 import statistics
 import sys
 import time
@@ -31,7 +34,7 @@ from softprompt.corpus import TokenStream, corpus_files, tokenized
 from softprompt.evaluation import surroundings
 from softprompt.loading import choose_dtype, keep_freed_memory
 from softprompt.objectives import span_lengths
-from softprompt.pretraining import Machine, PretrainConfig, Pretraining
+from softprompt.pretraining import Hooks, Machine, PretrainConfig, Pretraining, machine_of_torchrun
 from softprompt.shapes import SIZES, Shape, new_model
 from softprompt.tokenizer import load_tokenizer
 
@@ -56,21 +59,15 @@ class Ours:
             config,
             Path(),
             size,
-            Machine(compile=True, bfloat16=bfloat16),
-            _hooks(self.losses),
+            machine_of_torchrun(compile=True, bfloat16=bfloat16),
+            Hooks(step=lambda step, loss, tokens: self.losses.append(loss)),
         )
 
     def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-        """One step on these micro-batches; the loss of a target token."""
-        self.run.batches = lambda _: iter(batches)  # the texts of the step, drawn by the parent for both sides
+        """One step on these micro-batches; the loss of a target token, which the first process alone is told."""
+        self.run.batches = lambda _: iter(batches)  # the texts of the step, drawn by the parent for all sides
         self.run.train_step()
-        return self.losses[-1]
-
-
-def _hooks(losses: list[float]) -> Any:
-    from softprompt.pretraining import Hooks
-
-    return Hooks(step=lambda step, loss, tokens: losses.append(loss))
+        return self.losses[-1] if self.losses else float("nan")
 
 
 class Plain:
@@ -96,34 +93,56 @@ class Plain:
         return total
 
 
-SIDES = {"ours": Ours, "plain": Plain}
+SIDES = {"ours": Ours, "ours, a process a thread": Ours, "plain": Plain}
 
 
-class Worker:
-    """A side in a process of its own."""
+class Side:
+    """A side in a process of its own, or in as many as it has threads."""
 
     def __init__(self, side: str, *given: Any, threads: int):
+        world = threads if side == "ours, a process a thread" else 1
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(side, given, threads, theirs), daemon=True)
-        self.process.start()
+        self.pipes, self.processes = [], []
+        port = free_port()
+        for rank in range(world):
+            pipe, theirs = context.Pipe()
+            arguments = (side, given, threads // world, rank, world, port, theirs)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            self.pipes.append(pipe)
+            self.processes.append(process)
 
     def step(self, batches: Any) -> tuple[float, float]:
         """Seconds and loss of one step."""
-        self.pipe.send(batches)
-        answer = self.pipe.recv()
-        if isinstance(answer, str):
-            raise RuntimeError(answer)
-        return answer
+        for pipe in self.pipes:
+            pipe.send(batches)
+        answers = [pipe.recv() for pipe in self.pipes]
+        for answer in answers:
+            if isinstance(answer, str):
+                raise RuntimeError(answer)
+        return max(seconds for seconds, _ in answers), answers[0][1]
 
     def stop(self) -> None:
-        """End the process."""
-        self.pipe.send(None)
-        self.process.join(10)
+        """End the processes."""
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join(10)
 
 
-def _serve(side: str, given: tuple[Any, ...], threads: int, pipe: Any) -> None:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _serve(side: str, given: tuple[Any, ...], threads: int, rank: int, world: int, port: int, pipe: Any) -> None:
     torch.set_num_threads(threads)
+    if world > 1:  # what torchrun tells each of its processes
+        os.environ |= {
+            "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
+        }  # fmt: skip
     try:
         computes = SIDES[side](*given)
         while (batches := pipe.recv()) is not None:
@@ -154,7 +173,7 @@ def measure(size: str, stream: TokenStream, options: argparse.Namespace, peak: f
     )
     tokenizer = load_tokenizer(options.vocabulary)
     given = (size, options.vocabulary, config, options.bfloat16)
-    workers = {side: Worker(side, *given, threads=options.threads) for side in SIDES}
+    sides = {side: Side(side, *given, threads=options.threads) for side in SIDES}
     source = Pretraining(
         new_model(SIZES["micro"], tokenizer, seed=0),
         tokenizer,
@@ -164,21 +183,27 @@ def measure(size: str, stream: TokenStream, options: argparse.Namespace, peak: f
         Path(),
         size,
         Machine(),
-        _hooks([]),
+        Hooks(),
     )
     steps = [list(source.batches(step)) for step in range(options.rounds + 1)]
-    first = {side: worker.step(steps[0])[1] for side, worker in workers.items()}  # compiles, too
-    if abs(first["ours"] - first["plain"]) > TOLERANCE * first["plain"] and not options.bfloat16:
+    first = {name: side.step(steps[0])[1] for name, side in sides.items()}  # compiles, too
+    apart = max(first.values()) - min(first.values())
+    if apart > TOLERANCE * first["plain"] and not options.bfloat16:
         sys.exit(f"{size}: the sides differ in the loss of one step: {first}")
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for batches in steps[1:]:
-        for side, worker in workers.items():
-            seconds[side].append(worker.step(batches)[0])
-    for worker in workers.values():
-        worker.stop()
-    medians = {side: statistics.median(values) for side, values in seconds.items()}
+        for name, side in sides.items():
+            seconds[name].append(side.step(batches)[0])
+    for side in sides.values():
+        side.stop()
     tokens = sum(inputs.size + targets.size for inputs, targets in steps[0])
-    ratio = statistics.median(p / o for o, p in zip(seconds["ours"], seconds["plain"], strict=True))
+    rates = {name: round(tokens / statistics.median(values), 1) for name, values in seconds.items()}
+    ratios = {
+        name: round(statistics.median(p / o for o, p in zip(seconds[name], seconds["plain"], strict=True)), 3)
+        for name in sides
+        if name != "plain"
+    }
+    operations = flops(SIZES[size], steps[0], tokenizer.size)
     return {
         "experiment": "pretrain_speed",
         "size": size,
@@ -188,11 +213,10 @@ def measure(size: str, stream: TokenStream, options: argparse.Namespace, peak: f
         "batch_size": config.batch_size,
         "micro_batch_size": config.micro_batch_size,
         "lengths": asdict_of(span_lengths(config.input_length)),
-        "ours_tokens_per_s": round(tokens / medians["ours"], 1),
-        "plain_tokens_per_s": round(tokens / medians["plain"], 1),
-        "ratio": round(ratio, 3),
+        "tokens_per_s": rates,
+        "ratio": ratios,
         "needed": NEEDED,
-        "share_of_peak": round(flops(SIZES[size], steps[0], tokenizer.size) / medians["ours"] / 1e9 / peak, 3),
+        "share_of_peak": {name: round(operations / tokens * rates[name] / 1e9 / peak, 3) for name in ratios},
         "peak_gflops": round(peak, 1),
         "seconds": seconds,
         "losses": first,
@@ -222,16 +246,14 @@ def main() -> None:
     options.bfloat16 = choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
     peak = matmul_peak(torch.bfloat16 if options.bfloat16 else torch.float32, 2048)
     stream = tokenized(corpus_files(options.corpus), load_tokenizer(options.vocabulary))
-    print("| size | ours, tokens/s | plain, tokens/s | ratio | share of the matmul peak |\n|---|--:|--:|--:|--:|")
+    print("| size | side | tokens/s | ratio to plain | share of the matmul peak |\n|---|---|--:|--:|--:|")
     for size in options.sizes:
         row = measure(size, stream, options, peak)
         with options.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(
-            f"| {size} | {row['ours_tokens_per_s']:,.0f} | {row['plain_tokens_per_s']:,.0f} | {row['ratio']:.2f} "
-            f"| {row['share_of_peak']:.0%} |",
-            flush=True,
-        )
+        for side, ratio in row["ratio"].items():
+            rate, share = row["tokens_per_s"][side], row["share_of_peak"][side]
+            print(f"| {size} | {side} | {rate:,.0f} | {ratio:.2f} | {share:.0%} |", flush=True)
 
 
 if __name__ == "__main__":

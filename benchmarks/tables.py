@@ -156,16 +156,14 @@ def pretrain_speed(results: Path) -> str:
     newest = {row["size"]: row for row in read(results / "pretrain_speed.jsonl")}
     if not newest:
         return nothing_yet("benchmarks/pretrain_speed.py")
-    lines = [
-        "| size | ours, tokens/s | plain, tokens/s | ratio | wanted | share of peak |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for row in newest.values():
-        missed = "" if row["ratio"] >= row["needed"] else " (missed)"
-        lines.append(
-            f"| {row['size']} | {row['ours_tokens_per_s']:,.0f} | {row['plain_tokens_per_s']:,.0f} "
-            f"| {row['ratio']:.2f} | {row['needed']:g}{missed} | {row['share_of_peak']:.0%} |"
-        )
+    lines = ["| size | side | tokens/s | ratio | wanted | share of peak |", "|---|---|--:|--:|--:|--:|"]
+    for size, row in newest.items():
+        for side, rate in row["tokens_per_s"].items():
+            line = f"| {size} | {side} | {rate:,.0f} | "
+            if ratio := row["ratio"].get(side):
+                missed = "" if ratio >= row["needed"] else " (missed)"
+                line += f"{ratio:.2f} | {row['needed']:g}{missed} | {row['share_of_peak'][side]:.0%} |"
+            lines.append(line if ratio else line + "1 | - | - |")
     last = [*newest.values()][-1]
     return "\n".join([*lines, "", f"Batch {last['batch_size']}; medians; {where(last)}."])
 
