@@ -367,14 +367,7 @@ class _Entry:
                 steps_run=fitted.steps_run,
                 seconds=fitted.history[-1]["seconds"] if fitted.history else 0.0,
                 seed=trial.seed,
-                **_scored(
-                    self.split,
-                    lm,
-                    other.task,
-                    other.part,
-                    other.examples,
-                    self.answers(engine, worn, trial.config, other),
-                ),
+                **_scored(self.split, lm, other, self.answers(engine, worn, trial.config, other)),
             )
             history, along = _history_of(fitted, other.task.name)
             row.notes.update(history=history, selection_score=fitted.score, **({"along": along} if along else {}))
@@ -457,20 +450,18 @@ def _settings_of_training(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def _scored(
-    split: Split, lm: FrozenLM, task: Task, part: str, examples: Sequence[Example], found: Evaluation
-) -> dict[str, Any]:
+def _scored(split: Split, lm: FrozenLM, other: Other, found: Evaluation) -> dict[str, Any]:
     """The fields of a row that say what was scored, and where."""
     return {
         "model": model_of_row(lm.name),
-        "task": task.name,
-        "split": part,
+        "task": other.task.name,
+        "split": other.part,
         "selection": split.selected_on,
         "metrics": found.metrics,
         "value": found.headline,
         "illegal_rate": found.illegal_rate,
         "num_examples": len(found.predictions),
-        "notes": {**split.notes, "right": right_answers(task, examples, found.predictions)},
+        "notes": {**split.notes, "right": right_answers(other.task, other.examples, found.predictions)},
         **surroundings(lm.device, lm.dtype),
     }
 
@@ -498,6 +489,7 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
     length = CONTEXT_LENGTH[lm.is_encoder_decoder]
     if lm.max_length is not None:
         length = min(length, lm.max_length - config.max_input_length)
+    scored = _other(split.task, "dev", split.dev, split.form, lm)
     made = []
     for shots in SHOTS:
         started = time.monotonic()
@@ -527,7 +519,7 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
             steps_run=0,
             seconds=round(seconds, 2),
             seed=config.seeds[0],
-            **_scored(split, lm, split.task, "dev", split.dev, dev),
+            **_scored(split, lm, scored, dev),
         )
         row.notes["selection_score"] = max(scores)
         made.append(row)
