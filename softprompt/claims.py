@@ -1,27 +1,44 @@
 """The paper's claims that rows decide: for each the difference that must be above zero, and its verdict.
 
-The tests are those of docs/findings.md, written before their runs. A claim whose rows are missing, or whose tasks no
-model tuning learns either, is not testable. Scores are right answers, example by example.
+The tests are those of docs/findings.md, written before their runs. Rows of a task that model tuning does not learn are
+left out, and a claim without the rows it needs is not testable. Scores are right answers, example by example.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from softprompt.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING, score_within
 from softprompt.evaluation import Result
-from softprompt.significance import Difference, contrast, deviations, learnable, verdicts
-from softprompt.study import VOTE, family_of
+from softprompt.significance import Difference, Term, contrast, deviations, learnable, verdicts
+from softprompt.study import VOTE, family_of, newest
 
 MAJORITY = "majority"  # the method of rows of benchmarks/baselines.py that answer the commonest label
+TOO_SMALL = {"superglue/cb", "superglue/copa", "superglue/wsc"}  # of which no verdict comes (docs/findings.md)
 
 Table = np.ndarray
-Terms = list[tuple[float, Table]]
-"""Weighted tables of one task: one row a seed, one column an example."""
+
+
+class _Trainings(NamedTuple):
+    """What a table's seeds are trainings of."""
+
+    asked: str
+    point: str
+    task: str
+    is_vote: bool
+
+
+class Found(NamedTuple):
+    """A difference, and the tasks that it pools."""
+
+    difference: Difference
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,8 +49,8 @@ class Claim:
     text: str
     experiments: tuple[str, ...]
     """Whose rows decide it."""
-    difference: Callable[[list[Result]], Difference | None]
-    """Of these rows; None where what it needs is not among them."""
+    find: Callable[[list[Result]], Found | None]
+    """The difference in these rows; None where what it needs is not among them."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +66,19 @@ class Verdict:
 def decide(rows: Sequence[Result], majority: Sequence[Result] = ()) -> list[Verdict]:
     """Every claim's verdict; those that were tested share Holm's correction.
 
-    majority: rows of the majority class, which say what model tuning has to beat for a task to test anything. Tasks
-    without such a row count as learnable, and so do those without model tuning.
+    rows: of several for the same point, the newest count. majority: rows of the majority class, which say what model
+    tuning has to beat for a task to test anything. Tasks without such a row count as learnable, and so do those that
+    no model was tuned on.
     """
-    rows = [row for row in rows if "right" in row.notes]
+    rows = [row for row in newest(rows) if "right" in row.notes]
     dull = _unlearnable(rows, majority)
-    found, used = [], []
-    for claim in CLAIMS:
-        own = [row for row in rows if row.experiment in claim.experiments]
-        tasks = tuple(dict.fromkeys(row.config.get("trained_on", row.task) for row in own))
-        can_tell = any((row.config["frozen"], row.task) not in dull for row in own)
-        found.append(claim.difference(own) if can_tell else None)
-        used.append(tasks)
-    words = verdicts(found)
-    return [Verdict(*of) for of in zip(CLAIMS, found, words, used, strict=True)]
+    rows = [row for row in rows if (_place(row), _trained_on(row)) not in dull]
+    found = [claim.find([row for row in rows if row.experiment in claim.experiments]) for claim in CLAIMS]
+    words = verdicts([one and one.difference for one in found])
+    return [
+        Verdict(claim, one and one.difference, word, one.tasks if one else ())
+        for claim, one, word in zip(CLAIMS, found, words, strict=True)
+    ]
 
 
 def as_table(found: Sequence[Verdict]) -> list[list[str]]:
@@ -74,21 +90,36 @@ def as_table(found: Sequence[Verdict]) -> list[list[str]]:
         if one is not None:
             low, high = (f"{100 * value:+.1f}" for value in (one.interval.low, one.interval.high))
             cells = [f"{100 * one.interval.mean:+.1f}", f"{low} to {high}", f"{one.p:.3f}"]
-        tasks = ", ".join(name.split("/")[-1] for name in verdict.tasks) if one is not None else "-"
+        tasks = ", ".join(name.split("/")[-1] for name in verdict.tasks) or "-"
         lines.append([str(verdict.claim.number), verdict.claim.text, *cells, word, tasks])
     return lines
 
 
 def _unlearnable(rows: Sequence[Result], majority: Sequence[Result]) -> set[tuple[str, str]]:
-    """Frozen models and tasks where model tuning itself hardly beats the majority class."""
-    found = set()
+    """Places and tasks where model tuning itself hardly beats the majority class.
+
+    A model that was not tuned on a task is taken for like those that were, if none of these learned it.
+    """
     known = {row.task: _right([row]) for row in majority}
-    tuned = [row for row in rows if row.config.get("method") == MODEL_TUNING and row.config["trained_on"] == row.task]
-    for frozen, task in dict.fromkeys((row.config["frozen"], row.task) for row in tuned):
+    tuned = [row for row in rows if row.config.get("method") == MODEL_TUNING and _trained_on(row) == row.task]
+    learned: dict[tuple[str, str], bool] = {}
+    for place, frozen, task in dict.fromkeys((_place(row), row.config["frozen"], row.task) for row in tuned):
         own = _right([row for row in tuned if (row.config["frozen"], row.task) == (frozen, task)])
-        if task in known and known[task].shape[1] == own.shape[1] and not learnable(own, known[task]):
-            found.add((frozen, task))
-    return found
+        is_known = task in known and known[task].shape[1] == own.shape[1]
+        learned[place, task] = learned.get((place, task), False) or not is_known or learnable(own, known[task])
+    hopeless = {task for _, task in learned} - {task for (_, task), can in learned.items() if can}
+    untuned = {(_place(row), _trained_on(row)) for row in rows} - set(learned)
+    return {key for key, can in learned.items() if not can} | {key for key in untuned if key[1] in hopeless}
+
+
+def _place(row: Result) -> str:
+    """The folder or model of a size, whichever of its checkpoints was asked about."""
+    asked = Path(row.config["asked"])
+    return str(asked.parent if asked.name in ("lm", "span") else asked)
+
+
+def _trained_on(row: Result) -> str:
+    return row.config.get("trained_on", row.task)
 
 
 # Rows to tables ----------------------------------------------------------------------------------------------------
@@ -100,14 +131,27 @@ def _right(rows: Sequence[Result]) -> Table:
     return np.array([[float(answer) for answer in row.notes["right"]] for row in ordered])
 
 
-def _of(rows: Sequence[Result], point: str, asked: str, task: str, scoring: str | None = None) -> Table | None:
-    """A point's table on a model that was asked about, and a task; None where there are no such rows."""
-    own = [
+def _term(weight: float, rows: Sequence[Result], table: Table | None = None) -> Term | None:
+    """One point's scores on one task, of all seeds: the right answers, or a table of these rows; None for no rows."""
+    if not rows:
+        return None
+    row = rows[0]
+    runs = _Trainings(row.config["asked"], row.config["point"], _trained_on(row), row.seed == VOTE)
+    return Term(weight, _right(rows) if table is None else table, runs, row.task)
+
+
+def _trainings(term: Term) -> _Trainings:
+    assert isinstance(term.seeds, _Trainings)
+    return term.seeds
+
+
+def _of(rows: Sequence[Result], point: str, asked: str, task: str, scoring: str | None = None) -> list[Result]:
+    """A point's rows on a model that was asked about, and a task."""
+    return [
         row
         for row in _on(rows, asked, task)
         if row.config["point"] == point and scoring in (None, row.scoring) and row.seed != VOTE
     ]
-    return _right(own) if own else None
 
 
 def _on(rows: Sequence[Result], asked: str, task: str) -> list[Result]:
@@ -120,35 +164,42 @@ def _models(rows: Sequence[Result]) -> list[str]:
     return sorted(sizes, key=lambda asked: sizes[asked])
 
 
-def _pooled(rows: Sequence[Result], terms: Callable[[str, str], Sequence[tuple[float, Table | None]]]) -> list[Terms]:
+def _pooled(rows: Sequence[Result], terms: Callable[[str, str], Sequence[Term | None]]) -> list[list[Term]]:
     """The terms of every model and task that has all of them."""
     places = dict.fromkeys((row.config["asked"], row.task) for row in rows)
     made = [terms(*place) for place in places]
-    return [[(w, t) for w, t in own if t is not None] for own in made if all(t is not None for _, t in own)]
+    return [[term for term in own if term is not None] for own in made if None not in own]
+
+
+def _found(parts: Sequence[Sequence[Term]]) -> Found | None:
+    """The pooled difference; None for no parts, or none but tasks that are too small."""
+    tasks = tuple(dict.fromkeys(_trainings(term).task for part in parts for term in part))
+    difference = None if set(tasks) <= TOO_SMALL else contrast(parts)
+    return Found(difference, tasks) if difference else None
 
 
 def _points(
     *weights: tuple[float, str], scoring: str | None = None, by_size: bool = False
-) -> Callable[[list[Result]], Difference | None]:
+) -> Callable[[list[Result]], Found | None]:
     """A weighted sum of points, models and tasks pooled; by_size: at the smallest model minus at the largest."""
 
-    def terms_at(rows: list[Result], asked: str, task: str, sign: float) -> list[tuple[float, Table | None]]:
-        return [(sign * weight, _of(rows, point, asked, task, scoring)) for weight, point in weights]
+    def terms_at(rows: list[Result], asked: str, task: str, sign: float) -> list[Term | None]:
+        return [_term(sign * weight, _of(rows, point, asked, task, scoring)) for weight, point in weights]
 
-    def difference(rows: list[Result]) -> Difference | None:
+    def find(rows: list[Result]) -> Found | None:
         if not by_size:
-            return contrast(_pooled(rows, lambda asked, task: terms_at(rows, asked, task, 1.0)))
+            return _found(_pooled(rows, lambda asked, task: terms_at(rows, asked, task, 1.0)))
         rows = _of_one_family(rows)
         models = _models(rows)
         if len(models) < 2:
             return None
 
-        def both(asked: str, task: str) -> list[tuple[float, Table | None]]:
+        def both(asked: str, task: str) -> list[Term | None]:
             return [*terms_at(rows, models[0], task, 1.0), *terms_at(rows, models[-1], task, -1.0)]
 
-        return contrast(_pooled(_on_model(rows, models[0]), both))
+        return _found(_pooled(_on_model(rows, models[0]), both))
 
-    return difference
+    return find
 
 
 def _of_one_family(rows: Sequence[Result]) -> list[Result]:
@@ -166,20 +217,19 @@ def _on_model(rows: Sequence[Result], asked: str) -> list[Result]:
 # The claims --------------------------------------------------------------------------------------------------------
 
 
-def _beats_design(rows: list[Result]) -> Difference | None:
+def _beats_design(rows: list[Result]) -> Found | None:
     """Prompt tuning minus the text prompt, of any number of shots, that the selection rows choose."""
 
-    def terms(asked: str, task: str) -> list[tuple[float, Table | None]]:
-        texts = _designs(_on(rows, asked, task))
-        best = max(texts, key=lambda row: row.notes["selection_score"], default=None)
-        return [(1.0, _of(rows, "prompt tuning", asked, task)), (-1.0, None if best is None else _right([best]))]
+    def terms(asked: str, task: str) -> list[Term | None]:
+        texts = sorted(_designs(_on(rows, asked, task)), key=lambda row: row.notes["selection_score"])
+        return [_term(1.0, _of(rows, "prompt tuning", asked, task)), _term(-1.0, texts[-1:])]
 
-    return contrast(_pooled(rows, terms))
+    return _found(_pooled(rows, terms))
 
 
-def _varies_with_wording(rows: list[Result]) -> Difference | None:
+def _varies_with_wording(rows: list[Result]) -> Found | None:
     """Deviation of the selection score over wordings and draws, uncalibrated, minus that over prompts' seeds."""
-    first, second = [], []
+    first, second, tasks = [], [], []
     for asked, task in dict.fromkeys((row.config["asked"], row.task) for row in rows):
         own = _on(rows, asked, task)
         tried = [one for row in _designs(own) for one in row.config["tried"] if "calibrated" not in one["design"]]
@@ -187,99 +237,126 @@ def _varies_with_wording(rows: list[Result]) -> Difference | None:
         if len(tried) > 1 and len(prompts) > 1:
             first.append(np.array([one["score"] for one in tried]))
             second.append(np.array(prompts))
-    return deviations(first, second)
+            tasks.append(task)
+    difference = None if set(tasks) <= TOO_SMALL else deviations(first, second)
+    return Found(difference, tuple(dict.fromkeys(tasks))) if difference else None
 
 
 def _designs(rows: Sequence[Result]) -> list[Result]:
     return [row for row in rows if row.config.get("method") == PROMPT_DESIGN]
 
 
-def _more_adaptation(rows: list[Result]) -> Difference | None:
-    """The last step of adaptation minus the first after none, by generation."""
+def _more_adaptation(rows: list[Result]) -> Found | None:
+    """The last step of adaptation minus the first after none, by generation.
 
-    def terms(asked: str, task: str) -> list[tuple[float, Table | None]]:
-        steps = sorted({row.config["point"] for row in _on(rows, asked, task)}, key=int)
+    Where there are rows of span corruption continued for as many steps, the difference must be above what that gains,
+    too: the p-value is the larger of both.
+    """
+    adapted, objectives = ([row for row in rows if row.experiment == f"figure-3{letter}"] for letter in "dc")
+
+    def gain(asked: str, task: str) -> list[Term | None]:
+        steps = sorted({row.config["point"] for row in _on(adapted, asked, task)}, key=int)
         pairs = ((1.0, steps[-1]), (-1.0, steps[1])) if len(steps) > 2 else ((1.0, ""),)
-        return [(weight, _of(rows, step, asked, task, "generate")) for weight, step in pairs]
+        return [_term(weight, _of(adapted, step, asked, task, "generate")) for weight, step in pairs]
 
-    return contrast(_pooled(rows, terms))
+    def beyond_control(asked: str, task: str) -> list[Term | None]:
+        pairs = ((-1.0, "span+"), (1.0, "span"))
+        control = [_term(weight, _of(objectives, point, asked, task, "generate")) for weight, point in pairs]
+        return [*gain(asked, task), *control]
+
+    found, controlled = (_found(_pooled(adapted, terms)) for terms in (gain, beyond_control))
+    if found is None or controlled is None:
+        return found
+    p = controlled.difference.p if controlled.difference.interval.mean > 0 else 1.0
+    return found._replace(difference=replace(found.difference, p=max(found.difference.p, p)))
 
 
-def _better_at_the_other(rows: list[Result]) -> Difference | None:
+def _better_at_the_other(rows: list[Result]) -> Found | None:
     """Prompt tuning minus model tuning on the task that was not trained on."""
-    away = [row for row in rows if row.config["trained_on"] != row.task]
+    away = [row for row in rows if _trained_on(row) != row.task]
 
-    def terms(asked: str, task: str) -> list[tuple[float, Table | None]]:
+    def terms(asked: str, task: str) -> list[Term | None]:
         own = {row.config["method"]: row.config["point"] for row in _on(away, asked, task)}
         pairs = ((1.0, PROMPT_TUNING), (-1.0, MODEL_TUNING))
-        return [(weight, _of(away, own.get(method, ""), asked, task)) for weight, method in pairs]
+        return [_term(weight, _of(away, own.get(method, ""), asked, task)) for weight, method in pairs]
 
-    return contrast(_pooled(away, terms))
+    return _found(_pooled(away, terms))
 
 
-def _vote_minus(best: bool) -> Callable[[list[Result]], Difference | None]:
+def _vote_minus(best: bool) -> Callable[[list[Result]], Found | None]:
     """The vote of a point's prompts minus their mean, or minus the one that the selection rows choose."""
 
-    def difference(rows: list[Result]) -> Difference | None:
-        def terms(asked: str, task: str) -> list[tuple[float, Table | None]]:
+    def find(rows: list[Result]) -> Found | None:
+        def terms(asked: str, task: str) -> list[Term | None]:
             own = [row for row in _on(rows, asked, task) if row.scoring == "rank"]
             prompts = sorted((row for row in own if row.seed != VOTE), key=_selection_score)
             votes, prompts = [row for row in own if row.seed == VOTE], prompts[-1:] if best else prompts
-            return [(1.0, _right(votes) if votes else None), (-1.0, _right(prompts) if prompts else None)]
+            return [_term(1.0, votes), _term(-1.0, prompts)]
 
-        return contrast(_pooled(rows, terms))
+        return _found(_pooled(rows, terms))
 
-    return difference
+    return find
 
 
 def _selection_score(row: Result) -> float:
     return score_within(row, math.inf) or 0.0
 
 
-def _carries_over(*, at_largest_shift: bool) -> Callable[[list[Result]], Difference | None]:
+def _carries_over(*, at_largest_shift: bool) -> Callable[[list[Result]], Found | None]:
     """Prompt tuning minus model tuning out of domain, where both are equally good in domain.
 
     Minus the same in domain, which is nearly nothing then; or, at the largest shift, that of the set with the lowest F1
     minus the mean of the others.
     """
 
-    def difference(rows: list[Result]) -> Difference | None:
-        parts: list[Terms] = []
-        for asked in _models(rows):
-            parts += _matched(_on_model(rows, asked), at_largest_shift)
-        return contrast(parts)
+    def find(rows: list[Result]) -> Found | None:
+        models = (_at_matched_steps(_on_model(rows, asked)) for asked in _models(rows))
+        parts = [_carried(own, at_largest_shift) for own in models]
+        return _found([part for part in parts if part])
 
-    return difference
+    return find
 
 
-def _matched(rows: list[Result], at_largest_shift: bool) -> list[Terms]:
-    """One model's sets at the steps with matched scores in domain, weighted so that their mean is the difference."""
-    home, away = [], []
-    for method in (PROMPT_TUNING, MODEL_TUNING):
-        own = [row for row in rows if row.config["method"] == method]
-        home.append(along_training([row for row in own if row.task == row.config["trained_on"]]))
-        away.append(along_training([row for row in own if row.task != row.config["trained_on"]]))
-    if not all(home + away):
+def _carried(pairs: dict[str, tuple[Term, Term]], at_largest_shift: bool) -> list[Term]:
+    """One model's sets, weighted so that their sum is the difference; nothing for too few sets."""
+    away = {task: pair for task, pair in pairs.items() if task != _trainings(pair[0]).task}
+    if len(away) < (2 if at_largest_shift else 1):
         return []
-    at_home = [next(iter(tables.values())) for tables in home]
-    steps = _nearest_steps(*at_home)
-
-    def apart(first: dict[int, Table], second: dict[int, Table], weight: float) -> Terms:
-        return [(weight, first[steps[0]]), (-weight, second[steps[1]])]
-
-    tasks = [task for task in away[0] if task in away[1]]
-    num = len(tasks)
+    weights = {task: (1 / len(away) if task in away else -1.0) for task in pairs}
     if at_largest_shift:
-        if num < 2:
-            return []
-        means = {
-            task: sum(float(table.mean()) for _, table in apart(away[0][task], away[1][task], 1.0)) for task in tasks
-        }
-        lowest = min(tasks, key=means.__getitem__)
-        weights = {task: float(num) if task == lowest else -num / (num - 1) for task in tasks}
-        return [apart(away[0][task], away[1][task], weights[task]) for task in tasks]
-    out = [apart(away[0][task], away[1][task], (num + 1) / num) for task in tasks]
-    return [*out, apart(at_home[0], at_home[1], -(num + 1.0))]
+        lowest = min(away, key=lambda task: sum(float(term.table.mean()) for term in away[task]))
+        weights = {task: (1.0 if task == lowest else -1 / (len(away) - 1)) for task in away}
+    return [term._replace(weight=weights[task] * term.weight) for task in weights for term in pairs[task]]
+
+
+def _at_matched_steps(rows: Sequence[Result]) -> dict[str, tuple[Term, Term]]:
+    """One model's sets, each with prompt tuning, and minus model tuning, at the steps where they are equally good in
+    domain; nothing without scores along training.
+    """
+    methods = (PROMPT_TUNING, MODEL_TUNING)
+    rows_of = [[row for row in rows if row.config["method"] == method] for method in methods]
+    first, second = (along_training(own) for own in rows_of)
+    homes = [task for task in first if task in second and any(_trained_on(row) == task for row in rows)]
+    if not homes:
+        return {}
+    steps = _nearest_steps(first[homes[0]], second[homes[0]])
+    found = {}
+    for task in [task for task in first if task in second]:
+        made = [
+            _term(sign, [row for row in own if row.task == task], along[task][step])
+            for sign, own, along, step in zip((1.0, -1.0), rows_of, (first, second), steps, strict=True)
+        ]
+        if made[0] and made[1]:
+            found[task] = (made[0], made[1])
+    return found
+
+
+def matched_differences(rows: Sequence[Result]) -> dict[str, float]:
+    """By task, prompt tuning minus model tuning in points, on the examples scored along training and at the steps where
+    both are equally good on the task trained on; rows of one model and one such task.
+    """
+    pairs = _at_matched_steps(rows)
+    return {task: 100 * sum(t.weight * float(t.table.mean()) for t in pair) for task, pair in pairs.items()}
 
 
 def along_training(rows: Sequence[Result]) -> dict[str, dict[int, Table]]:
@@ -303,23 +380,25 @@ def _nearest_steps(first: dict[int, Table], second: dict[int, Table]) -> tuple[i
     return a, b
 
 
-def _of_neighbours(first: str, second: str) -> Callable[[list[Result]], Difference | None]:
+def _of_neighbours(first: str, second: str) -> Callable[[list[Result]], Found | None]:
     """One number of a prompt's neighbourhood minus another; prompts of one point, model and task are its seeds."""
 
-    def difference(rows: list[Result]) -> Difference | None:
-        groups: dict[tuple[str, ...], dict[int, dict[str, float]]] = {}
+    def find(rows: list[Result]) -> Found | None:
+        groups: dict[tuple[str, ...], dict[int, Result]] = {}
         for row in rows:
             numbers = row.notes.get("neighbourhood", {})
             if first in numbers and second in numbers:
                 key = (row.config["asked"], row.config["point"], row.task)
-                groups.setdefault(key, {})[row.seed] = numbers
-        tables = [
-            [(w, np.array([[own[seed][name]] for seed in sorted(own)])) for w, name in ((1.0, first), (-1.0, second))]
-            for own in groups.values()
-        ]
-        return contrast(tables)
+                groups.setdefault(key, {})[row.seed] = row
+        parts = []
+        for own in groups.values():
+            prompts = [own[seed] for seed in sorted(own)]
+            tables = [np.array([[row.notes["neighbourhood"][name]] for row in prompts]) for name in (first, second)]
+            pair = (_term(w, prompts, table) for w, table in zip((1.0, -1.0), tables, strict=True))
+            parts.append([term for term in pair if term])
+        return _found(parts)
 
-    return difference
+    return find
 
 
 CLAIMS = (
@@ -340,7 +419,7 @@ CLAIMS = (
           _points((1.0, "lm"), (-1.0, "span"), scoring="generate")),
     Claim(10, "A sentinel before the target does not mend it", ("figure-3c",),
           _points((1.0, "lm"), (-1.0, "span+sentinel"), scoring="generate")),
-    Claim(11, "Longer adaptation is better", ("figure-3d",), _more_adaptation),
+    Claim(11, "Longer adaptation is better", ("figure-3d", "figure-3c"), _more_adaptation),
     Claim(13, "Prompts carry over better to other domains", ("table-1",), _carries_over(at_largest_shift=False)),
     Claim(14, "... most at the largest shift", ("table-1",), _carries_over(at_largest_shift=True)),
     Claim(15, "Prompts carry over better between QQP and MRPC", ("table-2",), _better_at_the_other),

@@ -6,7 +6,9 @@ Two ways to answer: `generate` (greedy decoding; an answer that is no legal labe
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -232,7 +234,7 @@ def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 def read_rows(path: Path) -> list[Result]:
     """The rows of a JSONL file; none where there is no file. ValueError, with its line, for what is no row of ours."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().removesuffix("\n").split("\n") if path.exists() and path.stat().st_size else []
     return [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
@@ -254,8 +256,21 @@ def _read_row(line: str, where: str) -> Result:
 
 
 def append_rows(path: Path, rows: Sequence[Result]) -> None:
-    """Add rows to a JSONL file."""
-    write_rows(path, [*read_rows(path), *rows])
+    """Add rows to a JSONL file, all of them or none, beside others that do so at the same time.
+
+    ValueError as `read_rows` has it; raises OSError where it cannot be written.
+    """
+    read_rows(path)  # refuses a file that is not ours
+    path.parent.mkdir(parents=True, exist_ok=True)
+    added = "".join(row.to_json() + "\n" for row in rows).encode()
+    with path.open("ab", buffering=0) as file:  # one write at the end of the file, whoever else writes there
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(added) < len(added):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def write_rows(path: Path, rows: Sequence[Result]) -> None:

@@ -123,19 +123,22 @@ def neighbourhood(prompt: SoftPrompt, lm: FrozenLM) -> dict[str, float]:
     what share of rows a label is near.
 
     cosine: of two of a row's nearest tokens, the mean over rows; cosine_of_random: the same for as many random
-    directions. labels_near_labels and labels_near_sampled: the share of rows that began as a label, and as sampled
-    vocabulary, which have a label of the task among their nearest tokens; only where there are such rows.
+    directions. labels_near_labels: the share of rows that began as a label which have it among their nearest tokens;
+    labels_near_sampled: the share of rows that began as sampled vocabulary which have any label there. Only where there
+    are such rows.
     """
     rows = nearest_tokens(prompt.values, lm)
     chooser = torch.Generator().manual_seed(prompt.card.seed or 0)
     random = nearest_tokens(torch.randn(prompt.values.shape, generator=chooser), lm)
     found = {"cosine": _closeness(rows, lm), "cosine_of_random": _closeness(random, lm)}
-    near = {place for label in prompt.card.labels for place in _label(label, prompt.card, rows, lm).near}
+    labels = [_label(label, prompt.card, rows, lm) for label in prompt.card.labels]
+    started = {place for label in labels for place in label.started}
+    persists = {place for label in labels for place in label.started if place in label.near}
     entries = _entries(prompt.card, prompt.length)
-    labels = {place for place, entry in enumerate(entries) if entry.get("label")}
-    sampled = {place for place, entry in enumerate(entries) if entry.get("ids")} - labels
-    kinds = {"labels_near_labels": labels, "labels_near_sampled": sampled}
-    return found | {name: len(near & places) / len(places) for name, places in kinds.items() if places}
+    sampled = {place for place, entry in enumerate(entries) if entry.get("ids")} - started
+    near = {place for label in labels for place in label.near}
+    kinds = {"labels_near_labels": (started, persists), "labels_near_sampled": (sampled, sampled & near)}
+    return found | {name: len(close) / len(places) for name, (places, close) in kinds.items() if places}
 
 
 def _closeness(rows: Sequence[Neighbours], lm: FrozenLM) -> float:

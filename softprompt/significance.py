@@ -2,14 +2,16 @@
 
 A method's answers are a table of scores: one row a seed, one column an example, such as 1 for right and 0 for wrong.
 Two things vary from one study to the next, which seeds and which examples; every draw here takes both anew, with
-replacement. Two methods are compared on the same examples, so a draw takes the same columns of both, and rows of each.
+replacement. Whatever was scored on the same examples has the same columns in a draw, whichever method, model or size it
+is of; and what the same trainings scored on several sets has the same rows.
 Shapes: s seeds, n examples, t draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -41,10 +43,22 @@ class Difference:
     """Two-sided: how often draws lie on the other side of zero, doubled."""
 
 
+class Term(NamedTuple):
+    """The scores of some trainings on some examples, in a weighted sum."""
+
+    weight: float
+    table: Float[np.ndarray, "s n"]
+    seeds: Hashable
+    """Which trainings: terms of the same ones are drawn alike."""
+    examples: Hashable
+    """Which examples: terms of the same ones are drawn alike."""
+
+
 def interval(scores: Float[np.ndarray, "s n"], *, seed: int = 0, draws: int = NUM_DRAWS) -> Interval:
     """The mean score of a method with its interval. ValueError for a table with nothing in it."""
     table = _checked(scores)
-    means = _means(table, *_chosen(table, np.random.default_rng(seed), draws))
+    rng = np.random.default_rng(seed)
+    means = _means(table, *(_drawn(count, rng, draws) for count in table.shape))
     return _interval(float(table.mean()), means)
 
 
@@ -61,34 +75,40 @@ def compare(
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"{len(first)} and {len(second)} tasks; compare methods on the same tasks, one at least")
-    found = contrast([[(1.0, a), (-1.0, b)] for a, b in zip(first, second, strict=True)], seed=seed, draws=draws)
+    pairs = enumerate(zip(first, second, strict=True))
+    found = contrast(
+        [[Term(1.0, a, ("first", i), i), Term(-1.0, b, ("second", i), i)] for i, (a, b) in pairs],
+        seed=seed,
+        draws=draws,
+    )
     assert found is not None
     return found
 
 
-def contrast(
-    tasks: Sequence[Sequence[tuple[float, Float[np.ndarray, "_ _"]]]], *, seed: int = 0, draws: int = NUM_DRAWS
-) -> Difference | None:
-    """A weighted sum of methods on each task, such as a difference of two differences, and its mean over tasks.
+def contrast(parts: Sequence[Sequence[Term]], *, seed: int = 0, draws: int = NUM_DRAWS) -> Difference | None:
+    """The mean over parts, such as tasks or models, of a weighted sum of scores in each.
 
-    tasks: for each the weights and tables. None for no tasks; ValueError for other numbers of examples in one task.
+    None for no parts; ValueError for tables of the same examples that have other numbers of them.
     """
-    if not tasks:
+    if not parts:
         return None
     rng = np.random.default_rng(seed)
+    rows: dict[Hashable, np.ndarray] = {}
+    columns: dict[Hashable, np.ndarray] = {}
     total = np.zeros(draws)
     mean = 0.0
-    for terms in tasks:
-        tables = [_checked(table) for _, table in terms]
-        if len({table.shape[1] for table in tables}) > 1:
-            counts = " and ".join(str(table.shape[1]) for table in tables)
-            raise ValueError(f"{counts} examples; compare methods on the same examples")
-        rows, columns = _chosen(tables[0], rng, draws)
-        for place, ((weight, _), table) in enumerate(zip(terms, tables, strict=True)):
-            chosen = rows if place == 0 else rng.integers(len(table), size=(draws, len(table)))
-            total += weight * _means(table, chosen, columns)
-            mean += weight * float(table.mean())
-    return _difference(mean / len(tasks), total / len(tasks))
+    for weight, scores, seeds, examples in (term for part in parts for term in part):
+        table = _checked(scores)
+        s, n = table.shape
+        if (seeds, s) not in rows:
+            rows[seeds, s] = _drawn(s, rng, draws)
+        if examples not in columns:
+            columns[examples] = _drawn(n, rng, draws)
+        if columns[examples].shape[1] != n:
+            raise ValueError(f"{columns[examples].shape[1]} and {n} examples; compare methods on the same examples")
+        total += weight * _means(table, rows[seeds, s], columns[examples])
+        mean += weight * float(table.mean())
+    return _difference(mean / len(parts), total / len(parts))
 
 
 def deviations(
@@ -100,20 +120,28 @@ def deviations(
 ) -> Difference | None:
     """How much more one kind of score varies than another: the mean over tasks of the difference of their deviations.
 
-    A draw takes the scores of both kinds anew. None for no tasks; ValueError for a kind with fewer than two scores.
+    By permutation, since a few scores drawn with replacement vary less than they did: what differs from its kind's mean
+    is dealt out anew to both kinds, and the interval is the difference minus what that gives. None for no tasks;
+    ValueError for a kind with fewer than two scores.
     """
     if not first:
         return None
     rng = np.random.default_rng(seed)
-    total = np.zeros(draws)
+    chance = np.zeros(draws)
     mean = 0.0
     for one, other in zip(first, second, strict=True):
-        for sign, scores in ((1.0, one), (-1.0, other)):
-            if len(scores) < 2:
-                raise ValueError(f"{len(scores)} score has no deviation; give two or more")
-            total += sign * scores[rng.integers(len(scores), size=(draws, len(scores)))].std(1, ddof=1)
-            mean += sign * float(scores.std(ddof=1))
-    return _difference(mean / len(first), total / len(first))
+        pool = np.concatenate([_residuals(one), _residuals(other)])
+        dealt = pool[rng.permuted(np.tile(np.arange(len(pool)), (draws, 1)), axis=1)]
+        chance += dealt[:, : len(one)].std(1, ddof=1) - dealt[:, len(one) :].std(1, ddof=1)
+        mean += float(one.std(ddof=1) - other.std(ddof=1))
+    return _difference(mean / len(first), (mean - chance) / len(first))
+
+
+def _residuals(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """What differs from the mean, with the variance that n scores estimate."""
+    if len(scores) < 2:
+        raise ValueError(f"{len(scores)} score has no deviation; give two or more")
+    return (scores - scores.mean()) * np.sqrt(len(scores) / (len(scores) - 1))
 
 
 def _difference(mean: float, drawn: np.ndarray) -> Difference:
@@ -167,15 +195,17 @@ def _checked(scores: Float[np.ndarray, "s n"]) -> Float[np.ndarray, "s n"]:
     return table
 
 
-def _chosen(table: np.ndarray, rng: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [t s] and columns [t n] of each draw."""
-    s, n = table.shape
-    return rng.integers(s, size=(draws, s)), rng.integers(n, size=(draws, n))
+def _drawn(count: int, rng: np.random.Generator, draws: int) -> Float[np.ndarray, "t _"]:
+    """How often each of so many is in each draw of as many, with replacement."""
+    chosen = rng.integers(count, size=(draws, count)) + count * np.arange(draws)[:, None]
+    return np.bincount(chosen.ravel(), minlength=draws * count).reshape(draws, count).astype(float)
 
 
-def _means(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Float[np.ndarray, " t"]:
-    # The mean of a drawn table is the sum over examples of how often each was drawn times its mean over drawn seeds.
-    return np.array([table[own].mean(0)[picked].mean() for own, picked in zip(rows, columns, strict=True)])
+def _means(
+    table: Float[np.ndarray, "s n"], rows: Float[np.ndarray, "t s"], columns: Float[np.ndarray, "t n"]
+) -> Float[np.ndarray, " t"]:
+    """The mean of each drawn table."""
+    return ((rows @ table) * columns).sum(1) / table.size
 
 
 def _interval(mean: float, drawn: np.ndarray) -> Interval:

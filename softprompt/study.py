@@ -3,7 +3,8 @@
     run_experiment("figure-3a", ["bundled/t5-mini"], RunConfig(...), rows=Path("results/study.jsonl"), out=Path("runs"))
 
 A row is kept for each point, task, seed and scoring. What stands in the file with the same settings is not run again,
-whichever experiment it was made for, so an interrupted command goes on, and figures share their points.
+whichever experiment it was made for, so an interrupted command goes on, and figures share their points. Files only
+grow: of several rows for one thing the newest counts (`newest`).
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ from softprompt.run import (
     train,
     train_together,
 )
-from softprompt.tasks import Example, Task, get_task
+from softprompt.tasks import Example, Task, get_task, has_split
 from softprompt.tasks.task import nearest
 
 OTHER = {"generate": "rank", "rank": "generate"}
 VOTE = -1  # the seed of an ensemble's row
+# As in t5-small-lm-adapt, gemma-3-270m, SmolLM2-1.7B.
+SIZE_IN_NAME = re.compile(r"[-_](mini|small|base|large|xl|xxl|\d+(\.\d+)?[mb])(?=[-_]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class Planned:
             return 2 * tasks  # ours: passes over the selection rows in some 50 designs
         rates = 1 if self.point.method is None else len(self.config.learning_rate or ()) or NUM_RATES
         return tasks * (rates - 1 + len(self.config.seeds))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that its rows have; prompt design draws its examples with all of them, and has one row."""
+        return self.config.seeds[:1] if self.point.method == PROMPT_DESIGN else self.config.seeds
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def _places(point: Point, model: str) -> list[tuple[Point, str]]:
     if not point.inside:
         return [(point, model)]
     inside = Path(os.path.normpath(Path(model) / point.inside))  # rows name it as it was asked for, not resolved
-    folders = sorted(Path(model).glob(point.inside), key=_by_number) if "*" in point.inside else [inside]
+    folders = _steps(Path(model), point.inside) if "*" in point.inside else [inside]
     folders = [folder for folder in folders if (folder / "config.json").is_file()]
     if not folders and point.is_optional:
         return []
@@ -125,8 +133,10 @@ def _places(point: Point, model: str) -> list[tuple[Point, str]]:
     return [(replace(point, name=point.name.replace("*", folder.name)), str(folder)) for folder in folders]
 
 
-def _by_number(folder: Path) -> tuple[int, str]:
-    return (int(folder.name) if folder.name.isdigit() else 0, folder.name)
+def _steps(model: Path, inside: str) -> list[Path]:
+    """The folders of kept steps, in their order; step 0 is the model before, which has a point of its own."""
+    found = {int(folder.name): folder for folder in model.glob(inside) if folder.name.isdigit()}
+    return [found[step] for step in sorted(found) if step]
 
 
 def _folder(place: str, point: Point, config: RunConfig) -> str:
@@ -157,11 +167,11 @@ def run_experiment(
     groups: dict[str, list[Planned]] = {}
     for planned in plan_experiment(name, models, base, out, points):
         groups.setdefault(planned.config.model, []).append(planned)
-    failures = []
+    failures: list[str] = []
     for place, group in groups.items():
         without = [planned for planned in group if not _reuse(name, planned, rows, watch)]
         runs: list[tuple[str, Callable[[], None]]] = []
-        if together := [planned for planned in without if planned.point.method is None]:
+        if together := _with_data([planned for planned in without if planned.point.method is None], failures):
             runs.append((place, lambda own=together: _train_together(name, own, base, rows, out, watch, load)))
         for planned in without:
             for tasks in _alone(planned):
@@ -191,6 +201,24 @@ def _train_together(
         append_rows(rows, _rows(name, planned, delivered, lm, watch))
 
 
+def _with_data(group: Sequence[Planned], failures: list[str]) -> list[Planned]:
+    """The points, each with the tasks that have files for training and dev; the others are added to the failures."""
+    missing = {task: why for planned in group for task in planned.config.task if (why := _missing_file(planned, task))}
+    place = group[0].config.model if group else ""
+    failures += [f"{place}, {task}: {why}" for task, why in missing.items()]
+    kept = [tuple(task for task in planned.config.task if task not in missing) for planned in group]
+    pairs = zip(group, kept, strict=True)
+    return [replace(planned, config=replace(planned.config, task=tasks)) for planned, tasks in pairs if tasks]
+
+
+def _missing_file(planned: Planned, task: str) -> str | None:
+    """Why a task cannot be run and scored, before anything is trained; None where it can."""
+    for part in ("train", "dev"):
+        if not has_split(get_task(task), part, planned.config.data):
+            return f"no {part} file in {planned.config.data or 'the hub'}, and a point needs one to be scored"
+    return None
+
+
 def _alone(planned: Planned) -> list[tuple[str, ...]]:
     """The tasks of each run of a method with its own trials: one at a time, or all together for multi-task tuning."""
     if planned.point.method is None:
@@ -199,17 +227,22 @@ def _alone(planned: Planned) -> list[tuple[str, ...]]:
 
 
 def _run_method(name: str, planned: Planned, tasks: tuple[str, ...], rows: Path, watch: Watch, load: Load) -> None:
-    """A method with its own trials, and its rows."""
+    """A method with its own trials, and its rows. Further seeds take the rate that was chosen for those there are."""
     assert planned.point.method is not None
-    there = {row.config["trained_on"] for row in _rows_there(planned, rows) if row.experiment == name}
-    if there >= set(tasks):
+    own = [r for r in _rows_there(planned, rows) if r.experiment == name and r.config["trained_on"] in tasks]
+    there = {(row.config["trained_on"], row.seed) for row in own}
+    seeds = tuple(seed for seed in planned.seeds if not {(task, seed) for task in tasks} <= there)
+    if not seeds:
         return
     config = replace(planned.config, task=tasks, out=planned.config.out / "+".join(tasks).replace("/", "-"))
+    about: dict[str, Any] = {"asked": planned.asked, "settings": planned.settings}
+    if own and planned.point.method != PROMPT_DESIGN:
+        config = replace(config, seeds=seeds, learning_rate=(own[0].config["learning_rate"],))
+        about["tried"] = own[0].config["tried"]
     if planned.point.method == MULTI_TASK:
         made = run_multi_task(config, watch=watch, load=load)
     else:
         made = run_method(config, planned.point.method, also=planned.point.also, watch=watch, load=load)
-    about = {"asked": planned.asked, "settings": planned.settings}
     append_rows(
         rows, [replace(r, experiment=name, config=r.config | about | {"point": _point_of(planned, r)}) for r in made]
     )
@@ -231,8 +264,7 @@ def missing(
 
 def _wanted(planned: Planned) -> set[tuple[str, int]]:
     """The tasks and seeds that a point's rows have."""
-    seeds = planned.config.seeds[:1] if planned.point.method == PROMPT_DESIGN else planned.config.seeds
-    return {(task, seed) for task in planned.config.task for seed in seeds}
+    return {(task, seed) for task in planned.config.task for seed in planned.seeds}
 
 
 def _reuse(name: str, planned: Planned, rows: Path, watch: Watch) -> bool:
@@ -349,7 +381,7 @@ def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in row.config.items() if name in known
     }
-    chosen: dict[str, Any] = {"task": given["task"] if given.get("inputs") else (row.task,)}
+    chosen: dict[str, Any] = {"task": given["task"] if given.get("inputs") else (_trained_on(row),)}
     if "train" in row.config:
         rate = row.config.get("learning_rate")
         if not isinstance(rate, float):  # a list of what was tried, or nothing
@@ -376,8 +408,9 @@ def rerun(
         config = replace(config, task=tuple(row.config["task"]))
         return next(one.metrics for one in run_multi_task(config, watch=watch, load=load) if one.task == row.task)
     if "method" in row.config:
-        made = run_method(config, row.config["method"], watch=watch, load=load)
-        return next(one.metrics for one in made if one.config.get("shots") == row.config.get("shots"))
+        also = {} if row.task == _trained_on(row) else {row.task: _labels_there(row)}
+        made = run_method(config, row.config["method"], also=also, watch=watch, load=load)
+        return next(o.metrics for o in made if (o.task, o.config.get("shots")) == (row.task, row.config.get("shots")))
     lm = _checked(row, lm or load_model(config))
     (delivered,) = train(config, lm=lm, watch=watch)
     if delivered.dev is None:
@@ -387,6 +420,17 @@ def rerun(
     (task,) = tasks_of(config)
     examples = dev_examples(config, task)
     return _scored([delivered], task, examples, lm, row.scoring, watch or Watch())[0].metrics
+
+
+def _trained_on(row: Result) -> str:
+    """The task of a row's training rows: another than its own for what was scored away from home."""
+    return row.config.get("trained_on", row.task)
+
+
+def _labels_there(row: Result) -> Mapping[str, str]:
+    """What the labels of the task trained on are called in the row's task, as its experiment has it."""
+    points = EXPERIMENTS[row.experiment].POINTS if row.experiment in EXPERIMENTS else ()
+    return next((p.also[row.task] for p in points if p.name == row.config["point"] and row.task in p.also), {})
 
 
 def _checked(row: Result, lm: FrozenLM) -> FrozenLM:
@@ -403,8 +447,26 @@ def _checked(row: Result, lm: FrozenLM) -> FrozenLM:
 # What was found -------------------------------------------------------------------------------------------------
 
 
+def newest(rows: Sequence[Result]) -> list[Result]:
+    """Of several rows for one point, model, task, scoring and seed, the last; and of rows of one point with other
+    settings, or of another model under the same name, those like the last.
+    """
+
+    def point_of(row: Result) -> tuple[Any, ...]:
+        about = (row.config.get(name) for name in ("asked", "frozen", "point", "shots"))
+        return (row.experiment, *about, _trained_on(row), row.task, row.scoring)
+
+    def made_with(row: Result) -> tuple[Any, ...]:
+        return settings_of_row(row), row.config.get("fingerprint")
+
+    last = {point_of(row): made_with(row) for row in rows}
+    kept = {(point_of(row), row.seed): row for row in rows if made_with(row) == last[point_of(row)]}
+    return list(kept.values())
+
+
 def table(rows: Sequence[Result]) -> str:
     """Rows of one experiment as a table: each point by each scoring, the tasks' means and deviations over seeds."""
+    rows = newest(rows)
     tasks = list(dict.fromkeys(row.task for row in rows))
     lines = [
         f"| frozen model | point | scoring | {' | '.join(tasks)} | mean | illegal | vote |",
@@ -423,9 +485,11 @@ def table(rows: Sequence[Result]) -> str:
 
 
 def family_of(row: Result) -> str:
-    """What the sizes of one line have in common: the folder that holds them, or the model's own name."""
+    """What the sizes of one line have in common: the folder that holds them, or the name but for the size in it."""
     place = Path(row.config["asked"])
     folder = place.parent if place.name in ("lm", "span") else place
+    if folder == place and len(place.parts) <= 2:  # a hub id, or a name
+        return SIZE_IN_NAME.sub("", str(place))
     return str(folder.parent) if folder.parent.name else folder.name
 
 

@@ -1,6 +1,7 @@
 """What rows say of the paper's claims."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,21 @@ def test_objectives_and_adaptation_are_compared_by_generation_on_models_of_their
     assert [found[number] for number in (9, 10, 11)] == ["seen"] * 3
 
 
+def test_span_corruption_that_goes_on_must_not_gain_as_much_as_adaptation():
+    steps = [
+        row("figure-3d", point, share, seed, scoring="generate", frozen=f"runs/f/micro/steps/{point}")
+        for point, share in (("0", 0.1), ("50", 0.4), ("500", 0.7))
+        for seed in range(3)
+    ]
+
+    def control(share):
+        points = (("span", 0.1), ("span+", share))
+        return [row("figure-3c", point, own, seed, scoring="generate") for point, own in points for seed in range(3)]
+
+    assert words(steps + control(0.15))[11] == "seen"
+    assert words(steps + control(0.4))[11] == words(steps + control(0.8))[11] == "within noise"
+
+
 def test_votes_and_transfer():
     rows = [row("table-3", "five prompts", 0.7, seed) for seed in range(5)] + [
         row("table-3", "five prompts", 0.85, VOTE)
@@ -173,6 +189,60 @@ def test_a_task_that_model_tuning_does_not_learn_tests_nothing():
     dull = [row("baselines", "majority", 0.89)]
     assert words(figure_1(), dull)[1] == "not testable here"
     assert words(figure_1(), [row("baselines", "majority", 0.5)])[1] == "seen"
+
+
+def test_such_a_task_is_not_pooled_with_those_that_test_something():
+    def lengths(task, asked, longer):
+        return [
+            row("figure-3a", point, share, seed, asked, task=task)
+            for point, share in (("1", 0.5), ("20", longer))
+            for seed in range(3)
+        ]
+
+    dull = [replace(one, task="glue/mrpc") for one in figure_1()]
+    dull = [replace(one, config=one.config | {"trained_on": "glue/mrpc"}) for one in dull]
+    small = [one for one in dull if one.config["asked"] == "runs/f/micro/lm"]
+    majority = [row("baselines", "majority", 0.89, task="glue/mrpc")]
+    rows = lengths("glue/sst2", "runs/f/micro/lm", 0.5) + lengths("glue/mrpc", "runs/f/micro/lm", 0.9)
+    assert {v.claim.number: v.tasks for v in decide(rows + dull)}[4] == ("glue/sst2", "glue/mrpc")
+    for tuned in (dull, small):  # a model without model tuning is taken for like those that have it
+        found = {verdict.claim.number: verdict for verdict in decide(rows + tuned, majority)}[4]
+        assert (found.word, found.tasks) == ("within noise", ("glue/sst2",))
+    larger = lengths("glue/mrpc", "runs/f/mini/lm", 0.9)
+    assert words(larger + small, majority)[4] == "not testable here"
+    # The folder of its checkpoints is the same model.
+    objectives = [
+        row("figure-3c", point, share, seed, task="glue/mrpc", scoring="generate", frozen=f"runs/f/micro/{point}")
+        for point, share in (("lm", 0.7), ("span", 0.1))
+        for seed in range(3)
+    ]
+    objectives = [replace(one, config=one.config | {"asked": "runs/f/micro"}) for one in objectives]
+    assert words(objectives)[9] == "seen" and words(objectives + small, majority)[9] == "not testable here"
+
+
+def test_the_three_smallest_sets_decide_nothing_alone():
+    def lengths(*tasks):
+        points = (("1", 0.5), ("20", 0.9))
+        return [row("figure-3a", p, share, s, task=task) for p, share in points for s in range(3) for task in tasks]
+
+    assert words(lengths("superglue/cb", "superglue/copa"))[4] == "not testable here"
+    found = {verdict.claim.number: verdict for verdict in decide(lengths("superglue/cb", "superglue/rte"))}
+    assert (found[4].word, found[4].tasks) == ("seen", ("superglue/cb", "superglue/rte"))
+
+
+def test_rows_made_again_count_once_and_those_of_other_settings_not_at_all():
+    def lengths(share, **more):
+        points = (("1", 0.5), ("20", share))
+        return [row("figure-3a", point, own, seed, **more) for point, own in points for seed in range(3)]
+
+    def difference(rows):
+        return {verdict.claim.number: verdict for verdict in decide(rows)}[4].difference
+
+    new = lengths(0.9, settings={"steps": 100})
+    quick = [replace(r, notes=r.notes | {"right": r.notes["right"][:10]}) for r in lengths(0.1, settings={"steps": 3})]
+    assert difference(quick + lengths(0.1, settings={"steps": 100}) + new) == difference(new)
+    other = [replace(r, config=r.config | {"fingerprint": "of a model before"}) for r in lengths(0.1)]
+    assert difference(other + new) == difference(new)
 
 
 def test_the_table_has_a_line_for_each_claim():

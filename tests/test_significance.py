@@ -10,6 +10,7 @@ from softprompt.significance import (
     UNTESTABLE,
     Difference,
     Interval,
+    Term,
     compare,
     contrast,
     deviations,
@@ -109,21 +110,64 @@ def test_a_contrast_of_two_differences_is_the_difference_of_the_two():
         (rng.random((seeds, 50)) < share).astype(float) for seeds, share in ((3, 0.9), (2, 0.5), (3, 0.9), (4, 0.8))
     ]
     weights = (1.0, -1.0, -1.0, 1.0)
-    found = contrast([list(zip(weights, tables, strict=True))])
+
+    def terms(*chosen):
+        return [Term(weight, table, place, "one task") for place, (weight, table) in enumerate(chosen)]
+
+    found = contrast([terms(*zip(weights, tables, strict=True))])
     expected = sum(weight * table.mean() for weight, table in zip(weights, tables, strict=True))
     assert found.interval.mean == pytest.approx(expected) and found.interval.low < expected < found.interval.high
     assert found.p < 0.01
     assert contrast([]) is None
-    two = contrast([[(1.0, tables[0]), (-1.0, tables[1])]])
+    two = contrast([terms((1.0, tables[0]), (-1.0, tables[1]))])
     assert two == compare([tables[0]], [tables[1]])
     with pytest.raises(ValueError, match="50 and 49 examples; compare methods on the same examples"):
-        contrast([[(1.0, tables[0]), (-1.0, tables[1][:, :49])]])
+        contrast([terms((1.0, tables[0]), (-1.0, tables[1][:, :49]))])
+
+
+def models_on_one_task(study, *, same_examples):
+    """Two methods on four models and the same examples, of which some are better for the one method, by chance."""
+    rng = np.random.default_rng(study)
+    luck = rng.choice([-0.5, 0.5], 60)
+    parts = []
+    for model in range(4):
+        chances = np.clip([0.5 + luck, np.full(60, 0.5)], 0, 1)
+        tables = [(rng.random((3, 60)) < chance).astype(float) for chance in chances]
+        examples = "task" if same_examples else f"task {model}"
+        parts.append([Term(1 - 2 * i, table, (model, i), examples) for i, table in enumerate(tables)])
+    return contrast(parts, draws=300)
+
+
+def test_models_on_the_same_examples_are_no_four_times_as_much_evidence():
+    shared, apart = (
+        np.mean([models_on_one_task(study, same_examples=same).p < 0.05 for study in range(100)])
+        for same in (True, False)
+    )
+    assert shared <= 0.11 < 0.17 < apart
+
+
+def test_sets_scored_by_the_same_trainings_share_their_seeds():
+    first, second = (np.repeat(rates[:, None], 50, 1) for rates in (np.array([0.2, 0.8]), np.array([0.8, 0.2])))
+    apart, same = (
+        contrast([[Term(1.0, first, one, "a")], [Term(1.0, second, other, "b")]]) for one, other in ((0, 1), (0, 0))
+    )
+    assert same.interval.high - same.interval.low < 1e-9  # what one set loses the other wins
+    assert apart.interval.high - apart.interval.low > 0.3
 
 
 def test_deviations_differ_where_they_do():
-    wide, narrow = np.array([0.3, 0.5, 0.7, 0.9, 0.4, 0.6]), np.array([0.6, 0.61, 0.62])
+    wide, narrow = np.array([0.3, 0.5, 0.7, 0.9, 0.4, 0.6]), np.array([0.6, 0.61, 0.62, 0.6, 0.61])
     found = deviations([wide], [narrow])
     assert found.interval.mean == pytest.approx(wide.std(ddof=1) - narrow.std(ddof=1)) and found.p < 0.05
+    assert found.interval.low > 0
     assert deviations([wide], [wide]).p > 0.5 and deviations([], []) is None
     with pytest.raises(ValueError, match="1 score has no deviation; give two or more"):
         deviations([wide], [narrow[:1]])
+
+
+def test_a_hundred_scores_do_not_vary_more_than_three_by_chance():
+    rng = np.random.default_rng(0)
+    kinds = [([rng.normal(size=50) for _ in range(2)], [rng.normal(size=3) for _ in range(2)]) for _ in range(200)]
+    found = [deviations(*own, draws=300) for own in kinds]
+    assert np.mean([one.p < 0.05 for one in found]) <= 0.09
+    assert np.mean([one.interval.low > 0 for one in found]) <= 0.06

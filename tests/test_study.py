@@ -1,7 +1,10 @@
 """Runs that train together, and the paper's experiments over them: nothing run twice, nothing lost."""
 
+import io
 import json
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +13,20 @@ import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 
 from softprompt.cli import main
-from softprompt.evaluation import read_rows
+from softprompt.evaluation import Result, append_rows, read_rows
 from softprompt.experiments import EXPERIMENTS
 from softprompt.run import RunConfig, train, train_together
-from softprompt.study import VOTE, config_of_row, plan_experiment, rerun, run_experiment, table
+from softprompt.study import (
+    VOTE,
+    _labels_there,
+    config_of_row,
+    missing,
+    newest,
+    plan_experiment,
+    rerun,
+    run_experiment,
+    table,
+)
 from softprompt.tasks import get_task
 
 TASKS = ("superglue/rte", "glue/sst2")
@@ -170,6 +183,8 @@ def family(folder):
 
 def test_points_inside_a_family_are_found_in_the_order_of_their_steps_and_shared(base, tmp_path):
     place = family(tmp_path / "family")
+    for other in ("0", ".10.77"):  # the model before, kept too; and what a kill left
+        shutil.copytree(place / "lm" / "steps" / "2", place / "lm" / "steps" / other)
     planned = plan_experiment("figure-3d", [str(place)], base, tmp_path)
     assert [(one.point.name, Path(one.config.model).name) for one in planned] == [
         ("0", "span"),
@@ -210,6 +225,43 @@ def test_figure_1_runs_each_method_with_its_own_trials(base, tmp_path):
     for number in (0, 1, 2, 4):
         again = tmp_path / "again" / str(number)
         assert rerun(rows[number], data=base.data, out=again) == rows[number].metrics
+
+
+def test_further_seeds_take_the_rate_that_was_chosen_and_nothing_is_made_twice(base, tmp_path):
+    place, options = str(family(tmp_path / "family") / "lm"), {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "out"}
+    options["points"] = ["prompt tuning"]
+    small = replace(base, task=TASKS[1:], seeds=(0,), learning_rate=(0.01, 0.1))
+    assert run_experiment("figure-1", [place], small, **options) == []
+    (first,) = read_rows(tmp_path / "rows.jsonl")
+    more = replace(small, seeds=(0, 1))
+    assert len(missing("figure-1", [place], more, **options)) == 1
+    assert run_experiment("figure-1", [place], more, **options) == []
+    again, second = read_rows(tmp_path / "rows.jsonl")
+    assert again == first and second.seed == 1
+    for name in ("learning_rate", "tried", "settings"):
+        assert second.config[name] == first.config[name]
+    assert len(first.config["tried"]) == 2 and not missing("figure-1", [place], more, **options)
+
+
+def test_seeds_of_prompts_that_train_together_are_made_again_and_counted_once(llama, base, tmp_path):
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study", "load": lambda _: llama}
+    small = replace(base, task=TASKS[1:])
+    for seeds in ((0, 1), (0, 1, 2)):
+        assert run_experiment("figure-3b", ["tiny"], replace(small, seeds=seeds), points=["vocab"], **options) == []
+    rows = read_rows(tmp_path / "rows.jsonl")
+    kept = [row for row in newest(rows) if row.scoring == "rank"]
+    assert sorted(row.seed for row in kept) == [VOTE, 0, 1, 2] and len(rows) == 2 * (3 + 4)
+    votes = [row for row in rows if (row.scoring, row.seed) == ("rank", VOTE)]
+    assert [row for row in kept if row.seed == VOTE] == votes[1:]
+    assert table(rows) == table(newest(rows))
+
+
+def test_a_task_without_a_dev_file_is_named_before_anything_trains_and_the_others_go_on(llama, base, tmp_path):
+    (base.data / "superglue" / "RTE" / "val.jsonl").unlink()
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study", "load": lambda _: llama}
+    failures = run_experiment("figure-3b", ["tiny"], replace(base, seeds=(0,)), points=["vocab"], **options)
+    assert failures == [f"tiny, superglue/rte: no dev file in {base.data}, and a point needs one to be scored"]
+    assert {row.task for row in read_rows(tmp_path / "rows.jsonl")} == {"glue/sst2"}
 
 
 def test_models_beside_the_one_asked_about_are_named_as_it_was(tmp_path, monkeypatch):
@@ -255,7 +307,8 @@ def test_table_1_runs_on_the_sets_there_are_with_scores_along_training(base, tmp
     data = squad_and_bioasq(tmp_path / "questions")
     base = replace(base, data=data, scoring="generate", seeds=(0,), max_dev=8)
     options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
-    assert run_experiment("table-1", ["tiny"], base, **options, load=lambda _: tiny_lm("t5")) == []
+    place = str(family(tmp_path / "family") / "lm")
+    assert run_experiment("table-1", [place], base, **options) == []
     rows = read_rows(tmp_path / "rows.jsonl")
     assert [(row.config["point"], row.task) for row in rows] == [
         (point, task) for point in ("prompt tuning", "model tuning") for task in ("mrqa/squad", "mrqa/bioasq")
@@ -266,6 +319,51 @@ def test_table_1_runs_on_the_sets_there_are_with_scores_along_training(base, tmp
         assert row.config["init"] is None and set(row.metrics) == {"em", "f1"}
         assert "mrqa/textbookqa has no" not in str(row.notes["not_run"])
         assert "no dev file of mrqa/textbookqa" in row.notes["not_run"]["mrqa/textbookqa"]
+    for number in (0, 1):  # in domain, and away from home
+        again = tmp_path / "again" / str(number)
+        assert rerun(rows[number], data=data, out=again) == rows[number].metrics
+    assert config_of_row(rows[1], data=data, out=tmp_path).task == ("mrqa/squad",)
+
+
+def test_labels_of_the_other_task_are_those_of_the_experiment():
+    notes = {"trained_on": "glue/qqp", "point": "prompt tuning, glue/qqp"}
+    assert _labels_there(made_up("table-2", "glue/mrpc", notes)) == {
+        "duplicate": "equivalent",
+        "not_duplicate": "not_equivalent",
+    }
+    assert _labels_there(made_up("compare", "glue/mrpc", notes)) == {}
+
+
+def made_up(experiment, task, config):
+    """A row that nothing made."""
+    return Result(
+        experiment=experiment, config=config, model="tiny", task=task, split="dev", selection="held-out",
+        scoring="rank", metrics={}, value=0.5, illegal_rate=0.0, num_examples=1, step=1, steps_run=1, seconds=1.0,
+        seed=0, notes={"line": "here\u2028there"},
+    )  # fmt: skip
+
+
+def test_rows_are_added_beside_others_and_all_of_them_or_none(tmp_path, monkeypatch):
+    path, row = tmp_path / "deep" / "rows.jsonl", made_up("figure-3a", "glue/sst2", {"point": "1"})
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: append_rows(path, [replace(row, seed=seed)] * 2), range(20)))
+    assert sorted(one.seed for one in read_rows(path)) == sorted([*range(20)] * 2)
+    before = path.read_bytes()
+    write = io.FileIO.write
+
+    class Full(io.FileIO):
+        def write(self, data):
+            return write(self, data[:30])
+
+    opens = type(path).open
+    monkeypatch.setattr(
+        type(path),
+        "open",
+        lambda self, mode="r", *of, **more: Full(self, "ab") if mode == "ab" else opens(self, mode, *of, **more),
+    )
+    with pytest.raises(OSError, match="No space left on device"):
+        append_rows(path, [row])
+    assert path.read_bytes() == before
 
 
 def test_rows_of_another_experiment_are_copied_and_not_made_again(base, tmp_path, monkeypatch):
