@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from softprompt.claims import MAJORITY, along_training, as_table, decide
+from softprompt.claims import MAJORITY, along_training, as_table, decide, matched_differences
+from softprompt.comparison import PROMPT_DESIGN
 from softprompt.evaluation import Result
 from softprompt.experiments import EXPERIMENTS
 from softprompt.files import write_whole
@@ -36,13 +37,15 @@ from softprompt.paper import (
     Point,
 )
 from softprompt.params import METHODS, figure_4, figure_4_cells, t5, table_4
-from softprompt.study import VOTE, family_of, spread, table
+from softprompt.study import VOTE, family_of, newest, spread, table
 
 PAGE = "index.html"
 TRANSFERS = ("table-1", "table-2")
 SUPERGLUE = tuple(f"superglue/{name}" for name in TABLE_3)  # the paper's eight tasks
 COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#b45309", "#be123c", "#0e7490", "#4d7c0f", "#1f2937")
-WIDTH, HEIGHT, DPI = 9.0, 3.6, 160
+MARKERS = "os^Dvp"  # one for each family of models
+WIDTH, HEIGHT, DPI = 9.0, 4.2, 160
+LEGEND_COLUMNS = 4
 MOST_TICKS = 4  # sizes of models that an axis names one by one
 
 
@@ -51,7 +54,10 @@ class Line:
     """One line of a panel: scores in percent over million parameters."""
 
     name: str
+    """A point of the figure; it has one colour in all panels and families."""
     points: Sequence[tuple[float, Point]]
+    family: str = ""
+    """The models; named where there are several families."""
 
 
 @dataclass
@@ -72,7 +78,7 @@ def write_report(rows: Sequence[Result], out: Path) -> Path:
 
     ValueError for no rows of any experiment. Raises OSError where they cannot be written.
     """
-    known = [row for row in rows if row.experiment in EXPERIMENTS]
+    known = newest([row for row in rows if row.experiment in EXPERIMENTS])
     if not known:
         raise ValueError(f"none of the {len(rows)} rows is of an experiment; make some with softprompt experiment NAME")
     sections = [*(_of_rows(name, [row for row in known if row.experiment == name]) for name in EXPERIMENTS)]
@@ -108,7 +114,6 @@ def _our_lines(rows: Sequence[Result], scoring: str) -> list[Line]:
     """Each point's mean over tasks, with the deviation over seeds, by the frozen model's size."""
     lines = []
     rows = [row for row in rows if row.seed != VOTE and (row.scoring == scoring or "method" in row.config)]
-    several = len({family_of(row) for row in rows}) > 1
     for name, family in dict.fromkeys((row.config["point"], family_of(row)) for row in rows):
         own = [row for row in rows if (row.config["point"], family_of(row)) == (name, family)]
         found = []
@@ -118,7 +123,7 @@ def _our_lines(rows: Sequence[Result], scoring: str) -> list[Line]:
             spread = stdev(means) if len(means) > 1 else None
             found.append((of_model[0].config["num_parameters"] / 1e6, Point(fmean(means), spread)))
         if found:
-            lines.append(Line(f"{name} ({family})" if several else name, sorted(found)))
+            lines.append(Line(name, sorted(found), family))
     return lines
 
 
@@ -138,9 +143,7 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
         section.tables.append(_ensembles(rows))
         section.tables.append(_paper_ensembles())
     elif name in TRANSFERS:
-        section.tables += [_transfer(rows), _paper_transfer(name)]
-        missing = {task: why for row in rows for task, why in row.notes.get("not_run", {}).items()}
-        section.text += [f"{task} was not run: {why}." for task, why in missing.items()]
+        section.tables += [_transfer(rows), *_matched(rows), _paper_transfer(name)]
         if paths := _paths(rows):
             section.picture = _paths_picture(paths)
             section.text.append(
@@ -155,7 +158,21 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
             f"Left: the paper. Right: the rows, {how}, the mean over the tasks that every model has. Bands are "
             f"deviations over seeds. {_sizes(shown)}"
         )
+    section.text += _not_run(name, rows)
     return section
+
+
+def _not_run(name: str, rows: Sequence[Result]) -> list[str]:
+    """What the paper's figure or table has and the rows have not: tasks without data, points without rows."""
+    missing = {task: why for row in rows for task, why in row.notes.get("not_run", {}).items()}
+    lines = [f"{task} was not run: {why}." for task, why in missing.items()]
+    points = [point.name for point in EXPERIMENTS[name].POINTS if "*" not in point.name]
+    for asked in dict.fromkeys(row.config["asked"] for row in rows):
+        own = [row for row in rows if row.config["asked"] == asked]
+        there = {row.config["point"].split(", ")[0] if "shots" in row.config else row.config["point"] for row in own}
+        if without := [point for point in points if point not in there]:
+            lines.append(f"{asked} has no rows of {', '.join(without)}.")
+    return lines
 
 
 def _of_common_tasks(rows: Sequence[Result]) -> list[Result]:
@@ -189,16 +206,30 @@ def _mean_of(rows: Sequence[Result]) -> str:
 def _what_was_run(rows: Sequence[Result]) -> str:
     tasks = ", ".join(dict.fromkeys(row.task for row in rows))
     seeds = len({row.seed for row in rows} - {VOTE})
-    # Runs that train together share their seconds.
-    hours = sum({row.config["out"]: row.seconds for row in rows}.values()) / 3600
     shares = sorted({row.notes.get("share_of_official") or 1.0 for row in rows})
     partial = "" if shares[0] == 1 else f"; as little as {shares[0]:.0%} of the official training data"
     cut = sum(row.notes.get("train_cut", 0) for row in rows if row.seed != VOTE)
     trained = sum(row.notes.get("train_used", 0) for row in rows if row.seed != VOTE)
-    return (
-        f"{tasks}; {seeds} seeds; prompts chosen by {rows[0].selection} rows; at most {hours:.1f} hours on "
-        f"{rows[0].device}, {rows[0].dtype}; {cut / max(trained, 1):.1%} of training inputs cut{partial}."
+    chosen, machines = (
+        ", ".join(dict.fromkeys(names))
+        for names in ((row.selection for row in rows), (f"{row.device}, {row.dtype}" for row in rows))
     )
+    return (
+        f"{tasks}; {seeds} seeds; prompts chosen by {chosen} rows; about {_hours(rows):.1f} hours on {machines}; "
+        f"{cut / max(trained, 1):.1%} of training inputs cut{partial}."
+    )
+
+
+def _hours(rows: Sequence[Result]) -> float:
+    """Of training and choosing: prompts that train together share their seconds, methods tried other rates too."""
+    seconds = 0.0
+    for out in dict.fromkeys(row.config["out"] for row in rows):
+        own = [row for row in rows if row.config["out"] == out]
+        runs = {(row.seed, row.config.get("shots")): row.seconds for row in own}
+        method = own[0].config.get("method")
+        rates = len(own[0].config.get("tried", ())) if method not in (None, PROMPT_DESIGN) else 1
+        seconds += max(runs.values()) if method is None else sum(runs.values()) + (rates - 1) * max(runs.values())
+    return seconds / 3600
 
 
 def _ensembles(rows: Sequence[Result]) -> str:
@@ -278,6 +309,16 @@ def _transfer(rows: Sequence[Result]) -> str:
     return _html_table(lines)
 
 
+def _matched(rows: Sequence[Result]) -> list[str]:
+    """The differences where both methods are equally good on the task trained on; nothing without such scores."""
+    lines = [["model", "trained on", "scored on", "prompt tuning - model tuning at equal quality at home"]]
+    for frozen, source in dict.fromkeys((row.config["frozen"], row.config["trained_on"]) for row in rows):
+        own = [row for row in rows if (row.config["frozen"], row.config["trained_on"]) == (frozen, source)]
+        found = matched_differences(own)
+        lines += [[Path(frozen).name, source, task, f"{apart:+.1f}"] for task, apart in found.items()]
+    return [_html_table(lines)] if len(lines) > 1 else []
+
+
 def _paths(rows: Sequence[Result]) -> dict[str, list[tuple[float, float]]]:
     """By method (and model and task, where there are several), scores in percent along training: at home, elsewhere."""
     found = {}
@@ -321,18 +362,31 @@ def _paper_transfer(name: str) -> str:
 def _picture(paper: Sequence[Line], ours: Sequence[Line], score: str) -> bytes:
     """The paper's panel and ours, on one scale. score: what ours is, for its axis."""
 
-    # A name has one colour in both panels.
+    # A name has one colour in both panels, and a family of models one marker.
     names = dict.fromkeys(line.name for line in [*paper, *ours])
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    families = list(dict.fromkeys(line.family for line in ours))
+    markers = {"": MARKERS[0], **{name: MARKERS[place % len(MARKERS)] for place, name in enumerate(families)}}
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
-        _panel(left, paper, colours, "the paper: T5 1.1, SuperGLUE dev")
-        (_panel if _has_sizes(ours) else _columns)(right, ours, colours, "here" if ours else "here: not run")
+        _panel(left, paper, colours, markers, "the paper: T5 1.1, SuperGLUE dev")
+        title = "here" if ours else "here: not run"
+        (_panel if _has_sizes(ours) else _columns)(right, ours, colours, markers, title)
         left.set(ylabel="mean score, SuperGLUE", ylim=(0, 100))
         right.set(ylabel=score, ylim=(0, 100))
+        _legend(figure, colours, {name: markers[name] for name in families} if len(families) > 1 else {})
 
     return _drawn(draw)
+
+
+def _legend(figure: Any, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
+    """One for both panels, below them."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, linewidth=1.5, label=name) for name, colour in colours.items()]
+    handles += [Line2D([], [], color="#1b1f24", marker=m, linestyle="", label=name) for name, m in markers.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
 
 
 def _paths_picture(paths: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
@@ -357,25 +411,29 @@ def _has_sizes(lines: Sequence[Line]) -> bool:
     return len({x for line in lines for x, _ in line.points}) != 1
 
 
-def _columns(axes: Any, lines: Sequence[Line], colours: Mapping[str, str], title: str) -> None:
+def _columns(
+    axes: Any, lines: Sequence[Line], colours: Mapping[str, str], markers: Mapping[str, str], title: str
+) -> None:
     """One frozen model: its points side by side."""
     for place, line in enumerate(lines):
         (_, point), *_ = line.points
-        axes.errorbar(
-            [place], [point.mean], yerr=[point.deviation or 0.0], color=colours[line.name], marker="o", capsize=3
-        )
+        style: dict[str, Any] = {"color": colours[line.name], "marker": markers[line.family], "capsize": 3}
+        axes.errorbar([place], [point.mean], yerr=[point.deviation or 0.0], **style)
     (size, _), *_ = lines[0].points
     turned: dict[str, Any] = {"rotation": 25, "ha": "right"} if len(lines) > 4 else {}
     axes.set_xticks(range(len(lines)), [line.name for line in lines], **turned)
     axes.set(xlabel=f"one frozen model, {size:.3g} million parameters", title=title)
 
 
-def _panel(axes: Any, lines: Sequence[Line], colours: Mapping[str, str], title: str) -> None:
+def _panel(
+    axes: Any, lines: Sequence[Line], colours: Mapping[str, str], markers: Mapping[str, str], title: str
+) -> None:
+    """Scores over sizes."""
     for line in lines:
         colour = colours[line.name]
         xs, points = [x for x, _ in line.points], [point for _, point in line.points]
         means, bands = [point.mean for point in points], [point.deviation or 0.0 for point in points]
-        axes.plot(xs, means, color=colour, marker="o", markersize=4, linewidth=1.5, label=line.name)
+        axes.plot(xs, means, color=colour, marker=markers[line.family], markersize=4, linewidth=1.5)
         low, high = zip(*((m - b, m + b) for m, b in zip(means, bands, strict=True)), strict=True)
         if len(xs) > 1:
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -386,8 +444,6 @@ def _panel(axes: Any, lines: Sequence[Line], colours: Mapping[str, str], title: 
     if len(sizes) <= MOST_TICKS:
         axes.set_xticks(sizes, [f"{size:,.3g}" for size in sizes])
         axes.set_xticks([], minor=True)
-    if lines:
-        axes.legend(frameon=False, fontsize=8)
 
 
 def _drawn(draw: Callable[[Any], None]) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 
 from softprompt.cli import main
 from softprompt.evaluation import Result, append_rows, read_rows
-from softprompt.report import _mean_of, _of_common_tasks, _our_lines, _paths, write_report
+from softprompt.report import _hours, _mean_of, _of_common_tasks, _our_lines, _paths, write_report
 from softprompt.study import VOTE
 
 
@@ -96,9 +96,12 @@ def test_ours_and_the_papers_numbers_are_there(page):
 
 def test_what_was_run_and_what_was_not_is_said(page):
     text = page.read_text()
-    assert "glue/sst2; 3 seeds; prompts chosen by held-out rows; at most 2.0 hours on a processor" in text
+    assert "glue/sst2; 3 seeds; prompts chosen by held-out rows; about 2.0 hours on a processor, float32;" in text
     assert "10.0% of training inputs cut; as little as 50% of the official training data" in text
     assert "Not run here: softprompt experiment figure-3b --models M makes its rows." in text
+    # What the rows of a model lack is named too, and time and machines are those of all of them.
+    assert "family/micro has no rows of 5, 100, 150." in text
+    assert "family/micro/lm has no rows of model tuning, model tuning from span, model tuning (multi-task)." in text
     assert "Not run here: softprompt experiment table-1" in text and "<td>textbookqa</td>" in text
 
 
@@ -111,12 +114,37 @@ def test_transfer_is_shown_with_the_difference_of_the_methods(page):
 
 
 def test_each_family_of_models_has_its_own_line_in_figure_1():
-    lines = {line.name: [x for x, _ in line.points] for line in _our_lines(METHODS, "generate")}
+    lines = {(line.name, line.family): [x for x, _ in line.points] for line in _our_lines(METHODS, "generate")}
     assert lines == {
-        f"{point} ({family})": sizes
+        (point, family): sizes
         for family, sizes in (("family", [2.7, 14.4]), ("other", [14.4]))
         for point in ("prompt tuning", "prompt design, 4 shots")
     }
+
+
+def test_hours_count_every_training_once():
+    together = [row("figure-3a", point, seed) for point in ("1", "20") for seed in (0, 1, VOTE)]
+    assert _hours(together) == 1.0
+    tuned = {"method": "model-tuning", "tried": [{}, {}, {}, {}], "out": "runs/tuned"}
+    assert _hours([row("figure-1", "model tuning", seed, **tuned) for seed in (0, 1, 2)]) == 4 + 2
+    words = {"method": "prompt-design", "tried": [{}] * 30, "out": "runs/words"}
+    assert _hours([row("figure-1", "prompt design, 4 shots", 0, shots=n, **words) for n in (0, 4)]) == 2.0
+
+
+def test_a_task_that_was_not_run_is_named_with_the_reason(tmp_path):
+    notes = {"not_run": {"mrqa/textbookqa": "no dev file of mrqa/textbookqa in DATA"}}
+    rows = [replace(one, notes=one.notes | notes) for one in TRANSFERS]
+    page = write_report(rows, tmp_path).read_text()
+    assert "mrqa/textbookqa was not run: no dev file of mrqa/textbookqa in DATA." in page
+
+
+def test_the_majority_class_is_read_beside_the_study(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    append_rows(tmp_path / "results" / "study.jsonl", ROWS)
+    majority = [replace(row("baselines", "-", 0, 0.5, method="majority"), notes={"right": "10" * 436})]
+    append_rows(tmp_path / "results" / "baselines.jsonl", majority)
+    assert main(["report", "--out", "out"]) == 0
+    assert "13 rows" in capsys.readouterr().out
 
 
 def test_the_same_rows_make_the_same_bytes(page, tmp_path):
@@ -173,6 +201,9 @@ def test_scores_along_training_are_drawn_method_by_method(tmp_path):
         "prompt-tuning": [(10, 5), (20, 10)], "model-tuning": [(25, 10), (50, 20)],
     }  # fmt: skip
     text = write_report(rows, tmp_path).read_text()
+    # Prompts do best at 0.2 of half the examples, model tuning's nearest step has 0.25: (0.2 - 0.25) / 2 and so on.
+    assert "<td>mrqa/squad</td><td>mrqa/squad</td><td>-5.0</td>" in text
+    assert "<td>mrqa/squad</td><td>mrqa/race</td><td>+0.0</td>" in text
     assert "carries over better at equal quality at home" in text and (tmp_path / "table-1.png").stat().st_size > 10_000
     assert _paths([r for r in rows if r.task == "mrqa/squad"]) == {}
 

@@ -8,10 +8,14 @@ from pathlib import Path
 from softprompt.commands.options import Command
 from softprompt.commands.terminal import counted, writing
 
+STUDY, BASELINES = Path("results/study.jsonl"), Path("results/baselines.jsonl")
+
 
 def _add_report(command: argparse.ArgumentParser) -> None:
-    default = Path("results/study.jsonl")
-    command.add_argument("rows", nargs="*", type=Path, default=[default], metavar="ROWS", help=f"(default: {default})")
+    command.add_argument(
+        "rows", nargs="*", type=Path, metavar="ROWS",
+        help=f"(default: {STUDY}, and where there are {BASELINES} the majority class's, which claims are held against)",
+    )  # fmt: skip
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its pictures")
 
 
@@ -19,10 +23,11 @@ def _report(args: argparse.Namespace) -> int:
     from softprompt.evaluation import read_rows
     from softprompt.report import write_report
 
-    for path in args.rows:
+    paths = args.rows or [STUDY, *([BASELINES] if BASELINES.is_file() else [])]
+    for path in paths:
         if not path.is_file():
             raise ValueError(f"no file {path}; name the rows that softprompt experiment wrote")
-    rows = [row for path in args.rows for row in read_rows(path)]
+    rows = [row for path in paths for row in read_rows(path)]
     with writing(args.out):
         page = write_report(rows, args.out)
     pictures = counted(len(list(args.out.glob("*.png"))), "picture")
