@@ -187,7 +187,7 @@ def pretrain(
 
     folder: gets the checkpoint with the curve, the models of `config.keep`, and at last the model, in bfloat16.
     name: what messages call the model. Raises ValueError for a corpus too short, a checkpoint of another run, or a
-    loss that is not finite; the last good checkpoint stays. KeyboardInterrupt after writing a checkpoint.
+    loss or gradient that is not finite; the last good checkpoint stays. KeyboardInterrupt after writing a checkpoint.
     """
     run = Pretraining(model, tokenizer, stream, heldout, config, folder, name, machine or Machine(), hooks or Hooks())
     if resume and run.checkpoint.is_file():
@@ -249,7 +249,7 @@ class Pretraining:
     # A step -----------------------------------------------------------------------------------------------------
 
     def train_step(self) -> None:
-        """One optimizer step on the next texts. ValueError for a loss that is not finite."""
+        """One optimizer step on the next texts. ValueError, before it, for a loss or a gradient that is not finite."""
         config, state = self.config, self.state
         batches = list(self.batches(state.step))
         num_targets = sum(targets.size for _, targets in batches)
@@ -260,15 +260,11 @@ class Pretraining:
             loss.backward()
             total += nll.detach().sum() / num_targets
         self._share(total)
-        if not math.isfinite(float(total)):
-            raise ValueError(
-                f"the loss at step {state.step + 1} is not finite; the last checkpoint stays in {self.folder}; "
-                "try a lower --learning-rate"
-            )
+        self._check_finite("loss", total)
+        self._check_finite("gradient", torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm))
         rate = config.learning_rate * rate_multiplier(config.schedule, state.step, config.warmup_steps, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
         tokens = sum(inputs.size + targets.size for inputs, targets in batches)
         with uninterrupted():
             self.optimizer.step()
@@ -309,6 +305,13 @@ class Pretraining:
         for gradient, part in zip(gradients, flat[:-1].split(sizes), strict=True):
             gradient.copy_(part.view_as(gradient))
         total.copy_(flat[-1])
+
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if not math.isfinite(float(value)):
+            raise ValueError(
+                f"the {what} at step {self.state.step + 1} is not finite; the last checkpoint stays in {self.folder}; "
+                "try a lower --learning-rate"
+            )
 
     @torch.no_grad()
     def evaluate(self) -> None:

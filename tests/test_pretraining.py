@@ -278,9 +278,49 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(tokenizer, 
     assert curve[-1]["step"] == 6
 
 
+def stopped(tokenizer, text, folder, *, step=3):
+    """A run that Ctrl-C ended at this step, and its checkpoint's bytes."""
+
+    def stop(at, loss, tokens):
+        if at == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tokenizer, text, SPAN, folder, hooks=Hooks(step=stop))
+    return (folder / CHECKPOINT).read_bytes()
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(tokenizer, text, tmp_path):
-    with pytest.raises(ValueError, match=r"the loss at step \d+ is not finite; the last checkpoint stays in .*lower"):
-        trained(tokenizer, text, replace(SPAN, learning_rate=1e30, warmup_steps=0), tmp_path)
+    before = stopped(tokenizer, text, tmp_path)
+    model = new_model(TINY, tokenizer, seed=0)
+
+    def spoil(step, loss, tokens):
+        if step == 4:
+            model.shared.weight.data.fill_(torch.inf)
+
+    words = r"the loss at step 5 is not finite; the last checkpoint stays in .*; try a lower --learning-rate"
+    with pytest.raises(ValueError, match=words):
+        pretrain(model, tokenizer, *text, SPAN, folder=tmp_path, name="tiny", resume=True, hooks=Hooks(step=spoil))
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_gradient_that_is_not_finite_moves_no_weight_and_the_checkpoint_stays(tokenizer, text, optimizer, tmp_path):
+    model = new_model(TINY, tokenizer, seed=0)
+    kept = {}
+
+    def keep(step, loss, tokens):
+        if step == 4:
+            model.shared.weight.register_hook(lambda gradient: gradient * torch.inf)
+        kept[step] = weights(model)
+
+    config = replace(SPAN, optimizer=optimizer)
+    options = {"hooks": Hooks(step=keep), "checkpoint_every_s": -1.0}
+    with pytest.raises(ValueError, match=r"the gradient at step 5 is not finite; the last checkpoint stays in .*lower"):
+        pretrain(model, tokenizer, *text, config, folder=tmp_path, name="tiny", **options)
+    assert same(weights(model), kept[4])
+    saved = load_file(tmp_path / CHECKPOINT)
+    assert all(torch.equal(saved[f"weight.{i}"], weight) for i, weight in enumerate(model.parameters()))
 
 
 @pytest.mark.parametrize(
