@@ -9,6 +9,7 @@ rounding. Shapes: b texts, n ids of a text, t input tokens, l target tokens.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -235,6 +236,7 @@ class Pretraining:
         self.objective = objective_of(config, tokenizer, name)
         self.heldout = _fixed_texts(heldout, self.objective.text_length, config)
         self.stream.texts([0], self.objective.text_length, config.seed)  # refuses a corpus that is too short
+        self.text = {"corpus": _digest(stream.ids), "heldout": _digest(self.heldout)}
         self.parameters = list(dict.fromkeys(model.parameters()))
         self.optimizer = _optimizer(config, self.parameters)
         self.scale = model.config.d_model**-0.5 if scales_outputs(model.config) else 1.0
@@ -393,7 +395,7 @@ class Pretraining:
             **{name: value for name, value in asdict(self.config).items() if name != "keep"},
             "weights": f"{len(shapes)} of {sum(math.prod(shape) for shape in shapes):,} numbers",
             "vocabulary": self.tokenizer.digest().hex()[:16],
-            "corpus": f"{len(self.stream.ids):,} tokens",
+            **self.text,
             "compiled": self.machine.compile,
             "bfloat16": self.machine.bfloat16,
         }
@@ -434,6 +436,11 @@ def _fixed_texts(heldout: TokenStream, length: int, config: PretrainConfig) -> I
         )
     step = len(heldout.ids) // count
     return np.stack([heldout.ids[i * step : i * step + length].astype(np.int64) for i in range(count)])
+
+
+def _digest(ids: Shaped[np.ndarray, "*n"]) -> str:
+    """What a checkpoint remembers of ids: a tenth of a second for 73 million."""
+    return f"{ids.size:,} tokens, sha256 {hashlib.sha256(ids.data).hexdigest()[:16]}"
 
 
 def _optimizer(config: PretrainConfig, parameters: Sequence[Tensor]) -> Any:

@@ -338,6 +338,16 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, text, tmp_path, chang
         pretrain(model, tokenizer, *text, replace(SPAN, **change), folder=tmp_path, name="tiny", resume=True)
 
 
+@pytest.mark.parametrize(("which", "name"), [(0, "corpus"), (1, "heldout")])
+def test_a_checkpoint_of_other_text_of_the_same_length_is_refused(tokenizer, text, tmp_path, which, name):
+    trained(tokenizer, text, SPAN, tmp_path)
+    other = list(text)
+    other[which] = replace(text[which], ids=text[which].ids[::-1].copy())
+    size = r"[\d,]+ tokens, sha256 \w{16}"
+    with pytest.raises(ValueError, match=f"is of another run: {name} was {size}, and is {size}; give the same"):
+        trained(tokenizer, tuple(other), SPAN, tmp_path, resume=True)
+
+
 def test_a_damaged_checkpoint_is_refused(tokenizer, text, tmp_path):
     trained(tokenizer, text, SPAN, tmp_path)
     content = (tmp_path / CHECKPOINT).read_bytes()
