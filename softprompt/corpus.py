@@ -129,7 +129,8 @@ def tokenized(files: Sequence[Path], tokenizer: Tokenizer, *, progress: Progress
     if not files:
         raise ValueError("the corpus is empty: it has no files; name the text to train on")
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([stats, tokenizer.digest().hex(), TEXT_COLUMN]).encode()).hexdigest()[:20]
+    how = [tokenizer.digest().hex(), TEXT_COLUMN, "plain"]
+    key = hashlib.sha256(json.dumps([stats, *how]).encode()).hexdigest()[:20]
     path = cache_folder() / "tokens" / f"{key}.npy"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,7 @@ def _tokenize(files: Sequence[Path], tokenizer: Tokenizer, progress: Progress | 
     documents = read_documents(files)
     parts: list[np.ndarray] = []
     while chunk := list(islice(documents, CHUNK)):
-        parts += [np.array([*ids, tokenizer.eos_id], dtype=number) for ids in tokenizer.encode_all(chunk)]
+        parts += [np.array([*ids, tokenizer.eos_id], dtype=number) for ids in tokenizer.encode_plain(chunk)]
         if progress:
             progress(sum(len(text.encode()) for text in chunk))
     if not parts:

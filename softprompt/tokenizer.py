@@ -29,6 +29,7 @@ class Tokenizer:
             if not token.startswith("<extra_id_")
         }
         self._ordinary_ids: list[int] | None = None
+        self._plain: Any = None
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, nothing added."""
@@ -39,6 +40,16 @@ class Tokenizer:
         if not texts:
             return []
         return self._tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text with nothing but text in it: `</s>` or `<extra_id_0>` is spelled in ordinary pieces."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            return [self._tokenizer(text, **options).input_ids for text in texts]
+        if self._plain is None:
+            self._plain = _without_control(backend, self._tokenizer.all_special_ids)
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out. Sentinels stay: an answer that holds one is not legal."""
@@ -99,6 +110,26 @@ class Tokenizer:
             return False
         text = self._tokenizer.decode([id])
         return bool(text.strip()) and "\ufffd" not in text and text.isprintable()
+
+
+def _without_control(backend: Any, special_ids: Sequence[int]) -> Any:
+    """A tokenizer of the `tokenizers` library that gives the same ids, but none of these.
+
+    It can be told to leave special tokens alone, but a unigram model has some among its pieces, at the best of scores,
+    and finds them in ordinary text. So they get names that cannot be read: no text has a space when pieces are sought.
+    """
+    spec = json.loads(backend.to_str())
+    if spec["model"]["type"] == "Unigram":
+        pieces = spec["model"]["vocab"]
+        renamed = {id for id in special_ids if id < len(pieces)}
+        for id in renamed:
+            pieces[id][0] = f" {id} "
+        spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in renamed]
+    plain = type(backend).from_str(json.dumps(spec))
+    plain.encode_special_tokens = True
+    plain.no_truncation()
+    plain.no_padding()
+    return plain
 
 
 def of_backend(backend: Any, *, pad: str, eos: str, unknown: str, extra: Sequence[str] = ()) -> Any:

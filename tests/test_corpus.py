@@ -10,9 +10,11 @@ import pyarrow.parquet
 import pytest
 from conftest import make_tokenizer
 from texts import documents
+from transformers import ByT5Tokenizer
 
 from softprompt.corpus import TokenStream, corpus_files, read_documents, tokenized
-from softprompt.tokenizer import Tokenizer
+from softprompt.loading import BUNDLED_FOLDER
+from softprompt.tokenizer import Tokenizer, load_tokenizer
 
 LINES = ["the sea is warm", "", "  a story about a town  ", "it rained"]
 WANTED = ["the sea is warm", "a story about a town", "it rained"]
@@ -47,6 +49,27 @@ def test_documents_are_joined_with_an_end_between_them(tokenizer, tmp_path):
     assert stream.ids.tolist() == wanted
     assert stream.ids.dtype == np.uint16
     assert stream.num_documents == 2
+
+
+TOKENIZERS = {
+    "bytes in pieces": lambda: Tokenizer(make_tokenizer()),
+    "sentencepiece": lambda: load_tokenizer(BUNDLED_FOLDER / "t5-mini"),
+    "bytes": lambda: Tokenizer(ByT5Tokenizer()),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_names_of_control_tokens_are_text_like_any_other(kind, tokenizer, tmp_path):
+    own = TOKENIZERS[kind]()
+    odd = "a </s> b <extra_id_0>, x</s> <pad> and \uff1c/s\uff1e"  # which T5's normaliser turns into </s>
+    (tmp_path / "a.txt").write_text("\n".join([odd, *documents(3)]))
+    stream = tokenized(corpus_files([tmp_path / "a.txt"]), own)
+    ends = np.flatnonzero(stream.ids == own.eos_id)
+    assert stream.num_documents == len(ends) == 4
+    first, others = stream.ids[: ends[0]].tolist(), stream.ids[ends[0] + 1 :].tolist()
+    assert not {own.pad_id, own.id_of("<extra_id_0>"), own.id_of("<unk>")} & set(first)
+    assert own.decode(first) == (odd if kind != "sentencepiece" else odd.replace("\uff1c/s\uff1e", "</s>"))
+    assert others == [id for ids in own.encode_all(documents(3)) for id in (*ids, own.eos_id)]
 
 
 def test_a_corpus_is_tokenised_once(tokenizer, tmp_path):
