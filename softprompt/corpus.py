@@ -1,4 +1,4 @@
-"""Plain text for pre-training: files of documents, read once into one long array of ids that is kept in the cache.
+"""Plain text for pre-training: files of documents, read once into one long array of ids, a file in the cache.
 
 Documents follow one another with an end of sequence between them, and the array is cut into texts of one length:
 a text may hold the end of one document and the start of the next, and attention crosses that border, as it does in
@@ -14,21 +14,21 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import filelock
 import numpy as np
 from jaxtyping import Int, UInt
 
-from softprompt.files import write_whole
+from softprompt.files import remove_leftovers, whole_file
 from softprompt.loading import cache_folder
 from softprompt.tasks.records import COMPRESSIONS, open_text, read_records
 from softprompt.tokenizer import Tokenizer
 
 TEXT_COLUMN = "text"  # of JSONL and Parquet, as in most published corpora
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-CHUNK = 1_000  # ours: documents tokenised together
+CHUNK = 4_000_000  # ours: characters tokenised together; their ids take ten times as many bytes for a moment
+PART = 1 << 24  # ours: ids looked through together
 SHORT_IDS = 65_536  # vocabularies up to this size fit 16 bits
 
 Progress = Callable[[int], object]
@@ -121,48 +121,68 @@ def _kind(file: Path) -> str:
 
 
 def tokenized(files: Sequence[Path], tokenizer: Tokenizer, *, progress: Progress | None = None) -> TokenStream:
-    """The files as one stream of ids, from the cache where they were read before with this tokenizer.
+    """The files as one stream of ids, which stays on disk in the cache; made there unless this tokenizer has before.
 
     Raises ValueError for a corpus without documents, and as `read_documents` does. Warns where the cache cannot be
-    written, and goes on.
+    written, and goes on in memory.
     """
     if not files:
         raise ValueError("the corpus is empty: it has no files; name the text to train on")
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    how = [tokenizer.digest().hex(), TEXT_COLUMN, "plain"]
-    key = hashlib.sha256(json.dumps([stats, *how]).encode()).hexdigest()[:20]
-    path = cache_folder() / "tokens" / f"{key}.npy"
+    number = np.uint16 if tokenizer.size <= SHORT_IDS else np.uint32
+    path = _cached(files, tokenizer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{path}.lock"):
             if not path.is_file():
-                write_whole(path, _bytes(_tokenize(files, tokenizer, progress)))
+                remove_leftovers(path)
+                with whole_file(path) as file:
+                    file.writelines(_tokenize(files, tokenizer, number, progress))
+        ids = np.memmap(path, number, mode="r")
     except OSError as error:
         warnings.warn(
             f"the cache {cache_folder()} cannot be written ({error.strerror or error}), so the corpus is tokenised "
-            "again each time; set SOFTPROMPT_CACHE to a folder that can",
+            "again each time, and held in memory; set SOFTPROMPT_CACHE to a folder that can",
             stacklevel=2,
         )
-        ids = _tokenize(files, tokenizer, progress)
-    else:
-        ids = np.load(path, mmap_mode="r")
-    return TokenStream(ids, int((ids == tokenizer.eos_id).sum()))
+        memory = io.BytesIO()
+        memory.writelines(_tokenize(files, tokenizer, number, progress))
+        ids = np.frombuffer(memory.getbuffer(), number)
+    # A mask over all ids at once would be half as large as they are.
+    ends = sum(np.count_nonzero(ids[at : at + PART] == tokenizer.eos_id) for at in range(0, len(ids), PART))
+    return TokenStream(ids, int(ends))
 
 
-def _tokenize(files: Sequence[Path], tokenizer: Tokenizer, progress: Progress | None) -> UInt[np.ndarray, " n"]:
-    number = np.uint16 if tokenizer.size <= SHORT_IDS else np.uint32
-    documents = read_documents(files)
-    parts: list[np.ndarray] = []
-    while chunk := list(islice(documents, CHUNK)):
-        parts += [np.array([*ids, tokenizer.eos_id], dtype=number) for ids in tokenizer.encode_plain(chunk)]
+def _cached(files: Sequence[Path], tokenizer: Tokenizer) -> Path:
+    """Where the ids of these files are kept: plain numbers, without a header."""
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    how = [tokenizer.digest().hex(), TEXT_COLUMN, "plain"]
+    key = hashlib.sha256(json.dumps([stats, *how]).encode()).hexdigest()[:20]
+    return cache_folder() / "tokens" / f"{key}.ids"
+
+
+def _tokenize(
+    files: Sequence[Path], tokenizer: Tokenizer, number: type[np.unsignedinteger], progress: Progress | None
+) -> Iterator[bytes]:
+    """The ids of one document after the other, as they lie in memory."""
+    empty = True
+    for chunk in _chunks(read_documents(files)):
+        empty = False
+        yield from (np.array([*ids, tokenizer.eos_id], number).tobytes() for ids in tokenizer.encode_plain(chunk))
         if progress:
             progress(sum(len(text.encode()) for text in chunk))
-    if not parts:
+    if empty:
         raise ValueError(f"the corpus is empty: {files[0]} and the others hold no text")
-    return np.concatenate(parts)
 
 
-def _bytes(ids: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, ids, allow_pickle=False)
-    return buffer.getvalue()
+def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in lists of about `CHUNK` characters."""
+    chunk: list[str] = []
+    size = 0
+    for text in documents:
+        chunk.append(text)
+        size += len(text)
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -7,28 +7,43 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Make a file of bytes, or of text as UTF-8, and the folders it lies in.
+    """Make a file of bytes, or of text as UTF-8, and the folders it lies in; otherwise as `whole_file`."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write bytes into, which takes the name `path` at the end, or is removed if anything goes wrong.
 
     What stood there is replaced in one step: a kill or a full disk at any moment leaves the old file or the new one.
-    Raises OSError where it cannot be written.
+    Makes the folders it lies in. Raises OSError where it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` that were killed left beside it. No other may be at work."""
+    for place in path.parent.glob(f".{escape(path.name)}.*"):
+        if place.suffix[1:].isdigit():
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import gzip
 import json
 import lzma
+import resource
+import tracemalloc
 
 import numpy as np
 import pyarrow
@@ -83,13 +85,49 @@ def test_a_corpus_is_tokenised_once(tokenizer, tmp_path):
     assert len(tokenized(corpus_files([tmp_path]), tokenizer).ids) > len(first.ids)
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_work_goes_on(tokenizer, tmp_path, monkeypatch):
+def test_a_corpus_is_never_in_memory_as_a_whole(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("\n".join(documents(4_000)))
+    monkeypatch.setattr("softprompt.corpus.CHUNK", 2_000)
+    monkeypatch.setattr("softprompt.corpus.PART", 10_000)
+    tokenized(corpus_files([tmp_path / "a.txt"]), Tokenizer(make_tokenizer(bos=True)))  # imports what is needed
+    tracemalloc.start()
+    stream = tokenized(corpus_files([tmp_path / "a.txt"]), tokenizer)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert stream.num_documents == 4_000
+    assert peak < stream.ids.nbytes / 2
+
+
+def test_what_a_killed_run_left_in_the_cache_is_removed(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("the sea\n")
+    tokenized(corpus_files([tmp_path / "a.txt"]), tokenizer)
+    (cached,) = (tmp_path / "cache" / "tokens").glob("*.ids")
+    cached.rename(cached.with_name(f".{cached.name}.77"))
+    tokenized(corpus_files([tmp_path / "a.txt"]), tokenizer)
+    assert sorted(path.name for path in cached.parent.iterdir()) == [cached.name, f"{cached.name}.lock"]
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_work_goes_on(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("\n".join(documents(40)))
+    wanted = tokenized(corpus_files([tmp_path / "a.txt"]), tokenizer)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match=r"the cache .*file cannot be written \(Not a directory\).*SOFTPROMPT_CACHE"):
         stream = tokenized(corpus_files([tmp_path / "a.txt"]), tokenizer)
-    assert stream.num_documents == 1
+    assert stream.ids.tolist() == wanted.ids.tolist()
+
+
+def test_a_disk_that_fills_while_tokenising_is_said_and_work_goes_on(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(documents(40)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.warns(UserWarning, match=r"cannot be written \(File too large\), so .* held in memory; set SOFT"):
+            stream = tokenized(corpus_files([tmp_path / "a.txt"]), tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stream.num_documents == 40
+    assert [path.suffix for path in (tmp_path / "cache" / "tokens").iterdir()] == [".lock"]
 
 
 def test_an_epoch_holds_every_text_once_and_the_next_is_cut_anew():

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from softprompt.files import whole_folder, write_whole
+from softprompt.files import remove_leftovers, whole_folder, write_whole
 
 
 def names(folder):
@@ -61,6 +61,16 @@ def test_killed_at_any_moment_there_is_the_old_file_or_the_new_one(moment, left,
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert (tmp_path / "file").read_text() == left
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    for name in ("a[1]", ".a[1].7", ".a[1].b", ".a[1]", ".b.7", "a[1].7", ".a1.7"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".a[1].77").mkdir()
+    (tmp_path / ".a[1].77" / "file").write_text("")
+    remove_leftovers(tmp_path / "a[1]")
+    assert names(tmp_path) == [".a1.7", ".a[1]", ".a[1].b", ".b.7", "a[1]", "a[1].7"]
+    remove_leftovers(tmp_path / "nowhere" / "a")
 
 
 def test_a_folder_takes_its_name_when_it_is_whole(tmp_path):
