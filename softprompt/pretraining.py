@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from softprompt.backbone import scales_outputs
 from softprompt.corpus import TokenStream
-from softprompt.files import write_whole
+from softprompt.files import remove_leftovers, write_whole
 from softprompt.loading import quiet
 from softprompt.objectives import SpanLengths, draw_split, prefix_lm, span_corruption, span_lengths
 from softprompt.optimizers import rate_multiplier
@@ -44,6 +44,7 @@ OPTIMIZERS = ("adamw", "adafactor")
 CHECKPOINT = "checkpoint.safetensors"
 CURVE = "curve.jsonl"
 STEPS = "steps"  # the folder of the models that --keep names
+MODEL = "model"  # what a model is called, in its folder, while it is written
 LEAST_SCALE = 1e-3  # epsilon2 of Adafactor (Shazeer and Stern 2018): what a weight of zeros counts as
 HELDOUT_SEED = 0  # held-out texts are always corrupted alike, so that losses compare
 
@@ -186,13 +187,13 @@ def pretrain(
 ) -> list[dict[str, int | float]]:
     """Train all weights of `model` in place, and return the curve: step, tokens, loss, heldout, seconds.
 
-    folder: gets the checkpoint with the curve, the models of `config.keep`, and at last the model, in bfloat16.
+    folder: gets the checkpoint with the curve, the models of `config.keep`, and at last the model, in bfloat16. A run
+    that goes on from no checkpoint removes an earlier run's checkpoint and kept models; its model stays to the end.
     name: what messages call the model. Raises ValueError for a corpus too short, a checkpoint of another run, or a
     loss or gradient that is not finite; the last good checkpoint stays. KeyboardInterrupt after writing a checkpoint.
     """
     run = Pretraining(model, tokenizer, stream, heldout, config, folder, name, machine or Machine(), hooks or Hooks())
-    if resume and run.checkpoint.is_file():
-        run.read()
+    run.begin(resume)
     started = clock() - run.state.seconds
     written = clock()
     try:
@@ -333,11 +334,26 @@ class Pretraining:
 
     # Files ------------------------------------------------------------------------------------------------------
 
+    def begin(self, resume: bool) -> None:
+        """Go on from the checkpoint, if that is wanted and there is one; or start with neither it nor kept models."""
+        resumed = resume and self.checkpoint.is_file()
+        if resumed:
+            self.read()
+        if not self.machine.writes:
+            return
+        kept = [folder for folder in (self.folder / STEPS).glob("*") if folder.name.isdigit()]
+        if not resumed:
+            self.checkpoint.unlink(missing_ok=True)  # first: beside it, kept models would be missed after a kill
+            for folder in kept:
+                shutil.rmtree(folder)
+        for path in (self.checkpoint, self.folder / CURVE, *(folder / MODEL for folder in (self.folder, *kept))):
+            remove_leftovers(path)
+
     def keep(self) -> None:
-        """Save the model if this step's is to be kept."""
+        """Save the model if this step's is to be kept, and is not whole already."""
         if self.machine.writes and self.state.step in self.config.keep:
             folder = self.folder / STEPS / str(self.state.step)
-            if not folder.is_dir():
+            if not (folder / "config.json").is_file():
                 save_model(self.model, self.tokenizer, folder)
 
     def finish(self) -> None:
@@ -475,7 +491,7 @@ class ScaledAdamW(torch.optim.AdamW):
 
 def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     """Write model (in bfloat16) and tokenizer as one folder that transformers loads, each file whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder / f".{MODEL}.{os.getpid()}"
     temporary.mkdir(parents=True)
     try:
         rounded = copy.deepcopy(model).to(torch.bfloat16)
@@ -484,7 +500,6 @@ def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
         with quiet():
             rounded.save_pretrained(temporary)
             tokenizer.save(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):  # config.json last
             os.replace(file, folder / file.name)
     finally:

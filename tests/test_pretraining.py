@@ -66,6 +66,18 @@ def trained(tokenizer, text, config, folder, **options):
     return model, curve
 
 
+def stopped(tokenizer, text, folder, *, step=3):
+    """A run that Ctrl-C ended at this step, and its checkpoint's bytes."""
+
+    def stop(at, loss, tokens):
+        if at == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tokenizer, text, SPAN, folder, hooks=Hooks(step=stop))
+    return (folder / CHECKPOINT).read_bytes()
+
+
 def weights(model):
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
@@ -136,6 +148,49 @@ def test_models_are_kept_on_the_way_and_load_as_frozen_models(tokenizer, text, t
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
     assert end.tokenizer.encode("the sea") == tokenizer.encode("the sea")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_kept_models_of_an_earlier_run_go_when_a_run_starts_anew(tokenizer, text, tmp_path):
+    trained(tokenizer, text, replace(SPAN, keep=(0, 4)), tmp_path)
+    (tmp_path / "steps" / "notes").mkdir()
+    stopped(tokenizer, text, tmp_path, step=1)  # of a run that keeps nothing
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["notes"]
+
+    def kill(step, loss, tokens):
+        raise RuntimeError("killed")
+
+    config = replace(SPAN, keep=(0,))
+    with pytest.raises(RuntimeError, match="killed"):
+        trained(tokenizer, text, config, tmp_path, hooks=Hooks(step=kill))
+    assert not (tmp_path / CHECKPOINT).exists()  # the earlier run's, whose kept models are gone
+    other = new_model(TINY, tokenizer, seed=1)
+    start = other.shared.weight.detach().bfloat16().float().clone()
+    pretrain(other, tokenizer, *text, config, folder=tmp_path, name="tiny", resume=True)
+    assert torch.equal(softprompt.load(tmp_path / "steps" / "0", dtype="float32").model.shared.weight, start)
+
+
+def test_what_a_kill_left_half_written_is_made_whole_or_removed(tokenizer, text, tmp_path):
+    config = replace(SPAN, keep=(0, 3))
+    trained(tokenizer, text, config, tmp_path / "whole")
+    stopped(tokenizer, text, tmp_path / "killed", step=3)
+    half = tmp_path / "killed" / "steps" / "3"
+    for folder in (half / ".model.77", half.parent / "0" / ".model.78", tmp_path / "killed" / ".model.79"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (half / "model.safetensors").write_text("old")
+    for name in (CHECKPOINT, CURVE):
+        (tmp_path / "killed" / f".{name}.80").write_text("half")
+    trained(tokenizer, text, config, tmp_path / "killed", resume=True)
+    assert not [path.name for path in (tmp_path / "killed").rglob(".*")]
+    ours, wanted = (load_file(tmp_path / name / "steps" / "3" / "model.safetensors") for name in ("killed", "whole"))
+    assert same(ours, wanted)
+    assert (half / "config.json").is_file()
+
+
+def test_a_run_writes_into_the_folder_it_stands_in(tokenizer, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained(tokenizer, text, SPAN, Path("."))
+    assert softprompt.load(tmp_path).is_encoder_decoder
 
 
 def test_a_model_from_a_folder_is_adapted(tokenizer, text, tmp_path):
@@ -276,18 +331,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(tokenizer, 
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     _, curve = trained(tokenizer, text, SPAN, tmp_path, resume=True)
     assert curve[-1]["step"] == 6
-
-
-def stopped(tokenizer, text, folder, *, step=3):
-    """A run that Ctrl-C ended at this step, and its checkpoint's bytes."""
-
-    def stop(at, loss, tokens):
-        if at == step:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trained(tokenizer, text, SPAN, folder, hooks=Hooks(step=stop))
-    return (folder / CHECKPOINT).read_bytes()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(tokenizer, text, tmp_path):
