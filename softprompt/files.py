@@ -50,23 +50,33 @@ def remove_leftovers(path: Path) -> None:
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to write into, which takes the name `path` at the end, or is removed if anything goes wrong.
 
-    `path` may be an empty folder. Raises OSError, in one line, for whatever the operating system refuses, also to the
-    libraries in Rust, which have exceptions of their own for it.
+    `path` may be an empty folder. Raises OSError as `refusals` does.
     """
     path = Path(path).resolve()
     staging = _beside(path)
     try:
-        staging.mkdir(parents=True)
-        yield staging
-        if path.is_dir():
-            path.rmdir()
-        os.replace(staging, path)
-    except Exception as error:
-        if why := _refusal(error):
-            raise OSError(f"could not write {path} ({why}); nothing was kept there") from error
-        raise
+        with refusals(path, "nothing was kept there"):
+            staging.mkdir(parents=True)
+            yield staging
+            if path.is_dir():
+                path.rmdir()
+            os.replace(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def refusals(path: Path, left: str) -> Iterator[None]:
+    """Raise OSError, in one line that ends with what is left, for whatever the operating system refuses at `path`.
+
+    Also to the libraries in Rust, which have exceptions of their own for it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if why := _refusal(error):
+            raise OSError(f"could not write {path} ({why}); {left}") from error
+        raise
 
 
 def read_yaml(path: str | Path, what: str) -> Any:

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from softprompt.backbone import scales_outputs
 from softprompt.corpus import TokenStream
-from softprompt.files import remove_leftovers, write_whole
+from softprompt.files import refusals, remove_leftovers, write_whole
 from softprompt.loading import quiet
 from softprompt.objectives import SpanLengths, draw_split, prefix_lm, span_corruption, span_lengths
 from softprompt.optimizers import rate_multiplier
@@ -190,7 +190,8 @@ def pretrain(
     folder: gets the checkpoint with the curve, the models of `config.keep`, and at last the model, in bfloat16. A run
     that goes on from no checkpoint removes an earlier run's checkpoint and kept models; its model stays to the end.
     name: what messages call the model. Raises ValueError for a corpus too short, a checkpoint of another run, or a
-    loss or gradient that is not finite; the last good checkpoint stays. KeyboardInterrupt after writing a checkpoint.
+    loss or gradient that is not finite; the last good checkpoint stays. OSError where the model cannot be written at
+    the end, KeyboardInterrupt after writing a checkpoint.
     """
     run = Pretraining(model, tokenizer, stream, heldout, config, folder, name, machine or Machine(), hooks or Hooks())
     run.begin(resume)
@@ -350,18 +351,25 @@ class Pretraining:
             remove_leftovers(path)
 
     def keep(self) -> None:
-        """Save the model if this step's is to be kept, and is not whole already."""
-        if self.machine.writes and self.state.step in self.config.keep:
-            folder = self.folder / STEPS / str(self.state.step)
-            if not (folder / "config.json").is_file():
-                save_model(self.model, self.tokenizer, folder)
+        """Save the model if this step's is to be kept, and is not whole already. A full disk is told as in `write`."""
+        if not self.machine.writes or self.state.step not in self.config.keep:
+            return
+        folder = self.folder / STEPS / str(self.state.step)
+        if (folder / "config.json").is_file():
+            return
+        try:
+            with refusals(folder, "training goes on"):
+                _write_model(self.model, self.tokenizer, folder)
+        except OSError as error:
+            self.hooks.message(f"no model of step {self.state.step}: {error}")
 
     def finish(self) -> None:
-        """The trained model and its curve, beside the checkpoint."""
+        """The trained model and its curve, beside the checkpoint. OSError, in one line, if they cannot be written."""
         if not self.machine.writes:
             return
-        save_model(self.model, self.tokenizer, self.folder)
-        self._write_curve()
+        with refusals(self.folder, "with room there, --resume goes on from the last checkpoint"):
+            _write_model(self.model, self.tokenizer, self.folder)
+            self._write_curve()
 
     def _write_curve(self) -> None:
         write_whole(self.folder / CURVE, "".join(json.dumps(entry) + "\n" for entry in self.state.curve))
@@ -490,7 +498,15 @@ class ScaledAdamW(torch.optim.AdamW):
 
 
 def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write model (in bfloat16) and tokenizer as one folder that transformers loads, each file whole or not at all."""
+    """Write model (in bfloat16) and tokenizer as one folder that transformers loads, each file whole or not at all.
+
+    Raises OSError, in one line, where they cannot be written.
+    """
+    with refusals(folder, "the model is not there"):
+        _write_model(model, tokenizer, folder)
+
+
+def _write_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     temporary = folder / f".{MODEL}.{os.getpid()}"
     temporary.mkdir(parents=True)
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -115,6 +116,25 @@ def test_ctrl_c_is_said_and_resume_goes_on(here, run, vocabulary):
     assert code == 0, err
     code, _, err = run(*PRETRAIN, "--out", "span")
     assert (code, err) == (2, "softprompt pretrain: span holds a model already; give another --out, or --overwrite\n")
+
+
+def test_a_full_disk_is_one_line_and_resume_goes_on(here, run, vocabulary):
+    assert run(*PRETRAIN, "--out", "other")[0] == 0  # so that the corpus is in the cache
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for command in (PRETRAIN, ["adapt", "--model", "other", "--corpus", "corpus", *SHORT]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
+        try:
+            code, out, err = run(*command, "--out", command[0])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (code, out) == (2, "")
+        last = "could not write {0} (File too large); with room there, --resume goes on from the last checkpoint"
+        assert err.splitlines()[-2:] == [
+            f"no checkpoint at step 6: {command[0]}/checkpoint.safetensors cannot be written (File too large); "
+            "the last stays",
+            f"softprompt {command[0]}: {last.format(command[0])}",
+        ]
+        assert run(*command, "--out", command[0], "--resume")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from texts import documents
 
 import softprompt
 from softprompt.corpus import TokenStream
-from softprompt.pretraining import CHECKPOINT, CURVE, Hooks, PretrainConfig, pretrain
+from softprompt.pretraining import CHECKPOINT, CURVE, Hooks, PretrainConfig, pretrain, save_model
 from softprompt.shapes import SIZES, Shape, new_model, projected_embeddings, read_model, shape_of
 from softprompt.tokenizer import Tokenizer, load_tokenizer
 from softprompt.vocabulary import train_vocabulary
@@ -309,28 +310,39 @@ def test_two_processes_end_where_one_does(tokenizer, vocabulary, text, tmp_path)
 # What goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(tokenizer, text, tmp_path):
-    def stop(step, loss, tokens):
-        if step == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trained(tokenizer, text, SPAN, tmp_path, hooks=Hooks(step=stop))
-    before = (tmp_path / CHECKPOINT).read_bytes()
-    told = []
+@contextmanager
+def full_disk():
+    """No file takes more than a thousand bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        hooks = Hooks(message=told.append)
-        with pytest.raises(Exception, match=r"File too large|too large"):
-            trained(tokenizer, text, SPAN, tmp_path, resume=True, hooks=hooks, checkpoint_every_s=0.0)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(tokenizer, text, tmp_path):
+    before = stopped(tokenizer, text, tmp_path, step=2)
+    config, told = replace(SPAN, keep=(4,)), []
+    words = r"^could not write \S+ \(File too large\); with room there, --resume goes on from the last checkpoint$"
+    with full_disk(), pytest.raises(OSError, match=words):
+        trained(
+            *(tokenizer, text, config, tmp_path), resume=True, hooks=Hooks(message=told.append), checkpoint_every_s=0.0
+        )
     assert told[0].startswith("no checkpoint at step 3: ")
     assert told[0].endswith("cannot be written (File too large); the last stays")
+    assert told[1] == f"no model of step 4: could not write {tmp_path}/steps/4 (File too large); training goes on"
     assert (tmp_path / CHECKPOINT).read_bytes() == before
-    _, curve = trained(tokenizer, text, SPAN, tmp_path, resume=True)
+    assert not [path.name for path in tmp_path.rglob(".*")]
+    _, curve = trained(tokenizer, text, config, tmp_path, resume=True)
     assert curve[-1]["step"] == 6
+    assert softprompt.load(tmp_path / "steps" / "4").is_encoder_decoder
+
+
+def test_a_model_on_a_full_disk_is_one_line(tokenizer, tmp_path):
+    words = r"^could not write \S+model \(File too large\); the model is not there$"
+    with full_disk(), pytest.raises(OSError, match=words):
+        save_model(new_model(TINY, tokenizer, seed=0), tokenizer, tmp_path / "model")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(tokenizer, text, tmp_path):
