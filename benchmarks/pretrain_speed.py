@@ -59,7 +59,7 @@ class Ours:
             config,
             Path(),
             size,
-            machine_of_torchrun(compile=True, bfloat16=bfloat16),
+            machine_of_torchrun(config, torch.device("cpu"), compile=True, bfloat16=bfloat16),
             Hooks(step=lambda step, loss, tokens: self.losses.append(loss)),
         )
 

@@ -136,13 +136,31 @@ class Machine:
         return self.rank == 0
 
 
-def machine_of_torchrun(*, compile: bool, bfloat16: bool) -> Machine:
-    """This process's place among those of `torchrun`, joined; alone where there are none."""
+def device_of_torchrun(device: str) -> str:
+    """The name of this process's own GPU where GPUs are meant and `torchrun` started it; else the name given."""
+    if "LOCAL_RANK" in os.environ and (device == "cuda" or (device == "auto" and torch.cuda.is_available())):
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
+
+
+def machine_of_torchrun(config: PretrainConfig, device: torch.device, *, compile: bool, bfloat16: bool) -> Machine:
+    """This process's place among those of `torchrun`, joined; alone where there are none.
+
+    ValueError, before they join, for more processes than a step has micro-batches.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Machine(compile, bfloat16)
+    size, together = config.batch_size, config.micro_batch_size
+    if world > size // together:
+        raise ValueError(
+            f"{world} processes, but a step has {size // together} micro-batches (batch_size {size}, micro_batch_size "
+            f"{together}); start at most {size // together}, or give a smaller --micro-batch-size"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Machine(compile, bfloat16, torch.distributed.get_rank(), world)
 
 
@@ -340,6 +358,7 @@ class Pretraining:
         resumed = resume and self.checkpoint.is_file()
         if resumed:
             self.read()
+        self._agree()
         if not self.machine.writes:
             return
         kept = [folder for folder in (self.folder / STEPS).glob("*") if folder.name.isdigit()]
@@ -349,6 +368,18 @@ class Pretraining:
                 shutil.rmtree(folder)
         for path in (self.checkpoint, self.folder / CURVE, *(folder / MODEL for folder in (self.folder, *kept))):
             remove_leftovers(path)
+
+    def _agree(self) -> None:
+        """ValueError where processes would go on from different steps."""
+        if self.machine.world == 1:
+            return
+        steps: list[Any] = [None] * self.machine.world
+        torch.distributed.all_gather_object(steps, self.state.step)
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes would go on from steps {', '.join(map(str, steps))}, but {self.checkpoint} must be the "
+                "same for all; copy the newest to every machine, or share the folder"
+            )
 
     def keep(self) -> None:
         """Save the model if this step's is to be kept, and is not whole already. A full disk is told as in `write`."""
@@ -422,6 +453,7 @@ class Pretraining:
             **self.text,
             "compiled": self.machine.compile,
             "bfloat16": self.machine.bfloat16,
+            "processes": self.machine.world,  # sums of gradients are rounded otherwise
         }
 
     def _tensors(self) -> dict[str, Tensor]:

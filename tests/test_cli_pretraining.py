@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from texts import documents
 
 import softprompt
@@ -81,6 +83,40 @@ def test_span_corruption_goes_on_from_a_model_that_is_there(here, run, vocabular
     ):
         code, _, err = run("pretrain", *words, "--corpus", "corpus", *SHORT, "--out", "other")
         assert code == 2 and reason in err
+
+
+def test_two_processes_of_torchrun_end_where_one_does(here, run, vocabulary):
+    words = [*PRETRAIN, "--heldout", "heldout.txt", "--micro-batch-size", 2]
+    assert run(*words, "--out", "one")[0] == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "softprompt"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [str(word) for word in (*command, *words, "--out", "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("two: ") and done.stdout.count("held-out loss") == 1  # one process speaks
+    one, two = (load_file(Path(name) / "checkpoint.safetensors") for name in ("one", "two"))
+    assert set(one) == set(two)
+    for name in one:  # AdamW moves a weight whose gradient is next to nothing by a share of its rounding
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+    curves = [
+        [json.loads(line) for line in Path(name, "curve.jsonl").read_text().splitlines()] for name in ("one", "two")
+    ]
+    assert len(curves[0]) == 2
+    for mine, theirs in zip(*curves, strict=True):
+        assert theirs["tokens"] == mine["tokens"]
+        assert theirs["heldout"] == pytest.approx(mine["heldout"], rel=1e-4)
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
+
+
+def test_more_processes_than_micro_batches_are_refused_before_anything_starts(here, run, vocabulary, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    code, out, err = run(*PRETRAIN, "--out", "span", "--batch-size", 64, "--micro-batch-size", 8)
+    assert (code, out) == (2, "")
+    assert err == (
+        "softprompt pretrain: 16 processes, but a step has 8 micro-batches (batch_size 64, micro_batch_size 8); start "
+        "at most 8, or give a smaller --micro-batch-size\n"
+    )
+    assert not Path("span").exists() and not Path("cache/tokens").exists()
 
 
 def test_the_vocabulary_says_what_it_learned(here, run):

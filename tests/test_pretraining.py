@@ -19,7 +19,16 @@ from texts import documents
 
 import softprompt
 from softprompt.corpus import TokenStream
-from softprompt.pretraining import CHECKPOINT, CURVE, Hooks, PretrainConfig, pretrain, save_model
+from softprompt.pretraining import (
+    CHECKPOINT,
+    CURVE,
+    Hooks,
+    Machine,
+    PretrainConfig,
+    device_of_torchrun,
+    pretrain,
+    save_model,
+)
 from softprompt.shapes import SIZES, Shape, new_model, projected_embeddings, read_model, shape_of
 from softprompt.tokenizer import Tokenizer, load_tokenizer
 from softprompt.vocabulary import train_vocabulary
@@ -269,10 +278,10 @@ def test_ctrl_c_writes_a_checkpoint_to_go_on_from(tokenizer, text, tmp_path):
     assert without_seconds(curve) == without_seconds(wanted)
 
 
-# Two processes ----------------------------------------------------------------------------------------------------
+# Several processes ------------------------------------------------------------------------------------------------
 
 UNDER_TORCHRUN = """
-import sys
+import os, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
@@ -280,31 +289,42 @@ import test_pretraining as t
 from softprompt.pretraining import machine_of_torchrun
 tokenizer = t.load_tokenizer({vocabulary!r})
 text = t.stream_of(tokenizer, t.documents(300)), t.stream_of(tokenizer, t.documents(30, seed=1))
-machine = machine_of_torchrun(compile=False, bfloat16=False)
-assert machine.world == 2
-t.trained(tokenizer, text, t.SPAN, t.Path({folder!r}), machine=machine)
+machine = machine_of_torchrun(t.SPAN, torch.device("cpu"), compile=False, bfloat16=False)
+folder = t.Path({folder!r}) / os.environ["RANK"]
+t.trained(tokenizer, text, t.SPAN, folder, machine=machine)
+try:
+    t.trained(tokenizer, text, t.SPAN, folder, machine=machine, resume=True)
+except ValueError as error:
+    (folder / "error").write_text(str(error))
 torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_end_where_one_does(tokenizer, vocabulary, text, tmp_path):
+def test_processes_that_would_go_on_from_different_steps_are_refused(vocabulary, tmp_path):
+    (tmp_path / "1").mkdir()  # the other process writes nothing into its own
     script = tmp_path / "script.py"
-    code = UNDER_TORCHRUN.format(
-        tests=str(Path(__file__).parent), vocabulary=str(vocabulary), folder=str(tmp_path / "two")
-    )
-    script.write_text(code)
+    tests = str(Path(__file__).parent)
+    script.write_text(UNDER_TORCHRUN.format(tests=tests, vocabulary=str(vocabulary), folder=str(tmp_path)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 0, done.stderr
-    one, curve = trained(tokenizer, text, SPAN, tmp_path / "one")
-    two = load_file(tmp_path / "two" / CHECKPOINT)
-    for i, parameter in enumerate(dict.fromkeys(one.parameters())):
-        torch.testing.assert_close(two[f"weight.{i}"], parameter.detach(), rtol=1e-3, atol=1e-4)
-    other = [json.loads(line) for line in (tmp_path / "two" / CURVE).read_text().splitlines()]
-    for mine, theirs in zip(curve, other, strict=True):
-        assert theirs["heldout"] == pytest.approx(mine["heldout"], rel=1e-4)
-        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
+    for rank in range(2):
+        checkpoint = tmp_path / str(rank) / CHECKPOINT
+        assert (tmp_path / str(rank) / "error").read_text() == (
+            f"the processes would go on from steps 6, 0, but {checkpoint} must be the same for all; copy the newest to "
+            "every machine, or share the folder"
+        )
+
+
+def test_a_process_of_torchrun_takes_its_own_gpu(monkeypatch):
+    assert device_of_torchrun("auto") == "auto"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device_of_torchrun("cuda") == "cuda:1"
+    assert [device_of_torchrun(name) for name in ("cpu", "cuda:0", "mps")] == ["cpu", "cuda:0", "mps"]
+    for there, wanted in ((False, "auto"), (True, "cuda:1")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert device_of_torchrun("auto") == wanted
 
 
 # What goes wrong --------------------------------------------------------------------------------------------------
@@ -383,14 +403,16 @@ def test_a_gradient_that_is_not_finite_moves_no_weight_and_the_checkpoint_stays(
     [
         ({"learning_rate": 0.02}, "is of another run: learning_rate was 0.01, and is 0.02; give the same settings"),
         ({"shape": replace(TINY, d_ff=96)}, "is of another run: weights was .* numbers, and is"),
+        ({"machine": Machine(world=2)}, "is of another run: processes was 1, and is 2; give the same settings"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tokenizer, text, tmp_path, change, words):
     trained(tokenizer, text, SPAN, tmp_path)
-    shape = change.pop("shape", TINY)
-    model = new_model(shape, tokenizer, seed=0)
+    model = new_model(change.get("shape", TINY), tokenizer, seed=0)
+    options = {"machine": change.get("machine"), "folder": tmp_path, "name": "tiny", "resume": True}
+    settings = {name: value for name, value in change.items() if name not in ("shape", "machine")}
     with pytest.raises(ValueError, match=words):
-        pretrain(model, tokenizer, *text, replace(SPAN, **change), folder=tmp_path, name="tiny", resume=True)
+        pretrain(model, tokenizer, *text, replace(SPAN, **settings), **options)
 
 
 @pytest.mark.parametrize(("which", "name"), [(0, "corpus"), (1, "heldout")])

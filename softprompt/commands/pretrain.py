@@ -103,15 +103,15 @@ def _adapt(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, model: Any, tokenizer: Any, defaults: dict[str, Any], name: str) -> int:
     from softprompt.loading import choose_device, choose_dtype, keep_freed_memory
-    from softprompt.pretraining import Hooks, PretrainConfig, machine_of_torchrun, pretrain
+    from softprompt.pretraining import Hooks, PretrainConfig, device_of_torchrun, machine_of_torchrun, pretrain
 
     given = {field: getattr(args, field) for field in FLAGS if hasattr(args, field)}
     if "steps" not in given:
         raise ValueError("how many steps? give --steps")
     config = PretrainConfig(**(defaults | given))
-    device = choose_device(args.device)
+    device = choose_device(device_of_torchrun(args.device))
     bfloat16 = "bfloat16" in str(choose_dtype(args.dtype, device))
-    machine = machine_of_torchrun(compile=args.compile, bfloat16=bfloat16)
+    machine = machine_of_torchrun(config, device, compile=args.compile, bfloat16=bfloat16)
     keep_freed_memory()
     stream, heldout = _corpus(args, tokenizer, config)
     if machine.writes:
