@@ -28,7 +28,7 @@ from softprompt.prompt import Card, SoftPrompt, check_fits, load_prompt
 from softprompt.run import Data, Watch
 from softprompt.tasks import Example, Task, file_task, get_task, read_records, read_split
 from softprompt.tasks.own_file import Template
-from softprompt.tasks.records import file_format, open_text
+from softprompt.tasks.records import file_format, open_text, read_object
 from softprompt.tasks.task import text_column
 
 CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
@@ -470,10 +470,9 @@ def _item(raw: bytes, records_only: bool) -> Item:
     if not line.lstrip().startswith("{") and not records_only:
         return line
     try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return ValueError(f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else error})")
-    return record if isinstance(record, dict) else ValueError(f"wanted an object, got {line[:40]}")
+        return read_object(line)
+    except ValueError as error:
+        return error
 
 
 def read_items(path: str | Path) -> Iterator[tuple[int, Item]]:

@@ -376,10 +376,26 @@ def test_lines_are_records_in_braces_and_else_text():
         (1, "first"),
         (2, {"a": 1}),
         (3, " plain "),
-        (4, "not JSON (Expecting value)"),
+        (4, "not JSON (Expecting value, column 7)"),
         (5, "not UTF-8 text (byte 0xff)"),
         (6, "[1]"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "warm", "emoji": "\\ud83d"}', r"'\ud83d' is half of a character, which is no text; take it out, or"),
+        ('{"text": ' + "[" * 200_000, "not JSON (brackets too deep in one another)"),
+        ('{"text": ' + "9" * 5000 + "}", "not JSON (a number of too many digits)"),
+    ],
+)
+def test_json_that_no_answer_could_hold_is_an_error_line(llama, tmp_path, line, message):
+    saved, output = open_prompts(saved_prompt(tmp_path / "p", llama), model=llama), tmp_path / "out.jsonl"
+    lines = [b'{"text": "warm"}', line.encode(), b'{"text": "dull"}']
+    assert predict_file(saved, lines, output).num_errors == 1
+    answer = json.loads(output.read_text().splitlines()[1])
+    assert answer["error"].startswith(message) and answer["line"] == 2
 
 
 def test_a_file_of_records_is_read_by_its_name(tmp_path):
@@ -402,7 +418,7 @@ def test_a_file_of_records_is_read_by_its_name(tmp_path):
     assert read(tmp_path / "a.json") == [(1, {"text": "warm"})]
     assert [item for _, item in read(tmp_path / "a.jsonl")] == [
         {"text": "warm"},
-        "not JSON (Expecting value)",
+        "not JSON (Expecting value, column 1)",
         "wanted an object, got [1]",
     ]
 

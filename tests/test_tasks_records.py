@@ -20,6 +20,11 @@ def test_jsonl_gives_each_object_with_its_line(tmp_path):
     assert list(read_records(path)) == [(1, {"x": 1}), (3, {"x": "\u2028 stays"})]
 
 
+def test_a_character_escaped_in_two_halves_is_one(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"x": "\\ud83d\\ude00 \\\\ud83d"}\n')
+    assert list(read_records(path)) == [(1, {"x": "\U0001f600 \\ud83d"})]
+
+
 def test_gzip_and_byte_order_mark_are_seen_through(tmp_path):
     path = tmp_path / "a.tsv.gz"
     path.write_bytes(gzip.compress("\ufeffx\ty\r\n1\t2\r\n".encode()))
@@ -75,6 +80,20 @@ def test_places_are_lines_or_records():
         ("a.json", " ", "a.json is empty: it holds no records"),
         ("a.csv", "x,y\n", "a.csv is empty: it holds no records"),
         ("a.doc", "x", r"a.doc is of no known format; known are .jsonl, .json, .csv, .tsv, .parquet"),
+        (
+            "a.jsonl",
+            '{"x": 1}\n{"x": "a \\ud83d"}\n',
+            r"a.jsonl, line 2: '\\ud83d' is half of a character, which is no",
+        ),
+        ("a.json", '[{"x": {"y": ["\\udc00"]}}]', r"a.json, record 1: '\\udc00' is half of a character"),
+        ("a.jsonl", '{"x": 1}\n' + "[" * 200_000, r"a.jsonl, line 2: not JSON \(brackets too deep in one another\)"),
+        ("a.json", "[" * 200_000, r"a.json: not JSON \(brackets too deep in one another\)"),
+        (
+            "a.jsonl",
+            '{"x": 1}\n{"x": ' + "9" * 5000 + "}",
+            r"a.jsonl, line 2: not JSON \(a number of too many digits\)",
+        ),
+        ("a.json", "[" + "9" * 5000 + "]", r"a.json: not JSON \(a number of too many digits\)"),
         ("a.parquet", "no", r"a.parquet is not a Parquet file \("),
         ("a.jsonl.gz", "plain", r"a.jsonl.gz is not a whole gzip file \(Not a gzipped file"),
     ],

@@ -94,24 +94,48 @@ def _not_empty(path: Path, records: Numbered) -> Numbered:
         raise ValueError(f"{path} is empty: it holds no records")
 
 
+def read_object(line: str) -> Record:
+    """The object that a line of JSON is. ValueError, without file and line, for what is none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({_why(error)})") from error
+    return checked_object(value)
+
+
+def checked_object(value: Any) -> Record:
+    """The value, if it is an object and all of it is text that can be written. Else ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError(f"wanted an object, got {json.dumps(value)[:40]}")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(
+            f"{half} is half of a character, which is no text; take it out, or write both halves"
+        ) from error
+    return value
+
+
+def _why(error: Exception) -> str:
+    """In a few words, why `json.loads` refused a text."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "brackets too deep in one another" if isinstance(error, RecursionError) else "a number of too many digits"
+
+
 def _jsonl(path: Path) -> Numbered:
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, _object(path, number, _parsed(path, number, line))
+                yield number, _placed(path, number, read_object, line)
 
 
-def _parsed(path: Path, number: int, line: str) -> Any:
+def _placed(path: Path, number: int, read: Callable[[Any], Record], value: Any) -> Record:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})") from error
-
-
-def _object(path: Path, number: int, value: Any) -> Record:
-    if not isinstance(value, dict):
-        raise ValueError(f"{place(path, number)}: wanted an object, got {json.dumps(value)[:40]}")
-    return value
+        return read(value)
+    except ValueError as error:
+        raise ValueError(f"{place(path, number)}: {error}") from error
 
 
 def _json(path: Path) -> Numbered:
@@ -123,9 +147,11 @@ def _json(path: Path) -> Numbered:
         if error.msg == "Extra data":
             yield from _jsonl(path)
             return
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})") from error
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({_why(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({_why(error)})") from error
     for number, value in enumerate(_members(whole), 1):
-        yield number, _object(path, number, value)
+        yield number, _placed(path, number, checked_object, value)
 
 
 def _members(whole: Any) -> Iterable[Any]:
