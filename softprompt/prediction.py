@@ -7,7 +7,6 @@ predict_file(saved, "reviews.csv", "answers.jsonl")
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
@@ -26,9 +25,9 @@ from softprompt.inference import Engine, Prediction, Progress, mean_probabilitie
 from softprompt.loading import load
 from softprompt.prompt import Card, SoftPrompt, check_fits, load_prompt
 from softprompt.run import Data, Watch
-from softprompt.tasks import Example, Task, file_task, get_task, read_records, read_split
+from softprompt.tasks import Example, Task, file_task, get_task, read_split
 from softprompt.tasks.own_file import Template
-from softprompt.tasks.records import file_format, open_text, read_object
+from softprompt.tasks.records import READERS, decoded, file_format, open_bytes, read_object, read_rows
 from softprompt.tasks.task import text_column
 
 CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
@@ -456,21 +455,16 @@ def _line(
 # Files ----------------------------------------------------------------------------------------------------------
 
 
-def read_lines(lines: Iterable[bytes], *, records_only: bool = False) -> Iterator[tuple[int, Item]]:
+def read_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Item]]:
     """Each line as an item: an object in braces is a record, anything else a finished input (or an error)."""
     for number, raw in enumerate(lines, 1):
-        yield number, _item(raw, records_only)
+        yield number, _item(raw)
 
 
-def _item(raw: bytes, records_only: bool) -> Item:
+def _item(raw: bytes) -> Item:
     try:
-        line = raw.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        return ValueError(f"not UTF-8 text (byte {error.object[error.start]:#04x})")
-    if not line.lstrip().startswith("{") and not records_only:
-        return line
-    try:
-        return read_object(line)
+        line = decoded(raw)
+        return read_object(line) if line.lstrip().startswith("{") else line
     except ValueError as error:
         return error
 
@@ -478,39 +472,17 @@ def _item(raw: bytes, records_only: bool) -> Item:
 def read_items(path: str | Path) -> Iterator[tuple[int, Item]]:
     """The items of a file: .jsonl, .csv, .tsv, .json, .parquet, or lines of text under any other name.
 
-    A bad line is an item that holds its error; ValueError for a file that is missing or not of its format.
+    A bad row is an item that holds its error; ValueError for a file that is missing or not of its format.
     """
     path = Path(path)
     kind = path.suffixes[-2:][0].lower() if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix.lower()
     if not path.is_file():
         raise ValueError(f"no file {path}; name a file of records or of lines")
-    if kind in (".json", ".parquet"):
-        yield from read_records(path)
+    if kind in READERS:
+        yield from read_rows(path)
         return
-    with open_text(path) as file:
-        if kind in (".csv", ".tsv"):
-            yield from _table_items(path, file, kind)
-            return
-        lines = (line.encode() for line in file)
-        if kind == ".jsonl":
-            lines = (line for line in lines if line.strip())
-        yield from read_lines(lines, records_only=kind == ".jsonl")
-
-
-def _table_items(path: Path, file: Iterable[str], kind: str) -> Iterator[tuple[int, Item]]:
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
-    rows = csv.reader(file, strict=True, **options)
-    names: list[str] = []
-    try:
-        for row in rows:
-            if not names:
-                names = row
-            elif len(row) == len(names):
-                yield rows.line_num, dict(zip(names, row, strict=True))
-            elif row:
-                yield rows.line_num, ValueError(f"{len(row)} fields, but there are {len(names)} columns")
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num}: not {kind[1:].upper()} ({error})") from error
+    with open_bytes(path) as file:
+        yield from read_lines(file)
 
 
 def count_items(path: str | Path) -> int | None:

@@ -439,12 +439,80 @@ def test_items_are_counted_without_reading_them(tmp_path):
     assert [count_items(tmp_path / name) for name in ("a.csv", "a.txt", "a.json")] == [2, 2, None]
 
 
-def test_a_missing_file_and_a_broken_table_are_errors(tmp_path):
+def test_a_missing_file_and_broken_column_names_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"no file .*none\.csv; name a file of records or of lines"):
         list(read_items(tmp_path / "none.csv"))
-    (tmp_path / "a.csv").write_text('text\n"never closed\n')
-    with pytest.raises(ValueError, match=r"a\.csv, line 2: not CSV \(unexpected end of data\)"):
+    (tmp_path / "a.csv").write_text('"text"s\nwarm\n')
+    with pytest.raises(ValueError, match=r"a\.csv, line 1: not CSV \(',' expected after '\"'\)"):
         list(read_items(tmp_path / "a.csv"))
+
+
+BAD_ROWS = {
+    "a.csv": {
+        b'"a"b': "not CSV (',' expected after '\"')",
+        b'"never closed': "not CSV (unexpected end of data)",
+        b"caf\xe9": "not UTF-8 text (byte 0xe9)",
+        b'"caf\xe9\nsea"': "not UTF-8 text (byte 0xe9)",
+    },
+    "a.tsv": {b"caf\xe9": "not UTF-8 text (byte 0xe9)", b"a\tb": "2 fields, but there are 1 columns"},
+    "a.jsonl": {
+        b'{"text": "caf\xe9"}': "not UTF-8 text (byte 0xe9)",
+        b'{"text": ' + b"9" * 5000 + b"}": "not JSON (a number of too many digits)",
+    },
+    "a.txt": {b"caf\xe9": "not UTF-8 text (byte 0xe9)"},
+    "a.json": {b"3": "wanted an object, got 3", b'{"text": "\\ud83d"}': "'\\ud83d' is half of a character"},
+}
+
+
+@pytest.mark.parametrize(("name", "bad"), [(name, bad) for name, rows in BAD_ROWS.items() for bad in rows])
+def test_a_bad_row_of_a_file_is_one_error_among_the_rows(tmp_path, name, bad):
+    record = b'{"text": "%s"}' if "json" in name else b"%s"
+    rows = [record % b"warm", bad, record % b"dull", record % b"sea"]
+    if name == "a.json":
+        (tmp_path / name).write_bytes(b"[" + b",".join(rows) + b"]")
+    else:
+        header = [b"text"] if name in ("a.csv", "a.tsv") else []
+        (tmp_path / name).write_bytes(b"\n".join([*header, *rows]) + b"\n")
+    items = [item for _, item in read_items(tmp_path / name)]
+    (error,) = (item for item in items if isinstance(item, ValueError))
+    assert str(error).startswith(BAD_ROWS[name][bad]) and items.index(error) == 1
+    texts = [item["text"] if isinstance(item, dict) else item for item in items if item is not error]
+    assert texts == ["warm", "dull", "sea"]
+
+
+def test_a_quote_that_is_never_closed_is_an_error_on_its_own_line(tmp_path):
+    (tmp_path / "a.csv").write_text('text,n\nwarm,1\n"dull,2\nsea,3\n"a ""fine"" day\nby the sea",4\n"sand,5\nsun,6\n')
+    found = [
+        (number, str(item) if isinstance(item, ValueError) else item) for number, item in read_items(tmp_path / "a.csv")
+    ]
+    assert found == [
+        (2, {"text": "warm", "n": "1"}),
+        (3, "not CSV (',' expected after '\"')"),
+        (4, {"text": "sea", "n": "3"}),
+        (6, {"text": 'a "fine" day\nby the sea', "n": "4"}),
+        (7, "not CSV (unexpected end of data)"),
+        (8, {"text": "sun", "n": "6"}),
+    ]
+
+
+def test_long_fields_and_lone_returns_are_text_like_any_other(tmp_path):
+    long = "warm " * 40_000
+    (tmp_path / "a.csv").write_text(f"text\n{long}\ndull\n")
+    assert [item["text"] for _, item in read_items(tmp_path / "a.csv")] == [long, "dull"]
+    (tmp_path / "a.tsv").write_bytes(b"text\twhere\r\nwarm\rdry\tsea\r\n")
+    assert [item for _, item in read_items(tmp_path / "a.tsv")] == [{"text": "warm\rdry", "where": "sea"}]
+
+
+def test_rows_around_a_bad_one_are_answered_and_resuming_goes_past_it(lm, folders, tmp_path):
+    saved, output = open_prompts(folders[0], model=lm), tmp_path / "out.jsonl"
+    (tmp_path / "a.csv").write_bytes(b'text\nwarm\n"a"b\nc\xe9\ndull\n')
+    with pytest.raises(ValueError, match=r"line 3: not CSV \(',' expected after"):
+        predict_file(saved, tmp_path / "a.csv", output, strict=True)
+    written = predict_file(saved, tmp_path / "a.csv", output, resume=True)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert (written.num_rows, written.num_errors) == (4, 2)
+    assert [line.get("text") for line in lines] == ["warm", None, None, "dull"]
+    assert [line.get("line") for line in lines] == [None, 3, 4, None]
 
 
 def test_a_file_is_answered_line_by_line_and_whole(lm, folders, dev, tmp_path):

@@ -105,7 +105,13 @@ def test_malformed_files_are_told_with_their_line(tmp_path, name, text, message)
 
 def test_text_that_is_not_utf8_is_told(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"x": "é"}', encoding="latin-1")
-    with pytest.raises(ValueError, match=r"a.jsonl is not UTF-8 text \(byte 0xe9\)"):
+    with pytest.raises(ValueError, match=r"a.jsonl, line 1: not UTF-8 text \(byte 0xe9\)"):
+        list(read_records(path))
+
+
+def test_a_document_that_is_not_utf8_is_told(tmp_path):
+    path = write(tmp_path / "a.json", '[{"x": "é"}]', encoding="latin-1")
+    with pytest.raises(ValueError, match=r"a.json is not UTF-8 text \(byte 0xe9\)"):
         list(read_records(path))
 
 

@@ -14,8 +14,11 @@ from typing import Any
 
 Record = dict[str, Any]
 Numbered = Iterator[tuple[int, Record]]
+Rows = Iterator[tuple[int, Record | ValueError]]
+"""Line numbers with records, or with what is wrong there."""
 
 COMPRESSIONS: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".xz": lzma.LZMAFile}
+FIELD_LIMIT = 1 << 26  # ours: characters of a CSV field; only a quote that is never closed makes a longer one
 
 
 def read_records(path: str | Path) -> Numbered:
@@ -31,6 +34,15 @@ def read_records(path: str | Path) -> Numbered:
     return opened(path, READERS.get(file_format(path)))
 
 
+def read_rows(path: str | Path) -> Rows:
+    """As `read_records`, but a row that is at fault comes as its error, and the rows behind it follow.
+
+    Raises ValueError where there is nothing to go on with: a Parquet or JSON file that cannot be parsed, a broken
+    line of column names, or a file that is not wholly compressed.
+    """
+    return READERS[file_format(path)](Path(path))
+
+
 def read_tsv(path: str | Path, *, columns: Sequence[str] = (), known: Sequence[str] = ()) -> Numbered:
     """As `read_records`, for an official file that may come without a line of column names.
 
@@ -42,14 +54,14 @@ def read_tsv(path: str | Path, *, columns: Sequence[str] = (), known: Sequence[s
     return opened(path, lambda file: _separated(file, _tab_rows(file), columns=columns, known=known))
 
 
-def opened(path: str | Path, reader: Callable[[Path], Numbered] | None) -> Numbered:
-    """What `reader` yields for the file, once it is known to be there, of a known format and not empty."""
+def opened(path: str | Path, reader: Callable[[Path], Rows] | None) -> Numbered:
+    """What `reader` yields for the file, once it is known to be there, of a known format, sound and not empty."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(_missing(path))
     if reader is None:
         raise ValueError(f"{path} is of no known format; known are {', '.join(READERS)}, each also with .gz or .xz")
-    return _not_empty(path, reader(path))
+    return _not_empty(path, _sound(path, reader(path)))
 
 
 def file_format(path: str | Path) -> str:
@@ -68,21 +80,46 @@ def place(path: str | Path, number: int) -> str:
 def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
     """The file as text whose lines end in \\n only; what cannot be decoded or unzipped is a ValueError."""
     try:
-        with open(path, "rb") as raw:
-            plain = COMPRESSIONS.get(path.suffix.lower(), lambda raw: raw)(raw)
-            with io.TextIOWrapper(plain, encoding="utf-8-sig", newline="\n") as file:
-                yield file
+        with open_bytes(path) as plain, io.TextIOWrapper(plain, encoding="utf-8-sig", newline="\n") as file:
+            yield file
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x})") from error
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[Any]:
+    """The file's bytes, line by line; what cannot be unzipped is a ValueError."""
+    try:
+        with open(path, "rb") as raw:
+            yield COMPRESSIONS.get(path.suffix.lower(), lambda raw: raw)(raw)
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         kind = path.suffix.lower().removeprefix(".").replace("gz", "gzip")
         raise ValueError(f"{path} is not a whole {kind} file ({error})") from error
+
+
+def decoded(line: bytes) -> str:
+    """A line as text, without its end and a byte order mark. ValueError for what is not UTF-8."""
+    try:
+        return line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_utf8(error.object[error.start])) from error
+
+
+def _not_utf8(byte: int) -> str:
+    return f"not UTF-8 text (byte {byte:#04x})"
 
 
 def _missing(path: Path) -> str:
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, names, n=1)
     return f"no file {path}" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def _sound(path: Path, rows: Rows) -> Numbered:
+    for number, row in rows:
+        if isinstance(row, ValueError):
+            raise ValueError(f"{place(path, number)}: {row}") from row
+        yield number, row
 
 
 def _not_empty(path: Path, records: Numbered) -> Numbered:
@@ -124,21 +161,22 @@ def _why(error: Exception) -> str:
     return "brackets too deep in one another" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
-def _jsonl(path: Path) -> Numbered:
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _placed(path, number, read_object, line)
-
-
-def _placed(path: Path, number: int, read: Callable[[Any], Record], value: Any) -> Record:
+def _tried(read: Callable[[Any], Any], value: Any) -> Any:
+    """What `read` makes of the value, or the ValueError it raises."""
     try:
         return read(value)
     except ValueError as error:
-        raise ValueError(f"{place(path, number)}: {error}") from error
+        return error
 
 
-def _json(path: Path) -> Numbered:
+def _jsonl(path: Path) -> Rows:
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _tried(lambda line: read_object(decoded(line)), line)
+
+
+def _json(path: Path) -> Rows:
     with open_text(path) as file:
         text = file.read()
     try:
@@ -151,7 +189,7 @@ def _json(path: Path) -> Numbered:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({_why(error)})") from error
     for number, value in enumerate(_members(whole), 1):
-        yield number, _placed(path, number, checked_object, value)
+        yield number, _tried(checked_object, value)
 
 
 def _members(whole: Any) -> Iterable[Any]:
@@ -164,53 +202,106 @@ def _members(whole: Any) -> Iterable[Any]:
     return [whole]
 
 
-def _csv(path: Path) -> Numbered:
+def _csv(path: Path) -> Rows:
     return _separated(path, _quoted_rows(path))
 
 
-def _tsv(path: Path) -> Numbered:
+def _tsv(path: Path) -> Rows:
     return _separated(path, _tab_rows(path))
 
 
-def _quoted_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    with open_text(path) as file:
-        rows = csv.reader(file, strict=True)
-        try:
-            for row in rows:
-                yield rows.line_num, row
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {rows.line_num}: not CSV ({error})") from error
+Fields = Iterator[tuple[int, list[str] | ValueError]]
 
 
-def _tab_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    with open_text(path) as file:
+class _Lines:
+    """A file's lines as text, which can be gone back to: a quote that is never closed takes in all lines behind it."""
+
+    def __init__(self, file: Iterable[bytes]):
+        self._file = iter(file)
+        self._taken: list[str] = []
+        self._again: list[str] = []
+        self.number = 0
+        """Lines taken so far."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.pop() if self._again else next(self._file).decode("utf-8-sig", "surrogateescape")
+        self._taken.append(line)
+        self.number += 1
+        return line
+
+    def begin(self) -> None:
+        """A row begins here."""
+        self._taken.clear()
+
+    def go_back(self) -> None:
+        """To the line behind the one that the row began with."""
+        again = self._taken[1:]
+        self._again += reversed(again)
+        self.number -= len(again)
+
+
+def _quoted_rows(path: Path) -> Fields:
+    csv.field_size_limit(FIELD_LIMIT)
+    with open_bytes(path) as file:
+        lines = _Lines(file)
+        rows = csv.reader(lines, strict=True)
+        while True:
+            lines.begin()
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                lines.go_back()
+                yield lines.number, ValueError(f"not CSV ({error})")
+                continue
+            if row is None:
+                return
+            yield lines.number, _tried(_all_decoded, row)
+
+
+def _all_decoded(row: list[str]) -> list[str]:
+    try:
+        "".join(row).encode()
+    except UnicodeEncodeError as error:  # Python keeps a byte that it cannot decode as 0xDC00 and the byte
+        raise ValueError(_not_utf8(ord(error.object[error.start]) - 0xDC00)) from error
+    return row
+
+
+def _tab_rows(path: Path) -> Fields:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
-            line = line.rstrip("\r\n")
-            yield number, line.split("\t") if line else []
+            yield number, _tried(_split, line)
 
 
-def _separated(
-    path: Path,
-    rows: Iterator[tuple[int, list[str]]],
-    *,
-    columns: Sequence[str] = (),
-    known: Sequence[str] = (),
-) -> Numbered:
+def _split(line: bytes) -> list[str]:
+    text = decoded(line)
+    return text.split("\t") if text else []
+
+
+def _separated(path: Path, rows: Fields, *, columns: Sequence[str] = (), known: Sequence[str] = ()) -> Rows:
     names: Sequence[str] = ()
     for number, row in rows:
         if not row:
+            continue
+        if isinstance(row, ValueError):
+            if not names:
+                raise ValueError(f"{path}, line {number}: {row}") from row
+            yield number, row
             continue
         if not names:
             headed = not columns or set(row) <= {*columns, *known}
             names = row if headed else columns
             if headed:
                 continue
-        if len(row) != len(names):
-            raise ValueError(f"{path}, line {number}: {len(row)} fields, but there are {len(names)} columns")
-        yield number, dict(zip(names, row, strict=True))
+        if len(row) == len(names):
+            yield number, dict(zip(names, row, strict=True))
+        else:
+            yield number, ValueError(f"{len(row)} fields, but there are {len(names)} columns")
 
 
-def _parquet(path: Path) -> Numbered:
+def _parquet(path: Path) -> Rows:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -222,7 +313,7 @@ def _parquet(path: Path) -> Numbered:
         raise ValueError(f"{path} is not a Parquet file ({str(error).splitlines()[0]})") from error
 
 
-READERS: dict[str, Callable[[Path], Numbered]] = {
+READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
