@@ -27,7 +27,7 @@ from softprompt.prompt import Card, SoftPrompt, check_fits, load_prompt
 from softprompt.run import Data, Watch
 from softprompt.tasks import Example, Task, file_task, get_task, read_split
 from softprompt.tasks.own_file import Template
-from softprompt.tasks.records import READERS, decoded, file_format, open_bytes, read_object, read_rows
+from softprompt.tasks.records import COMPRESSIONS, READERS, decoded, open_bytes, plain_suffix, read_object, read_rows
 from softprompt.tasks.task import text_column
 
 CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
@@ -472,13 +472,13 @@ def _item(raw: bytes) -> Item:
 def read_items(path: str | Path) -> Iterator[tuple[int, Item]]:
     """The items of a file: .jsonl, .csv, .tsv, .json, .parquet, or lines of text under any other name.
 
-    A bad row is an item that holds its error; ValueError for a file that is missing or not of its format.
+    Each may be compressed, with .gz or .xz behind. A bad row is an item that holds its error; ValueError for a file
+    that is missing or not of its format.
     """
     path = Path(path)
-    kind = path.suffixes[-2:][0].lower() if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix.lower()
     if not path.is_file():
         raise ValueError(f"no file {path}; name a file of records or of lines")
-    if kind in READERS:
+    if plain_suffix(path) in READERS:
         yield from read_rows(path)
         return
     with open_bytes(path) as file:
@@ -488,15 +488,15 @@ def read_items(path: str | Path) -> Iterator[tuple[int, Item]]:
 def count_items(path: str | Path) -> int | None:
     """About how many items a file holds, for a progress bar; None where counting means reading all of it."""
     path = Path(path)
-    if file_format(path) == ".parquet":
+    if path.suffix.lower() == ".parquet":
         from pyarrow.parquet import ParquetFile
 
         return ParquetFile(path).metadata.num_rows
-    if path.suffix in (".json", ".gz"):
+    if path.suffix.lower() in (".json", *COMPRESSIONS):
         return None
     with open(path, "rb") as file:
         lines = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    return lines - (file_format(path) in (".csv", ".tsv") and path.suffix != ".txt")
+    return lines - (path.suffix.lower() in (".csv", ".tsv"))
 
 
 @dataclass

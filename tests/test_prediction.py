@@ -1,6 +1,8 @@
 """Saved prompts put to use: scores equal those of each prompt alone, and answers survive bad rows and kills."""
 
+import gzip
 import json
+import lzma
 import math
 
 import pytest
@@ -430,6 +432,17 @@ def test_parquet_is_read_and_counted(tmp_path):
     parquet.write_table(pa.table({"text": ["warm", "dull"]}), tmp_path / "a.parquet")
     assert list(read_items(tmp_path / "a.parquet")) == [(1, {"text": "warm"}), (2, {"text": "dull"})]
     assert count_items(tmp_path / "a.parquet") == 2
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
+def test_compressed_files_are_read_by_the_name_inside(tmp_path, compress):
+    end = ".gz" if compress is gzip.compress else ".xz"
+    for name, text in {"a.csv": "text,n\nwarm,1\n", "a.b.TXT": "text\tn\n", "a.jsonl": '{"text": "warm"}\n'}.items():
+        (tmp_path / f"{name}{end}").write_bytes(compress(text.encode()))
+    assert list(read_items(tmp_path / f"a.csv{end}")) == [(2, {"text": "warm", "n": "1"})]
+    assert list(read_items(tmp_path / f"a.b.TXT{end}")) == [(1, "text\tn")]
+    assert list(read_items(tmp_path / f"a.jsonl{end}")) == [(1, {"text": "warm"})]
+    assert count_items(tmp_path / f"a.csv{end}") is None
 
 
 def test_items_are_counted_without_reading_them(tmp_path):

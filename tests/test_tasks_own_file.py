@@ -1,4 +1,5 @@
 import json
+import lzma
 
 import pytest
 
@@ -125,6 +126,12 @@ def test_own_files_may_be_tables(tmp_path, suffix):
         path.write_text("text,label\na,b\n".replace(",", "\t" if suffix == ".tsv" else ","))
     task = file_task(inputs="{text}", targets="{label}")
     (made,) = read_examples(task, "dev", tmp_path)
+    assert (made.inputs, made.targets) == ("a", "b")
+
+
+def test_own_files_in_a_folder_may_be_compressed(tmp_path):
+    (tmp_path / "dev.csv.xz").write_bytes(lzma.compress(b"text,label\na,b\n"))
+    (made,) = read_examples(file_task(inputs="{text}", targets="{label}"), "dev", tmp_path)
     assert (made.inputs, made.targets) == ("a", "b")
 
 

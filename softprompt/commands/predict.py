@@ -14,7 +14,9 @@ from softprompt.commands.terminal import counted, say
 
 def _add_predict(command: argparse.ArgumentParser) -> None:
     add_prompt(command)
-    command.add_argument("--input", metavar="F", help=".jsonl, .csv, .tsv, .parquet, or lines (default: stdin)")
+    command.add_argument(
+        "--input", metavar="F", help=".jsonl, .json, .csv, .tsv, .parquet, or lines; .gz or .xz too (default: stdin)"
+    )
     command.add_argument("--output", metavar="F", help="JSONL file to write (default: stdout)")
     command.add_argument("--inputs-column", metavar="C", help="column of finished inputs; the task casts no record")
     command.add_argument("--scores", action="store_true", help="add every label's probability; ranks the labels")

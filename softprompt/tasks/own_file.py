@@ -19,6 +19,7 @@ from softprompt.tasks.metrics import (
     squad_answer,
     squad_metrics,
 )
+from softprompt.tasks.records import COMPRESSIONS, READERS
 from softprompt.tasks.task import (
     UNLABELLED,
     Answer,
@@ -32,9 +33,7 @@ from softprompt.tasks.task import (
     text_column,
 )
 
-_SUFFIXES = tuple(
-    f"{suffix}{zipped}" for suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet") for zipped in ("", ".gz")
-)
+_SUFFIXES = tuple(f"{suffix}{zipped}" for suffix in READERS for zipped in ("", *COMPRESSIONS))
 
 
 def file_task(

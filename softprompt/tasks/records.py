@@ -66,9 +66,14 @@ def opened(path: str | Path, reader: Callable[[Path], Rows] | None) -> Numbered:
 
 def file_format(path: str | Path) -> str:
     """The suffix that names the format, without `.gz` and `.xz`: '.jsonl' for 'dev.jsonl.gz', '.tsv' for 'a.txt'."""
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() not in COMPRESSIONS]
-    suffix = suffixes[-1] if suffixes else ""
+    suffix = plain_suffix(path)
     return ".tsv" if suffix == ".txt" else suffix
+
+
+def plain_suffix(path: str | Path) -> str:
+    """The last suffix but `.gz` and `.xz`: '.txt' for 'a.txt.xz', '' where there is none."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() not in COMPRESSIONS]
+    return suffixes[-1] if suffixes else ""
 
 
 def place(path: str | Path, number: int) -> str:
