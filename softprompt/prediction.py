@@ -32,6 +32,8 @@ from softprompt.tasks.task import text_column
 
 CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
 NUM_DIGITS = 6  # ours: digits after the point of log-probabilities and probabilities in a prediction's line
+ANSWER_COLUMNS = {"prediction", "predictions", "log_prob", "truncated", "probabilities", "error", "line"}
+KEPT_AS = "input_"  # what the name of a record's own column begins with in the answer, where it is one of those
 
 Item = str | dict[str, Any] | ValueError
 """What a line holds: a finished input, a record, or what is wrong with it."""
@@ -364,6 +366,7 @@ def predict_records(
 ) -> Iterator[dict[str, Any]]:
     """One answer for each item, in order: its columns, and prediction, log_prob and truncated.
 
+    A record's own column of a name in `ANSWER_COLUMNS` is kept as input_NAME, with a warning.
     items: (line number, item); a record is cast by the task, unless `inputs_column` names the column of its
     finished input. A record of several examples gets a list `predictions`. Several prompts vote. An item that
     cannot be answered gets `error` and `line` instead, and stops everything if `strict`, by ValueError; so do
@@ -381,7 +384,7 @@ def predict_records(
 
 
 def _question(saved: SavedPrompts, number: int, item: Item, inputs_column: str | None) -> _Question:
-    columns = {"inputs": item} if isinstance(item, str) else item if isinstance(item, dict) else {}
+    columns = {"inputs": item} if isinstance(item, str) else _kept(item) if isinstance(item, dict) else {}
     try:
         examples = examples_of(saved.task, item, inputs_column)
         for example in examples:
@@ -390,6 +393,19 @@ def _question(saved: SavedPrompts, number: int, item: Item, inputs_column: str |
         return _Question(number, columns, examples, saved.encode(examples))
     except ValueError as error:
         return _Question(number, columns, [], [], str(error))
+
+
+def _kept(record: dict[str, Any]) -> dict[str, Any]:
+    """The record's columns as its answer holds them: none has the name of one of the answer's."""
+    names = {name: name for name in record}
+    for name in names.keys() & ANSWER_COLUMNS:
+        names[name] = f"{KEPT_AS}{name}"
+        while names[name] in record:
+            names[name] = f"{KEPT_AS}{names[name]}"
+        warnings.warn(
+            f"the input's column {name!r} is kept as {names[name]!r}: the answer has one of its own", stacklevel=2
+        )
+    return {names[name]: value for name, value in record.items()}
 
 
 def examples_of(task: Task, item: Item, inputs_column: str | None = None) -> list[Example]:
@@ -600,8 +616,7 @@ def _count(path: Path) -> Written:
                 break
             end += len(line)
             written.num_rows += 1
-            answer = json.loads(line)
-            written.num_errors += "error" in answer and "line" in answer
+            written.num_errors += "error" in json.loads(line)
     return written
 
 

@@ -316,6 +316,33 @@ def test_a_bad_row_is_one_error_line_among_the_answers(lm, folders):
     assert lines[3]["txt"] == "a"
 
 
+def test_the_records_own_columns_are_kept_beside_the_answers(lm, folders):
+    saved = open_prompts(folders[0], model=lm)
+    record = {"text": "warm", "prediction": "mine", "input_prediction": "older", "error": 7}
+    with pytest.warns(UserWarning) as told:
+        line, bad = answers(saved, [(1, record), (2, {"line": 40, "error": 7})])
+    messages = [str(warning.message) for warning in told]
+    assert "the input's column 'error' is kept as 'input_error': the answer has one of its own" in messages
+    assert line["prediction"] in ("good", "bad") and line["input_input_prediction"] == "mine"
+    assert (line["input_prediction"], line["input_error"], "error" in line) == ("older", 7, False)
+    assert bad == {
+        "input_line": 40,
+        "input_error": 7,
+        "error": "no column 'text'; the columns are line, error",
+        "line": 2,
+    }
+
+
+def test_a_record_that_speaks_of_an_error_is_no_error(lm, folders, tmp_path):
+    saved, output = open_prompts(folders[0], model=lm), tmp_path / "out.jsonl"
+    source = written(tmp_path / "in.jsonl", [{"text": "warm", "error": "none", "line": 3}, {"txt": "dull"}])
+    with pytest.warns(UserWarning) as told:
+        counted = predict_file(saved, source, output)
+    assert len(told) == 2
+    assert (counted.num_rows, counted.num_errors) == (2, 1)
+    assert predict_file(saved, source, output, resume=True) == counted
+
+
 def test_strict_gives_the_answers_before_the_bad_row_and_stops(lm, folders):
     found = predict_records(open_prompts(folders[0], model=lm), [(1, "text: a"), (2, {})], strict=True)
     assert next(found)["inputs"] == "text: a"

@@ -89,7 +89,8 @@ COMMAND = Command(
     text=(
         "Answer inputs with a saved prompt, or by the vote of several. A line in braces is a JSON record, cast by the "
         "prompt's task; any other line is a finished input. One JSON line comes out for each, in order, with the "
-        "record's own columns; a row that cannot be answered gets a line with its error."
+        "record's own columns; a row that cannot be answered gets a line with its error. An input's own column named "
+        "prediction, predictions, log_prob, truncated, probabilities, error or line comes out as input_NAME."
     ),
     examples=(
         "echo 'sentence: a warm and funny film' | softprompt predict --prompt runs/sst2 --scores",
