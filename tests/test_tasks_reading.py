@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -313,6 +314,23 @@ def test_a_hub_that_cannot_be_read_is_one_line(tmp_path):
     task = on_hub("boolq", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"cannot read .*nowhere boolq validation from the hub \(.*; or give a folder"):
         read_examples(task, "dev")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Dataset scripts are no longer supported, but found x.py"), KeyError("x")]
+)
+def test_whatever_the_hub_raises_is_one_line(monkeypatch, error):
+    import datasets
+
+    def refuse(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    words = re.escape(
+        f"cannot read aps/super_glue boolq validation from the hub ({error}); or give a folder of its files"
+    )
+    with pytest.raises(ValueError, match=words):
+        read_examples(get_task("boolq"), "dev")
 
 
 def test_task_names_are_found_without_suite_capitals_and_dashes():

@@ -218,7 +218,7 @@ def _hub_records(task: Task, split: str, name: str) -> Numbered:
     assert task.hub is not None
     try:
         rows = cast(Any, load_dataset(task.hub.id, task.hub.config, split=task.hub.splits[split]))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # datasets has no one exception: a RuntimeError is a repository that is a script
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"cannot read {name} from the hub ({reason}); or give a folder of its files") from error
     for number, row in enumerate(rows, 1):
