@@ -23,18 +23,24 @@ T5X_NAME = "encoder.prompt.prompt.prompt"  # the authors' code names it so in nu
 TGIS_NAMES = {True: "encoder.pt", False: "decoder.pt"}  # by "is an encoder-decoder"; TGIS prompt_cache.py
 
 
-def read_prompt(path: str | Path, kind: str | None = None) -> SoftPrompt:
+def read_prompt(path: str | Path, kind: str | None = None, *, decoder_only: bool = False) -> SoftPrompt:
     """The prompt in a file or folder of the kind t5x, peft or tgis; seen from what is there if not given.
 
-    From t5x and tgis the card says only width and kind of model.
+    From t5x and tgis the card says only width and kind of model. A t5x file does not even say that kind: it is
+    taken for an encoder-decoder's, as T5X's own are, unless `decoder_only`.
 
     Raises:
-        ValueError: nothing there, a kind that cannot be told or is unknown, or a file that is not such
-            a prompt.
+        ValueError: nothing there, a kind that cannot be told or is unknown, a file that is not such a prompt,
+            or `decoder_only` of files that say otherwise.
     """
     path = Path(path)
     kind = kind or detect_kind(path)
-    return READERS[_known(kind, READERS)](path)
+    prompt = READERS[_known(kind, READERS)](path)
+    if not decoder_only or not prompt.card.is_encoder_decoder:
+        return prompt
+    if kind != "t5x":
+        raise ValueError(f"{path} says that it is an encoder-decoder's prompt; leave --decoder-only out")
+    return SoftPrompt(prompt.values, replace(prompt.card, is_encoder_decoder=False))
 
 
 def write_prompt(prompt: SoftPrompt, path: str | Path, kind: str) -> None:
@@ -57,10 +63,12 @@ def convert(
     from_kind: str | None = None,
     model_name: str | None = None,
     model_fingerprint: str | None = None,
+    decoder_only: bool = False,
 ) -> SoftPrompt:
     """Read a prompt of one kind, write it as another, bit for bit; returns it.
 
-    `model_name` and `model_fingerprint` go into the card of a prompt that records none.
+    `decoder_only` is `read_prompt`'s. `model_name` and `model_fingerprint` go into the card of a prompt that records
+    none.
 
     Raises:
         ValueError: what `read_prompt` and `write_prompt` refuse, source and destination the same, or a
@@ -69,7 +77,7 @@ def convert(
     _known(to_kind, WRITERS)
     if Path(source).resolve() == Path(destination).resolve():
         raise ValueError(f"{source} is both source and destination; give the converted prompt a place of its own")
-    prompt = read_prompt(source, from_kind)
+    prompt = read_prompt(source, from_kind, decoder_only=decoder_only)
     given = {"model_name": model_name, "model_fingerprint": model_fingerprint}
     for name, value in given.items():
         recorded = getattr(prompt.card, name)

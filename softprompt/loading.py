@@ -78,6 +78,17 @@ def read_checkpoint(source: str | Path) -> tuple[Any, Any, str]:
         return *_read_model(folder, name, {"dtype": "auto"}), name
 
 
+def is_encoder_decoder(source: str) -> bool:
+    """Whether the model at `source` is one, from its configuration alone. ValueError for a source that is no model."""
+    path, name = resolve(source)
+    if str(path).endswith(".gguf"):
+        return False  # `_dequantise` reads decoder-only models
+    from transformers import AutoConfig
+
+    with quiet(), _readable(name):
+        return bool(AutoConfig.from_pretrained(path).is_encoder_decoder)
+
+
 def write_checkpoint(
     folder: Path, kind: Any, config: Any, weights: dict[str, Tensor], tokenizer: Any, *, generation_config: Any = None
 ) -> None:

@@ -725,14 +725,40 @@ def test_a_reader_that_goes_away_ends_the_answers_quietly(prompts, here):
 def test_a_prompt_goes_round_through_all_forms(run, prompts):
     assert run("convert", "p1", "--from", "peft", "--to", "t5x", "--out", "a.npy") == (
         0,
-        "a.npy: 3 prompt tokens of width 16, t5x\n",
+        "a.npy: 3 prompt tokens of width 16 for a decoder-only model, t5x\n",
         "",
     )
     assert run("convert", "a.npy", "--to", "peft", "--out", "b", "--model", "llama")[0] == 0
     assert load_prompt("b").sha256 == load_prompt("p1").sha256
     assert load_prompt("b").card.model_name == "llama"
+    assert not load_prompt("b").card.is_encoder_decoder
     code, _, err = run("convert", "none", "--to", "peft", "--out", "c")
     assert (code, err) == (2, "softprompt convert: there is no file or folder none\n")
+
+
+def test_a_t5x_files_kind_of_model_is_the_models_or_the_flags(run, prompts, here):
+    run("convert", "p1", "--to", "t5x", "--out", "a.npy")
+    to_tgis = ["convert", "a.npy", "--to", "tgis", "--out"]
+    assert run(*to_tgis, "plain")[0] == run(*to_tgis, "told", "--decoder-only")[0] == 0
+    assert run(*to_tgis, "model", "--model", "t5")[0] == run(*to_tgis, "llamas", "--model", "./llama")[0] == 0
+    files = {
+        folder: [file.name for file in (here / folder).iterdir()] for folder in ("plain", "told", "model", "llamas")
+    }
+    assert files == {
+        "plain": ["encoder.pt"], "told": ["decoder.pt"], "model": ["encoder.pt"], "llamas": ["decoder.pt"],
+    }  # fmt: skip
+    code, out, err = run("convert", "a.npy", "--to", "peft", "--out", "b", "--model", "some/where")
+    assert (code, out) == (0, "b: 3 prompt tokens of width 16 for an encoder-decoder, peft\n")
+    assert err.startswith("note: cannot load a model from 'some/where'") and err.count("\n") == 1
+    assert err.endswith("; a.npy is taken for an encoder-decoder's prompt: if it is not, --decoder-only\n")
+    assert load_prompt("b").card.model_name == "some/where"
+
+
+def test_a_t5x_file_becomes_vocabulary_of_the_model_it_is_for(run, prompts):
+    run("convert", "p1", "--to", "t5x", "--out", "a.npy")
+    code, out, err = run("convert", "p1=a.npy", "--to", "vocabulary", "--out", "model", "--model", "./llama")
+    assert code == 0, err
+    assert out.startswith("model: the model with 1 prompt as 3 new tokens")
 
 
 def test_the_list_of_tasks_has_labels_and_metrics(run):

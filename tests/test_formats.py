@@ -67,9 +67,30 @@ def test_any_chain_of_formats_is_bit_exact(path, is_encoder_decoder, tmp_path):
     place = tmp_path / "0"
     write_prompt(ours, place, path[0])
     for number, kind in enumerate(path[1:], start=1):
-        convert(place, tmp_path / str(number), to_kind=kind)
+        told = not is_encoder_decoder and path[number - 1] == "t5x"
+        written = convert(place, tmp_path / str(number), to_kind=kind, decoder_only=told)
+        assert written.card.is_encoder_decoder == is_encoder_decoder
         place = tmp_path / str(number)
-    assert torch.equal(read_prompt(place).values, ours.values)
+    found = read_prompt(place)
+    assert torch.equal(found.values, ours.values)
+    assert found.card.is_encoder_decoder == is_encoder_decoder
+
+
+def test_a_t5x_file_is_an_encoder_decoders_unless_told(tmp_path):
+    write_prompt(prompt(is_encoder_decoder=False), tmp_path / "p.npy", "t5x")
+    assert read_prompt(tmp_path / "p.npy").card.is_encoder_decoder
+    assert not read_prompt(tmp_path / "p.npy", decoder_only=True).card.is_encoder_decoder
+
+
+def test_a_prompt_that_says_its_kind_is_not_read_as_another(tmp_path):
+    save_prompt(prompt(), tmp_path / "ours")
+    refused(
+        tmp_path / "ours",
+        "ours says that it is an encoder-decoder's prompt; leave --decoder-only out",
+        decoder_only=True,
+    )
+    save_prompt(prompt(is_encoder_decoder=False), tmp_path / "other")
+    assert not read_prompt(tmp_path / "other", decoder_only=True).card.is_encoder_decoder
 
 
 def test_t5x_is_numpys_own_file_under_exactly_the_name_given(tmp_path):
@@ -162,9 +183,9 @@ def test_an_unknown_format_offers_the_nearest(named, tmp_path):
 # Places and files that are not what they should be
 
 
-def refused(path, words, kind=None):
+def refused(path, words, kind=None, **named):
     with pytest.raises(ValueError, match=words) as caught:
-        read_prompt(path, kind)
+        read_prompt(path, kind, **named)
     assert "\n" not in str(caught.value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from softprompt.commands.options import Command, named_folders, say_if_slow
-from softprompt.commands.terminal import counted, writing
+from softprompt.commands.terminal import counted, one_line, say, writing
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:
@@ -16,6 +16,10 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("--to", dest="to_kind", choices=(*kinds, "vocabulary"), required=True)
     command.add_argument("--out", required=True, metavar="DST", help="a file for t5x, else a folder")
     command.add_argument("--model", metavar="M", help="the prompt's model, where the source does not record it")
+    command.add_argument(
+        "--decoder-only", action="store_true",
+        help="a T5X file is a decoder-only model's (default: as --model is; without it, an encoder-decoder's)",
+    )  # fmt: skip
     command.add_argument(
         "--dtype", choices=types, default="auto", help="of a model with prompts as vocabulary (default: its own)"
     )
@@ -33,17 +37,39 @@ def _convert(args: argparse.Namespace) -> int:
     from softprompt.formats import convert
 
     (source,) = args.source
+    decoder_only = _is_decoder_only(args, source)
+    kinds = {"to_kind": args.to_kind, "from_kind": args.from_kind, "decoder_only": decoder_only}
     with writing(args.out):
-        prompt = convert(source, args.out, to_kind=args.to_kind, from_kind=args.from_kind, model_name=args.model)
-    print(f"{args.out}: {counted(prompt.length, 'prompt token')} of width {prompt.width}, {args.to_kind}")
+        prompt = convert(source, args.out, model_name=args.model, **kinds)
+    wearer = "an encoder-decoder" if prompt.card.is_encoder_decoder else "a decoder-only model"
+    tokens = counted(prompt.length, "prompt token")
+    print(f"{args.out}: {tokens} of width {prompt.width} for {wearer}, {args.to_kind}")
     return 0
+
+
+def _is_decoder_only(args: argparse.Namespace, source: str) -> bool:
+    """Whether the source is to be read as a decoder-only model's: by the flag, or a T5X file by its model."""
+    from softprompt.formats import detect_kind
+
+    if args.decoder_only or args.model is None or (args.from_kind or detect_kind(source)) != "t5x":
+        return args.decoder_only
+    from softprompt.loading import is_encoder_decoder
+
+    try:
+        return not is_encoder_decoder(args.model)
+    except ValueError as error:
+        say(f"note: {one_line(error)}; {source} is taken for an encoder-decoder's prompt: if it is not, --decoder-only")
+        return False
 
 
 def _to_vocabulary(args: argparse.Namespace) -> int:
     from softprompt.export import export_vocabulary
     from softprompt.formats import read_prompt
 
-    prompts = {name: read_prompt(path, args.from_kind) for name, path in named_folders(args.source).items()}
+    prompts = {
+        name: read_prompt(path, args.from_kind, decoder_only=_is_decoder_only(args, path))
+        for name, path in named_folders(args.source).items()
+    }
     say_if_slow(args.model or next(iter(prompts.values())).card.model_name)
     with writing(args.out):
         export_vocabulary(prompts, args.out, model=args.model, dtype=args.dtype)
