@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from softprompt.tasks.task import nearest
 
 SMOLLM2 = "smollm2-135m"
 BUNDLED = "bundled/"  # what the names of the models that ship with this package begin with
+HEAD_BYTES = 1 << 24  # ours: more than the header of a GGUF file, vocabulary included
+NUM_BLOCKS, BLOCK_BYTES = 512, 1 << 16  # ours: with the head 0.1 s of hashing, however large the file
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 
@@ -201,12 +203,28 @@ def as_folder(path: str | Path, name: str) -> contextlib.AbstractContextManager[
     return _dequantised(Path(path), name) if str(path).endswith(".gguf") else contextlib.nullcontext(path)
 
 
+def dequantised_folder(gguf: Path) -> Path:
+    """Where a GGUF file is kept dequantised: one place for all copies of it, whenever and wherever they were made."""
+    stat = gguf.stat()
+    return cache_folder() / "models" / f"{gguf.stem}-{_digest_of_file(gguf, stat.st_size, stat.st_mtime_ns)}"
+
+
+@cache
+def _digest_of_file(path: Path, size: int, changed: int) -> str:
+    """Of a file's name, size, beginning, and blocks spread evenly over the rest; `changed` is for the cache alone."""
+    digest = hashlib.blake2b(f"{path.name} {size}".encode(), digest_size=8)
+    with open(path, "rb") as file:
+        digest.update(file.read(HEAD_BYTES))
+        for place in range(HEAD_BYTES, size, max((size - HEAD_BYTES) // NUM_BLOCKS, BLOCK_BYTES)):
+            file.seek(place)
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def _dequantised(gguf: Path, name: str) -> Iterator[Path]:
     """A GGUF file as a folder of bfloat16 safetensors, made once and kept in the cache."""
-    stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "models" / f"{gguf.stem}-{key}"
+    folder = dequantised_folder(gguf)
     try:
         _fill_cache(gguf, name, folder)
     except (OSError, SafetensorError) as error:

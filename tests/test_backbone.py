@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from softprompt import loading
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row
 from softprompt.inference import Engine
-from softprompt.loading import SMOLLM2, choose_device, choose_dtype, load
+from softprompt.loading import SMOLLM2, choose_device, choose_dtype, dequantised_folder, load
 from softprompt.methods import gradients
 from softprompt.optimizers import AdamW
 from softprompt.prompt import from_vocabulary
@@ -336,6 +337,22 @@ def test_a_gguf_file_is_dequantised_once_into_the_cache(tmp_path, capfd):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(made)
     assert load(path, dtype="float32").fingerprint == lm.fingerprint
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
+
+
+def test_a_copy_of_a_gguf_file_is_found_in_the_cache_and_another_file_is_not(tmp_path, monkeypatch):
+    path, copy = write_gguf(tmp_path / "tiny.gguf"), tmp_path / "installed again" / "tiny.gguf"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    os.utime(copy, (1, 1))
+    assert dequantised_folder(copy) == dequantised_folder(path)
+    monkeypatch.setattr(loading, "HEAD_BYTES", 100)
+    monkeypatch.setattr(loading, "BLOCK_BYTES", 1000)
+    for place in (0, 150, -1):  # in the beginning, in the first block, and in the last
+        changed = bytearray(path.read_bytes())
+        changed[place] ^= 1
+        copy.write_bytes(changed)
+        os.utime(copy, (place + 9, place + 9))
+        assert dequantised_folder(copy) != dequantised_folder(path), place
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_and_work_goes_on(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from softprompt.commands import options, terminal
 from softprompt.commands import train as train_command
 from softprompt.data import default_format
 from softprompt.evaluation import SCORINGS
-from softprompt.loading import load
+from softprompt.loading import dequantised_folder, load
 from softprompt.prompt import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.run import PRESETS, SELECTIONS, RunConfig, train
 from softprompt.tasks.own_file import METRICS
@@ -622,11 +622,16 @@ def test_a_model_that_is_dequantised_first_says_so(here, monkeypatch, capsys):
     options.say_if_slow("small.gguf")
     line = f"dequantising small.gguf for the first time; about half a minute, then it is kept in {here / 'cache'}\n"
     assert capsys.readouterr().err == line
-    (here / "cache" / "models" / "small-1").mkdir(parents=True)
-    (here / "cache" / "models" / "small-1" / "config.json").write_text("{}")
-    for source in ("small.gguf", "none.gguf", "./llama", None):
+    folder = dequantised_folder(Path("small.gguf"))
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for source in ("small.gguf", "none.gguf", "./llama", None, "smollm2-135m"):
         options.say_if_slow(source)
     assert capsys.readouterr().err == ""
+    (here / "small.gguf").write_bytes(b"GGUG")
+    options.say_if_slow("small.gguf")
+    assert capsys.readouterr().err == line
 
 
 # Prediction -----------------------------------------------------------------------------------------------------

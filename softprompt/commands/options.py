@@ -276,13 +276,16 @@ def set_threads(args: argparse.Namespace) -> None:
 
 def say_if_slow(source: str | None) -> None:
     """A GGUF file is dequantised when it is first read; that takes half a minute and deserves a word."""
-    from softprompt.loading import SMOLLM2, cache_folder
+    from softprompt.loading import SMOLLM2, dequantised_folder, resolve
 
     if source != SMOLLM2 and not (str(source).endswith(".gguf") and Path(str(source)).is_file()):
         return
-    stem = "SmolLM2-135M-Instruct" if source == SMOLLM2 else Path(str(source)).stem
-    if not any((cache_folder() / "models").glob(f"{stem}*/config.json")):
-        say(f"dequantising {source} for the first time; about half a minute, then it is kept in {cache_folder()}")
+    try:
+        folder = dequantised_folder(Path(resolve(str(source))[0]))
+    except ValueError:  # SmolLM2 without its package: who loads it says so
+        return
+    if not (folder / "config.json").is_file():
+        say(f"dequantising {source} for the first time; about half a minute, then it is kept in {folder.parent.parent}")
 
 
 def opened(args: argparse.Namespace, scoring: str | None) -> Any:
