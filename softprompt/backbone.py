@@ -308,7 +308,8 @@ class FrozenLM:
         if self.is_encoder_decoder:
             shapes = [(self.config.num_heads, self.config.d_kv)] * (2 * len(self.model.decoder.block))
             return Layout(tuple(shapes), self.width, self.dtype, self.device)
-        states = self.run_prompts(torch.zeros(1, 1, self.width, device=self.device), torch.tensor([1]))
+        one = torch.ones(1, dtype=torch.long, device=self.device)
+        states = self.run_prompts(torch.zeros(1, 1, self.width, device=self.device), one)
         pairs = zip(states.keys, states.values, strict=True)
         return Layout(tuple((s.shape[1], s.shape[3]) for pair in pairs for s in pair), 0, self.dtype, self.device)
 

@@ -269,7 +269,7 @@ class WeightTuning:
         sizes = [weight.numel() for weight in self.weights.values()]
         for weight, part in zip(self.weights.values(), found.split(sizes), strict=True):
             if weight.grad is not None:
-                part += weight.grad.flatten()
+                part += weight.grad.flatten().to(part.device)  # values read from a checkpoint are on the processor
                 weight.grad = None
 
 

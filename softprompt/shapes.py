@@ -209,7 +209,7 @@ def projected_embeddings(
         raise ValueError(f"{lm.name} has width {lm.width}, but tables of width {width} need a wider model")
     ids = torch.tensor([id for id in tokenizer.ordinary_ids() if lm.tokenizer.encode(tokenizer.piece(id))])
     cut = lm.tokenizer.encode_all([tokenizer.piece(id) for id in ids.tolist()])
-    table = lm.embeddings
+    table = lm.embeddings.cpu()
     rows = torch.stack([table[pieces].float().mean(0) for pieces in cut])
     rows = rows - rows.mean(0)
     components = torch.linalg.svd(rows, full_matrices=False).Vh[:width]

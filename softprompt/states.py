@@ -269,7 +269,7 @@ class RowGroups:
     ):
         self.groups = groups
         self.implementation = implementation
-        self.full = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        self.full = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=groups[0].layout.device)
         """Stands for the mask in layers without a window: `layers.row_attention` has its own."""
         self.near = self.full if window is None else self.full.clone()
         """Stands for it in layers with one."""

@@ -18,6 +18,10 @@ from softprompt.loading import SMOLLM2, choose_device, choose_dtype, dequantised
 from softprompt.methods import gradients
 from softprompt.optimizers import AdamW
 from softprompt.prompt import from_vocabulary
+from softprompt.prompt_table import PromptTable
+from softprompt.running import RunningBatch, Start
+from softprompt.shapes import projected_embeddings
+from softprompt.states import RowGroups
 from softprompt.tokenizer import Tokenizer
 
 ROWS = [Row((5, 6, 7, 8, 30), (9, 1), False, 0), Row((15, 16, 17), (9, 20, 1), False, 1)]
@@ -437,6 +441,21 @@ def test_the_t5_vocabulary_works(data_folder, tmp_path):
 # CUDA -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_what_serving_makes_lies_where_the_model_is(kind):
+    """On the device `meta`, which computes nothing and refuses to mix with the processor just as a GPU does."""
+    lm = tiny_lm(kind)
+    lm.model.to("meta")
+    layout = lm.layout()
+    assert layout.device.type == "meta"
+    assert layout.shapes == tiny_lm(kind).layout().shapes
+    batch = RunningBatch(lm, layout)
+    for ids in ((4, 5, 6), (7,)):
+        batch.read([Start(ids=ids, max_tokens=3)], 1 << 20)
+    assert RowGroups([group.states for group in batch.groups], "sdpa", 4, torch.clone).near.device.type == "meta"
+    assert batch.decode().device.type == "meta"
+
+
 @pytest.fixture
 def cuda():
     if not torch.cuda.is_available():
@@ -465,6 +484,30 @@ def test_on_a_gpu_a_training_step_has_the_processors_gradient(kind, cuda):
     expected, _, _ = gradients(here, prompts, ROWS, [0, 1], max_tokens=100, dropout=rate, seeds=seeds)
     found, _, _ = gradients(there, prompts, ROWS, [0, 1], max_tokens=100, dropout=rate, seeds=seeds)
     assert all(float((a - b.cpu()).abs().max()) < 1e-3 for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["t5", "llama", "gemma3"])
+def test_on_a_gpu_served_rows_get_the_processors_logits(kind, cuda):
+    found = []
+    for device in ("cpu", cuda):
+        lm = tiny_lm(kind)
+        lm.model.to(device)
+        prompt = make_prompt(lm)
+        (states,) = PromptTable(lm, max_bytes=1 << 20)._run([prompt]) if not lm.is_encoder_decoder else (None,)
+        batch = RunningBatch(lm, lm.layout())
+        worn = {"prompt_length": len(prompt), "values": prompt, "states": states, "max_tokens": 3}
+        batch.read([Start(ids=(4, 5, 6), **worn), Start(ids=(7,), max_tokens=3)], 1 << 20)
+        found.append(batch.decode().cpu())
+    assert float((found[0] - found[1]).abs().max()) < 1e-3
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_tables_of_a_wider_model_are_those_of_the_processor(cuda):
+    here, there = tiny_lm("t5"), tiny_lm("t5")
+    there.model.to(cuda)
+    (ids, rows), (same, found) = (projected_embeddings(lm, here.tokenizer, 8, seed=0) for lm in (here, there))
+    assert torch.equal(ids, same) and float((rows - found).abs().max()) < 1e-3
 
 
 @pytest.mark.gpu
