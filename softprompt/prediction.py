@@ -101,13 +101,15 @@ def open_prompts(
     scoring: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
 ) -> SavedPrompts:
     """Prompts of one task, from their folders, ready to answer.
 
     model: where the frozen model is, or the model itself; None: the one the first card names. That it is the
     right one is seen from its fingerprint. task: None takes the cards' own. scoring: None takes the one the
-    prompts were trained with. Raises ValueError for prompts of different tasks, for a prompt of another model,
-    and for what the cards do not say and was not given.
+    prompts were trained with. quantize: 8bit or 4bit weights; where a prompt was trained on others, it warns.
+    Raises ValueError for prompts of different tasks, for a prompt of another model, and for what the cards do not
+    say and was not given.
     """
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     if not paths:
@@ -115,24 +117,38 @@ def open_prompts(
     prompts = [load_prompt(path) for path in paths]
     cards = [prompt.card for prompt in prompts]
     chosen = _given_task(task) if task is not None else shared_task(cards, paths)
-    lm = model if isinstance(model, FrozenLM) else load_for(prompts[0], model, device=device, dtype=dtype)
-    for prompt in prompts:
+    machine = {"device": device, "dtype": dtype, "quantize": quantize}
+    lm = model if isinstance(model, FrozenLM) else load_for(prompts[0], model, **machine)
+    for prompt, path in zip(prompts, paths, strict=True):
         check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
+        tell_quantization(prompt.card, path, lm)
     forms = [form_of(card, path, chosen, lm) for card, path in zip(cards, paths, strict=True)]
     return SavedPrompts(lm, paths, prompts, chosen, forms, shared_scoring(cards, paths, chosen, scoring))
 
 
-def load_for(prompt: SoftPrompt, model: str | None = None, *, device: str = "auto", dtype: str = "auto") -> FrozenLM:
-    """The frozen model at `model`, or else the one that the prompt's card names."""
+def load_for(prompt: SoftPrompt, model: str | None = None, **machine: Any) -> FrozenLM:
+    """The frozen model at `model`, or else the one that the prompt's card names. machine: as `load` has it."""
     if model is not None:
-        return load(model, device=device, dtype=dtype)
+        return load(model, **machine)
     name = prompt.card.model_name
     if name is None:
         raise ValueError("the prompt does not record its model; give it with --model")
     try:
-        return load(name, device=device, dtype=dtype)
+        return load(name, **machine)
     except ValueError as error:
         raise ValueError(f"{error}; the prompt names that model: if it lies elsewhere, give --model") from error
+
+
+def tell_quantization(card: Card, path: str | Path, lm: FrozenLM) -> None:
+    """Warn if the prompt was trained on weights that were packed otherwise, as far as its card says."""
+    trained = card.recipe.get("quantize", lm.quantization)
+    if trained != lm.quantization:
+        advice = f"give --quantize {trained}" if trained else "leave --quantize out"
+        warnings.warn(
+            f"{path} was trained on {trained or 'unpacked'} weights, and {lm.name} has {lm.quantization or 'unpacked'} "
+            f"ones here, so it may score otherwise; for the same, {advice}",
+            stacklevel=2,
+        )
 
 
 def task_of(card: Card) -> Task | None:
@@ -268,7 +284,12 @@ class PromptScores:
         notes = {"source": self.note, "num_cut": self.num_cut, "evaluation_s": round(self.seconds, 2)}
         return Result(
             experiment="eval" if len(places) == 1 else "ensemble",
-            config={"prompts": prompts, "sha256": hashes, "seeds": [card.seed for card in cards]},
+            config={
+                "prompts": prompts,
+                "sha256": hashes,
+                "seeds": [card.seed for card in cards],
+                "quantize": self.saved.lm.quantization,
+            },
             model=self.saved.lm.name,
             task=self.saved.task.name,
             split=self.split,
@@ -586,6 +607,7 @@ def _settings(saved: SavedPrompts, source: Any, with_probabilities: bool, inputs
         "prompts": [prompt.sha256 for prompt in saved.prompts],
         "model": saved.lm.fingerprint,
         "dtype": str(saved.lm.dtype),
+        "quantize": saved.lm.quantization,
         "task": saved.task.name,
         "scoring": saved.scoring,
         "scores": with_probabilities,

@@ -671,7 +671,7 @@ def evaluate(
 
 def _card(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Evaluation | None) -> Card:
     task = plan.split.task
-    recipe = {**asdict(plan.train), "metric": config.metric, "group_by": config.group_by}
+    recipe = {**asdict(plan.train), "metric": config.metric, "group_by": config.group_by, "quantize": lm.quantization}
     return Card(
         model_name=lm.name,
         model_fingerprint=lm.fingerprint,

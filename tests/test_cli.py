@@ -601,6 +601,21 @@ def test_what_cannot_be_scored_is_one_line(run, prompts, words, line):
     assert line in err and err.count("\n") == 1
 
 
+def test_a_prompt_trained_on_packed_weights_is_used_on_them_if_asked(run, here):
+    pytest.importorskip("bitsandbytes", reason="quantisation needs bitsandbytes")
+    make_llama(64).save_pretrained(here / "wide")
+    make_tokenizer(bos=True).save_pretrained(here / "wide")
+    code, _, err = run(*training("--out", "out", "--quantize", "4bit", model="./wide"))
+    assert code == 0, err
+    assert load_prompt("out").card.recipe["quantize"] == "4bit"
+    words = ["eval", "--prompt", "out", "--data", "dev=dev.jsonl"]
+    assert "trained on" not in run(*words, "--quantize", "4bit", "--rows", "rows.jsonl")[2]
+    assert json.loads((here / "rows.jsonl").read_text())["config"]["quantize"] == "4bit"
+    _, _, err = done_in_a_process(*words, cwd=here)
+    note = "note: out was trained on 4bit weights, and ./wide has unpacked ones here, so it may score otherwise; "
+    assert f"{note}for the same, give --quantize 4bit\n" in err
+
+
 def test_a_warning_is_a_note_of_one_line(run, prompts, here):
     assert run("convert", "p0", "--to", "tgis", "--out", "tgis")[0] == 0
     assert run("convert", "tgis", "--to", "peft", "--out", "bare")[0] == 0

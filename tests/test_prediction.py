@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_lm
+from conftest import make_model, make_tokenizer, tiny_lm
 
 from softprompt.data import default_format
 from softprompt.evaluation import append_rows, ensemble
+from softprompt.loading import load
 from softprompt.prediction import (
     count_items,
     evaluate_prompts,
@@ -147,6 +148,48 @@ def test_prompts_trained_with_different_scoring_ask_for_one(lm, tmp_path):
     assert open_prompts([first, second], model=lm, scoring="generate").scoring == "generate"
     with pytest.raises(ValueError, match="no scoring named 'guess'"):
         open_prompts([first, second], model=lm, scoring="guess")
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_prompts_are_used_on_packed_weights_as_they_were_trained(tmp_path, quantize, recwarn):
+    pytest.importorskip("bitsandbytes", reason="quantisation needs bitsandbytes")
+    make_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "model")
+    make_tokenizer(bos=True).save_pretrained(tmp_path / "model")
+    machine = {"model": str(tmp_path / "model"), "device": "cpu", "dtype": "float32"}
+    packed = load(machine["model"], device="cpu", dtype="float32", quantize=quantize)
+    folder = saved_prompt(tmp_path / "p", packed, recipe={"scoring": "rank", "quantize": packed.quantization})
+    saved = open_prompts(folder, **machine, quantize=quantize)
+    assert saved.lm.quantization == quantize and not recwarn
+    (line,) = answers(saved, [(1, {"text": "warm"})], with_probabilities=True)
+    again = answers(open_prompts(folder, model=packed), [(1, {"text": "warm"})], with_probabilities=True)
+    assert [line] == again
+    words = rf"p was trained on {quantize} weights, and \S+model has unpacked ones here, .*give --quantize {quantize}$"
+    with pytest.warns(UserWarning, match=words):
+        plain = open_prompts(folder, **machine)
+    assert answers(plain, [(1, {"text": "warm"})], with_probabilities=True) != again
+
+
+def test_a_prompt_trained_on_unpacked_weights_says_so_where_they_are_packed(llama, tmp_path, monkeypatch):
+    plain = saved_prompt(tmp_path / "plain", llama, recipe={"quantize": None})
+    older = saved_prompt(tmp_path / "older", llama, recipe={})
+    open_prompts([plain, older], model=llama)
+    monkeypatch.setattr(type(llama), "quantization", "4bit")
+    with pytest.warns(UserWarning) as told:
+        open_prompts([plain, older], model=llama)
+    (message,) = (str(warning.message) for warning in told)
+    words = (
+        "was trained on unpacked weights, and tiny-llama has 4bit ones here, so it may score otherwise; for the same, "
+    )
+    assert message == f"{plain} {words}leave --quantize out"
+
+
+def test_a_partial_file_is_not_gone_on_with_on_other_weights(llama, tmp_path, monkeypatch):
+    saved, output = open_prompts(saved_prompt(tmp_path / "p", llama), model=llama), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="line 1"):
+        predict_file(saved, [b"{"], output, strict=True)
+    monkeypatch.setattr(type(llama), "quantization", "8bit")
+    with pytest.raises(ValueError, match="was begun with quantize None, and now it is 8bit; give the same settings"):
+        predict_file(saved, [b"{"], output, resume=True)
 
 
 def test_a_prompt_without_a_text_format_gets_the_models_own_with_a_warning(lm, tmp_path):

@@ -110,6 +110,19 @@ def test_a_prompt_of_another_model_stops_the_start(model, tmp_path, capsys, t5):
     assert "a: the prompt was trained for tiny-t5" in capsys.readouterr().err.replace("softprompt serve: ", "")
 
 
+def test_the_engines_model_is_packed_if_asked(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="quantisation needs bitsandbytes")
+    from softprompt import load
+    from softprompt.commands.serve import DEFAULTS, _engine
+
+    lm = load("bundled/t5-mini", device="cpu")
+    saved(lm, tmp_path / "a", recipe={"quantize": "8bit"})
+    settings = DEFAULTS | {"model": "bundled/t5-mini", "device": "cpu"}
+    assert _engine(settings | {"quantize": "8bit"}, {"a": str(tmp_path / "a")})[0].lm.quantization == "8bit"
+    with pytest.warns(UserWarning, match="a was trained on 8bit weights, and bundled/t5-mini has unpacked ones here"):
+        _engine(settings, {"a": str(tmp_path / "a")})
+
+
 # torch.compile imports torch.jit, which Python 3.11 and torch 2.13 call old
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_the_engines_model_is_compiled_only_if_asked():

@@ -154,6 +154,8 @@ TRAIN_FLAGS: dict[str, dict[str, Flag]] = {
     },
 }
 """Every field of RunConfig but `data`, which is read by `read_data`."""
+MACHINE = ("device", "dtype", "quantize")
+"""Those that say how a model is loaded to be used."""
 
 
 QUICK = {"steps": 20, "batch_size": 4, "evaluate_every": 10, "num_selection": 32, "max_train": 500, "max_dev": 100}
@@ -227,7 +229,7 @@ def add_prompt(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scoring", choices=("generate", "rank"), help="default: the one of the prompt's training")
     add_own_task(command)
     group = command.add_argument_group("machine")
-    for name in ("device", "dtype"):
+    for name in MACHINE:
         TRAIN_FLAGS["machine"][name].add(group, name)
     add_threads(group)
 
@@ -296,5 +298,5 @@ def opened(args: argparse.Namespace, scoring: str | None) -> Any:
 
     task = own_task(args)
     say_if_slow(args.model or load_prompt(args.prompt[0]).card.model_name)
-    machine = {name: getattr(args, name) for name in ("device", "dtype") if hasattr(args, name)}
+    machine = {name: getattr(args, name) for name in MACHINE if hasattr(args, name)}
     return open_prompts(args.prompt, model=args.model, task=task, scoring=scoring, **machine)

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt.commands.options import TRAIN_FLAGS, Command, add_threads, named_folders, say_if_slow, set_threads
+from softprompt.commands.options import (
+    MACHINE,
+    TRAIN_FLAGS,
+    Command,
+    add_threads,
+    named_folders,
+    say_if_slow,
+    set_threads,
+)
 from softprompt.commands.terminal import counted, say, type_of
 from softprompt.files import read_yaml
 
@@ -56,7 +64,7 @@ KINDS = {
     "timeout": _positive,
     "drain": _positive,
 }
-TEXTS = ("model", "prompts_dir", "api_key_file", "host", "device", "dtype", "threads", "compile")
+TEXTS = ("model", "prompts_dir", "api_key_file", "host", *MACHINE, "threads", "compile")
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
@@ -79,7 +87,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     group.add_argument("--timeout", type=_positive, metavar="S", help="seconds for a request at most (default: 120)")
     group.add_argument("--drain", type=_positive, metavar="S", help="seconds to finish when told to stop (default: 30)")
     group = command.add_argument_group("machine")
-    for name in ("device", "dtype"):
+    for name in MACHINE:
         TRAIN_FLAGS["machine"][name].add(group, name)
     group.add_argument(
         "--compile", action="store_true", default=None, help="compile the model's blocks: ready later, then faster"
@@ -166,12 +174,12 @@ def _serve(args: argparse.Namespace) -> int:
 def _engine(settings: dict[str, Any], named: dict[str, str]) -> tuple[Any, Any]:
     """The engine and the names it knows, every prompt checked against the model."""
     from softprompt.loading import load
-    from softprompt.prediction import load_for
+    from softprompt.prediction import load_for, tell_quantization
     from softprompt.prompt import load_prompt
     from softprompt.server.registry import Registry
     from softprompt.serving import Scheduler
 
-    machine = {name: settings[name] for name in ("device", "dtype") if name in settings}
+    machine = {name: settings[name] for name in MACHINE if name in settings}
     model = settings.get("model")
     if model is None and not named:
         raise ValueError("nothing to serve; give --model, or --prompt NAME=DIR")
@@ -185,6 +193,7 @@ def _engine(settings: dict[str, Any], named: dict[str, str]) -> tuple[Any, Any]:
     registry = Registry(engine.table, _base_name(model or lm.name), Path(folder) if folder else None)
     for name, place in named.items():
         registry.add(name, place)
+        tell_quantization(load_prompt(place).card, place, lm)
     registry.open()
     return engine, registry
 
