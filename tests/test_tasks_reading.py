@@ -1,5 +1,6 @@
 """Reading of official folders, files named by hand, and hub data sets, on files written here."""
 
+import gzip
 import json
 import logging
 import re
@@ -111,6 +112,42 @@ def test_cola_training_files_have_no_column_names(tmp_path):
     assert (example.id, example.inputs, example.targets) == ("0", "sentence: Ida slept.", "<unk>")
 
 
+def test_stsb_is_read_by_its_own_columns(tmp_path):
+    names = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
+    row = '7\tmain-news\theadlines\t2016\t1030\tnone\tnone\tA hen said "tuk.\tA cock sat.'
+    text(tmp_path / "STS-B" / "dev.tsv", f"{names}\tscore\n{row}\t2.350\n")
+    text(tmp_path / "STS-B" / "test.tsv", f"{names}\n{row}\n")
+    (example,) = read_examples(get_task("stsb"), "dev", tmp_path)
+    inputs = 'sentence1: A hen said "tuk. sentence2: A cock sat.'
+    assert example == Example(inputs=inputs, targets="2.4", id="7", references=("2.4",))
+    (example,) = read_examples(get_task("stsb"), "test", tmp_path)
+    assert (example.inputs, example.targets, example.references) == (inputs, "<unk>", ())
+
+
+def test_qnli_is_read_by_its_own_columns(tmp_path):
+    rows = '0\tWho sat?\tA cock sat on "the roof.\tentailment\n1\tWhy?\tA hen.\tnot_entailment\n'
+    text(tmp_path / "QNLI" / "dev.tsv", f"index\tquestion\tsentence\tlabel\n{rows}")
+    text(tmp_path / "QNLI" / "test.tsv", "index\tquestion\tsentence\n4\tWho sat?\tA hen.\n")
+    first, second = read_examples(get_task("qnli"), "dev", tmp_path)
+    assert (first.inputs, first.targets) == ('question: Who sat? sentence: A cock sat on "the roof.', "entailment")
+    assert (second.inputs, second.targets, second.id) == ("question: Why? sentence: A hen.", "not_entailment", "1")
+    (example,) = read_examples(get_task("qnli"), "test", tmp_path)
+    assert (example.inputs, example.targets, example.id) == ("question: Who sat? sentence: A hen.", "<unk>", "4")
+
+
+def test_wnli_is_read_by_its_own_columns(tmp_path):
+    names = "index\tsentence1\tsentence2"
+    text(
+        tmp_path / "WNLI" / "train.tsv", f"{names}\tlabel\n0\tTor saw Per.\tPer saw.\t0\n1\tTor saw Per.\tTor saw.\t1\n"
+    )
+    text(tmp_path / "WNLI" / "test.tsv", f"{names}\n3\tTor saw Per.\tTor saw.\n")
+    first, second = read_examples(get_task("wnli"), "train", tmp_path)
+    assert (first.inputs, first.targets) == ("sentence1: Tor saw Per. sentence2: Per saw.", "not_entailment")
+    assert (second.targets, second.id, second.source) == ("entailment", "1", "Tor saw Per.")
+    (example,) = read_examples(get_task("wnli"), "test", tmp_path)
+    assert (example.inputs, example.targets) == ("sentence1: Tor saw Per. sentence2: Tor saw.", "<unk>")
+
+
 def test_mnli_has_two_dev_files_and_one_training_file(tmp_path):
     for number, name in enumerate(("train", "dev_matched", "dev_mismatched")):
         row = f"{number}\tIt rained.\tIt was wet {number}.\tneutral\n"
@@ -129,6 +166,78 @@ def test_the_diagnostic_sets_are_test_splits(tmp_path):
     assert read_examples(get_task("axb"), "test", tmp_path)[0].targets == "entailment"
     with pytest.raises(ValueError, match="superglue/axb has no dev split; it has test"):
         read_examples(get_task("axb"), "dev", tmp_path)
+
+
+def test_axg_is_read_by_its_own_columns(tmp_path):
+    record = {"idx": 5, "pair_id": "73", "premise": "The smith met the baker.", "hypothesis": "She baked."}
+    labels = ("not_entailment", "entailment")
+    records = [record | {"label": label, "idx": 5 + i} for i, label in enumerate(labels)]
+    jsonl(tmp_path / "superglue" / "AX-g" / "AX-g.jsonl", *records)
+    first, second = read_examples(get_task("axg"), "test", tmp_path)
+    assert first.inputs == "hypothesis: She baked. premise: The smith met the baker."
+    assert (first.targets, first.id, first.references) == ("not_entailment", "5", ("not_entailment",))
+    assert (second.targets, second.id) == ("entailment", "6")
+
+
+MRQA_CONTEXTS = {
+    "textbookqa": ("TextbookQA", "Hens lay eggs.\nThey scratch.\n\n", "Hens lay eggs . They scratch ."),
+    "newsqa": ("NewsQA", "OSLO (TUK) -- Hens lay.\n\n\n\nA cock said.", "OSLO ( TUK ) - - Hens lay . A cock said ."),
+    "triviaqa": (
+        "TriviaQA-web",
+        "[DOC] [TLE] Hens - Farm.com [PAR] Hens lay.",
+        "[ DOC ] [ TLE ] Hens - Farm . com [ PAR ] Hens lay .",
+    ),
+    "searchqa": (
+        "SearchQA",
+        "[DOC] [TLE] Hen : J! Farm [PAR] lays eggs ... [DOC] [TLE] Cock [PAR] crows",
+        "[ DOC ] [ TLE ] Hen : J ! Farm [ PAR ] lays eggs . . . [ DOC ] [ TLE ] Cock [ PAR ] crows",
+    ),
+    "hotpotqa": (
+        "HotpotQA",
+        "[PAR] [TLE] Hen (bird) [SEP] Hens lay. [PAR] [TLE] Tor [SEP] Tor has hens.",
+        "[ PAR ] [ TLE ] Hen ( bird ) [ SEP ] Hens lay . [ PAR ] [ TLE ] Tor [ SEP ] Tor has hens .",
+    ),
+    "natural_questions": (
+        "NaturalQuestionsShort",
+        "<Table> <Tr> <Th> Hen </Th> </Tr> </Table>",
+        "< Table > < Tr > < Th > Hen < / Th > < / Tr > < / Table >",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MRQA_CONTEXTS)
+def test_the_sets_of_mrqa_are_read_as_they_are_released(tmp_path, name):
+    folder, context, padded = MRQA_CONTEXTS[name]
+    answers = [{"text": "Hen", "char_spans": [[0, 2], [9, 11]], "token_spans": [[0, 0], [2, 2]]}]
+    asked = {
+        "qid": "5c1f",
+        "question": "What lays eggs?",
+        "question_tokens": [["What", 0]],
+        "detected_answers": answers,
+    }
+    record = {
+        "id": "",
+        "context": context,
+        "context_tokens": [["Hen", 0]],
+        "qas": [asked | {"answers": ["Hen", "hens"]}],
+    }
+    wanted = Example(
+        inputs=f"question: What lays eggs ? context: {padded}",
+        targets="Hen", id="5c1f", references=("Hen", "hens"), source=context,
+    )  # fmt: skip
+    task, place = get_task(name), tmp_path / "mrqa" / folder
+    lines = jsonl(tmp_path / "lines.jsonl", {"header": {"dataset": folder, "split": "dev"}}, record).read_bytes()
+    place.mkdir(parents=True)
+    (place / "dev.jsonl.gz").write_bytes(gzip.compress(lines))
+    reading = read_split(task, "dev", tmp_path)
+    assert (reading.examples, reading.num_official) == ([wanted], task.counts["dev"])
+    assert task.metrics(["the hens"], reading.examples) == {"em": 1.0, "f1": 1.0}
+    if name == "textbookqa":
+        with pytest.raises(ValueError, match="mrqa/textbookqa has no train split; it has dev"):
+            read_examples(task, "train", tmp_path)
+        return
+    (place / "train.jsonl.gz").write_bytes(gzip.compress(lines.replace(b"5c1f", b"5c20")))
+    assert [example.id for example in read_examples(task, "train", tmp_path)] == ["5c20"]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
