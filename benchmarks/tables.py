@@ -264,6 +264,23 @@ def serve_memory(results: Path) -> str:
     return "\n".join([*lines, "", f"{where(rows[-1])}."])
 
 
+STARTS = {"help": "`softprompt --help`", "predict": "`softprompt predict` on one line"}
+
+
+def startup(results: Path) -> str:
+    """Seconds until a command has ended; the newest row of each."""
+    newest = {(row["measure"], row["model"]): row for row in read(results / "startup.jsonl")}
+    if not newest:
+        return nothing_yet("benchmarks/startup.py")
+    lines = ["| command | model | median s | slowest s | wanted |", "|---|---|--:|--:|--:|"]
+    for (measure, model), row in newest.items():
+        wanted = f"{row['needed']:g}{'' if row['reached'] else ' (missed)'}"
+        shown = "" if measure == "help" else model
+        lines.append(f"| {STARTS[measure]} | {shown} | {row['seconds']:.2f} | {max(row['samples']):.2f} | {wanted} |")
+    last = [*newest.values()][-1]
+    return "\n".join([*lines, "", f"{len(last['samples'])} runs each, files in memory; {where(last)}."])
+
+
 def released(results: Path) -> str:
     """What the authors' released prompts are to score."""
     lines = ["| task | expected on dev |", "|---|---|"]
@@ -323,6 +340,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "tasks": tasks,
     "train_speed": train_speed,
     "members": members,
+    "startup": startup,
     "family": family,
     "family_curves": family_curves,
     "bundled": bundled,

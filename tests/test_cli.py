@@ -143,6 +143,7 @@ def test_asking_for_help_imports_nothing_heavy():
 def test_help_comes_at_once():
     started = time.monotonic()
     code, out, _ = done_in_a_process("--help")
+    # Wanted is 0.5 s, which benchmarks/startup.py measures; other processes share the processor of a test.
     assert time.monotonic() - started < 1.5
     assert code == 0
     assert "Teach one frozen language model many tasks by prompt tuning" in out

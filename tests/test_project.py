@@ -91,6 +91,35 @@ def test_tables_in_documents_are_those_of_the_rows(document, monkeypatch):
     assert render(text, ROOT / "results") == text, f"{document} is behind the rows; run python benchmarks/tables.py"
 
 
+def test_the_table_of_starts_says_what_was_missed(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from tables import TABLES
+
+    assert TABLES["startup"](tmp_path) == "No rows yet: `python benchmarks/startup.py` makes them."
+    row = {"measure": "help", "model": "m", "seconds": 0.2, "samples": [0.1, 0.2, 0.3], "needed": 0.5, "reached": True}
+    slow = row | {"measure": "predict", "seconds": 6.0, "samples": [6.0, 5.0, 7.0], "needed": 5.0, "reached": False}
+    where = {"device": "D (2 threads)", "dtype": "float32", "versions": {"torch": "2"}, "commit": "c"}
+    rows = [row | where | {"seconds": 9.0}, row | where, slow | where]
+    (tmp_path / "startup.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert TABLES["startup"](tmp_path).splitlines()[2:] == [
+        "| `softprompt --help` |  | 0.20 | 0.30 | 0.5 |",
+        "| `softprompt predict` on one line | m | 6.00 | 7.00 | 5 (missed) |",
+        "",
+        "3 runs each, files in memory; D (2 threads), float32, torch 2, commit c.",
+    ]
+
+
+def test_a_start_is_timed_from_outside_and_a_failed_one_is_none(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from startup import measure, timed
+
+    row = measure("help", ["--help"], "", 2)
+    assert (row["experiment"], row["needed"], len(row["samples"])) == ("startup", 0.5, 2)
+    assert row["reached"] == (row["seconds"] <= 0.5)
+    with pytest.raises(RuntimeError, match="softprompt trian failed: softprompt: no command named 'trian'"):
+        timed(["trian"])
+
+
 @pytest.mark.parametrize("document", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda p: p.name)
 def test_links_to_files_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
