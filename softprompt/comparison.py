@@ -8,7 +8,9 @@ split chooses the rate and every run's best step, and the official dev set is sc
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +41,7 @@ from softprompt.inference import Engine
 from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
 from softprompt.optimizers import PerWeight
-from softprompt.prompt_design import SHOTS, ask, designs, num_rows, shots_name
+from softprompt.prompt_design import SHOTS, ask, designs, examples_in_front, num_rows, shots_name
 from softprompt.run import (
     RunConfig,
     Split,
@@ -118,10 +120,13 @@ def compare(
 ) -> list[str]:
     """Run the methods that have no rows yet, and append theirs; what failed, a line each.
 
-    config: one task, and the steps, batch and seeds of every method. ValueError for an unknown method, before
-    anything runs. A method that fails leaves the others to go on.
+    config: one task, and the steps, batch and seeds of every method; each model, task and settings have a folder of
+    their own in `config.out`. ValueError for an unknown method, before anything runs. A method that fails leaves the
+    others to go on.
     """
     check_methods(methods)
+    (task,) = tasks_of(config)
+    config = replace(config, out=config.out / folder_of(config.model, task.name, config))
     watch = watch or Watch()
     failures = []
     for name in methods:
@@ -163,6 +168,14 @@ def settings_of_row(row: Result) -> dict[str, Any]:
     return {name: value for name, value in row.config.get("settings", {}).items() if value is not None}
 
 
+def folder_of(place: str, name: str, config: RunConfig) -> str:
+    """A folder's name of a frozen model, what is run with it, and the settings."""
+    settings = {name: repr(value) for name, value in asdict(config).items() if name not in ("out", "resume", "minutes")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    model, what = (re.sub(r"[^A-Za-z0-9.+*(), -]+", "-", text).strip("-") for text in (place, name))
+    return f"{model}-{what}-{digest}"
+
+
 def run_method(
     config: RunConfig,
     name: str,
@@ -198,6 +211,9 @@ def run_multi_task(
     selection rows chooses the rate and the step.
     """
     made = _multi_task_entry(config, watch or Watch(), load).run()
+    for row in made:
+        if "superglue/wsc" in config.task:
+            row.notes["not_run"] = {"dpr": "T5's mixture has it beside WSC, and softprompt does not read it"}
     return [replace(row, config=row.config | {"method": MULTI_TASK, "trained_on": row.task}) for row in made]
 
 
@@ -208,7 +224,10 @@ def _mixed(config: RunConfig, splits: Sequence[Split], lm: FrozenLM) -> Split:
     selection = [example for row in in_turn for example in row if example is not None]
     task = mixture([split.task for split in splits])
     targets = list(dict.fromkeys(text for e in train for text in (*(e.choices or ()), e.targets)))
-    notes = {"train": "; ".join(f"{split.task.name}: {split.notes['train']}" for split in splits)}
+    notes = {
+        "train": "; ".join(f"{split.task.name}: {split.notes['train']}" for split in splits),
+        "share_of_official": min(split.notes.get("share_of_official") or 1.0 for split in splits),
+    }
     form = format_of(config, task, lm, targets)
     return Split(task, form, train, selection, [], [], splits[0].selected_on, notes)
 
@@ -218,6 +237,9 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     split = prepare(replace(config, select="held-out") if config.select == "auto" else config, task, lm)
     if split.folds:
         raise ValueError("methods cannot be compared by cross-validation; give --select held-out or dev")
+    if config.prompt_length and len(config.prompt_length) > 1:
+        lengths = ", ".join(map(str, config.prompt_length))
+        raise ValueError(f"methods are compared at one prompt length, not at {lengths}; give one")
     return split if split.dev else _with_dev(split)
 
 
@@ -501,8 +523,12 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
         seconds = time.monotonic() - started
         told = watch.phase(f"score {split.task.name}", num_rows([best], len(split.dev)))
         (dev,) = ask(lm, split.task, [best], split.train, split.dev, split.form, context_length=length, progress=told)
+        _, taken = examples_in_front(
+            lm, split.task, split.train, split.form, best.wording, shots, best.draw, context_length=length
+        )
         about = {
             "shots": shots,
+            "shots_that_fit": taken,
             "trained_on": split.task.name,
             "chosen": best.name,
             "context_length": length,

@@ -137,12 +137,28 @@ def context(
     *,
     context_length: int,
 ) -> Float[Tensor, "p d"] | None:
-    """The embedded examples in front, each input with its target; None for none.
+    """The embedded examples in front, as `examples_in_front` has them; None for none."""
+    ids, _ = examples_in_front(lm, task, train, form, wording, shots, draw, context_length=context_length)
+    return lm.embed(torch.tensor([ids], device=lm.device))[0].float() if ids else None
+
+
+def examples_in_front(
+    lm: FrozenLM,
+    task: Task,
+    train: Sequence[Example],
+    form: TextFormat,
+    wording: Wording,
+    shots: int,
+    draw: int,
+    *,
+    context_length: int,
+) -> tuple[list[int], int]:
+    """The ids of the examples in front, each input with its target, and how many examples they are.
 
     Drawn without replacement; one that no longer fits is left out, and with -1 shots that ends them.
     """
     if not shots:
-        return None
+        return [], 0
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(draw)).tolist()
     pool = [train[i] for i in order[: 8 * shots if shots > 0 else context_length]]
     asked, form = worded(pool, form, wording, task.labels or ())
@@ -157,7 +173,7 @@ def context(
             ids, taken = ids + added, taken + 1
         if taken == shots or (shots < 0 and not fits):
             break
-    return lm.embed(torch.tensor([ids], device=lm.device))[0].float() if ids else None
+    return ids, taken
 
 
 def _scored(

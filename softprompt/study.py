@@ -10,12 +10,10 @@ grow: of several rows for one thing the newest counts (`newest`).
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -25,6 +23,7 @@ from softprompt.comparison import (
     MULTI_TASK,
     NUM_RATES,
     PROMPT_DESIGN,
+    folder_of,
     run_method,
     run_multi_task,
     settings_of,
@@ -112,7 +111,7 @@ def plan_experiment(
         for point in [known[own] for own in points or known]:
             for own, place in _places(point, model):
                 config = replace(base, model=place, **own.changes)
-                planned.append(Planned(own, model, replace(config, out=out / _folder(place, own, config))))
+                planned.append(Planned(own, model, replace(config, out=out / folder_of(place, own.name, config))))
     return planned
 
 
@@ -137,13 +136,6 @@ def _steps(model: Path, inside: str) -> list[Path]:
     """The folders of kept steps, in their order; step 0 is the model before, which has a point of its own."""
     found = {int(folder.name): folder for folder in model.glob(inside) if folder.name.isdigit()}
     return [found[step] for step in sorted(found) if step]
-
-
-def _folder(place: str, point: Point, config: RunConfig) -> str:
-    """A folder's name of the frozen model, the point and the settings."""
-    settings = {name: repr(value) for name, value in asdict(config).items() if name not in ("out", "resume", "minutes")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9.+-]+', '-', place).strip('-')}-{point.name}-{digest}"
 
 
 def run_experiment(
@@ -195,7 +187,7 @@ def _train_together(
     """Prompts of all points of one frozen model, and their rows."""
     lm = load(group[0].config)
     place = group[0].config.model
-    folder = out / "together" / _folder(place, Point("+".join(p.point.name for p in group)), base)
+    folder = out / "together" / folder_of(place, "+".join(p.point.name for p in group), base)
     trained = train_together([planned.config for planned in group], folder=folder, lm=lm, watch=watch)
     for planned, delivered in zip(group, trained, strict=True):
         append_rows(rows, _rows(name, planned, delivered, lm, watch))

@@ -61,12 +61,23 @@ def test_every_method_makes_a_row_a_seed_and_none_runs_twice(kind, base, tmp_pat
                 best = max(row.config["tried"], key=lambda one: one["score"])
                 assert row.config["learning_rate"] == best["learning_rate"]
                 assert row.config["train"]["optimizer"]["learning_rate"] == best["learning_rate"]
+            else:
+                asked, fit = row.config["shots"], row.config["shots_that_fit"]
+                assert 0 <= fit <= (asked if asked >= 0 else 600)
     assert len(found) == 2 * (len(comparison.METHODS) - 1) + 4
-    assert not list((base.out / "trials").glob("*"))
+    (folder,) = base.out.iterdir()  # one for each model, task and settings
+    assert (folder / "lora-seed-0.safetensors").is_file() and not list((folder / "trials").glob("*"))
     compare(base, comparison.METHODS, rows=rows, watch=Watch(message=told.append), load=lambda _: 1 / 0)
     assert read_rows(rows) == found and told[0] == f"prompt-tuning: its rows are in {rows}"
     # Other settings are other rows.
     assert rows_of(rows, replace(base, steps=6), "lora") == []
+
+
+def test_methods_are_compared_at_one_prompt_length(base, tmp_path):
+    failures = compare(
+        replace(base, prompt_length=(3, 5)), ["lora"], rows=tmp_path / "rows.jsonl", load=lambda _: tiny_lm("llama")
+    )
+    assert failures == ["lora: methods are compared at one prompt length, not at 3, 5; give one"]
 
 
 def test_a_prompt_of_the_comparison_is_that_of_a_run_alone(llama, base, tmp_path):
@@ -145,7 +156,7 @@ def test_an_interrupted_comparison_goes_on_inside_a_trial(base, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         compare(base, ["ia3"], rows=rows, watch=Watch(step=stop), load=lambda _: tiny_lm("llama"))
-    assert len(list((base.out / "trials" / "ia3").glob("*/checkpoint.safetensors"))) == 1
+    assert len(list(base.out.glob("*/trials/ia3/*/checkpoint.safetensors"))) == 1
     steps = []
     watch = Watch(step=lambda step, loss, tokens: steps.append(step))
     assert compare(base, ["ia3"], rows=rows, watch=watch, load=lambda _: tiny_lm("llama")) == []

@@ -437,8 +437,9 @@ def test_the_command_runs_on_a_folder_and_lists_what_there_is(data, tmp_path, ca
     lm.model.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     words = ["experiment", "figure-3b", "--models", str(tmp_path / "model"), "--tasks", "glue/sst2", "--seeds", "0,1"]
-    words += ["--data", str(data), "--quick", "--rows", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    words += ["--data", str(data), "--quick", "--out", str(tmp_path / "out")]
     assert main(words) == 0
+    assert (tmp_path / "out" / "quick.jsonl").is_file()  # not among the rows that are kept
     shown = capsys.readouterr().out
     assert "| class-labels | generate |" in shown
     assert main([*words, "--points", "uniform"]) == 0  # its rows are there

@@ -19,6 +19,7 @@ from softprompt.commands.options import (
 from softprompt.commands.terminal import Display, counted, duration, say
 
 TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
+ROWS = Path("results/study.jsonl")
 SHARED = (
     "preset", "steps", "batch_size", "optimizer", "learning_rate", "dropout", "max_train", "max_dev", "select",
     "scoring", "evaluate_every", "num_selection", "prompt_length", "init", "max_input_length", "device", "dtype",
@@ -40,8 +41,9 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", metavar="DIR", help="folder of the official files (default: the hub)")
     command.add_argument("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="(default: runs/study)")
     command.add_argument(
-        "--rows", type=Path, default=Path("results/study.jsonl"), metavar="FILE", help="(default: results/study.jsonl)"
-    )
+        "--rows", type=Path, metavar="FILE",
+        help=f"(default: {ROWS}; with --quick a file in --out, since its scores mean nothing)",
+    )  # fmt: skip
     command.add_argument("--minutes", type=float, metavar="X", help="bound on the points of one frozen model together")
     command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
     command.add_argument("--table", action="store_true", help="only print the table of the rows")
@@ -55,6 +57,7 @@ def _experiment(args: argparse.Namespace) -> int:
     if args.name is None:
         print("\n".join(f"{name:<10}  {one.TITLE}" for name, one in EXPERIMENTS.items()))
         return 0
+    args.rows = args.rows or (args.out / "quick.jsonl" if args.quick else ROWS)
     set_threads(args)
     from softprompt.evaluation import read_rows
     from softprompt.study import run_experiment, table
@@ -89,20 +92,22 @@ def _say_how_long(args: argparse.Namespace) -> None:
 
     planned = missing(args.name, args.models, _base(args), rows=args.rows, out=args.out, points=args.points)
     seconds = 0.0
-    known: dict[str, Any] = {}
+    known: dict[Any, Any] = {}
     for one in planned:
         config, place = one.config, one.config.model
-        if place not in known:
-            say(f"{place}: a few steps, to see how long it will take")
+        alike = (place, config.prompt_length)
+        if alike not in known:
+            if not any(place == other for other, _ in known):
+                say(f"{place}: a few steps, to see how long it will take")
             try:
-                known[place] = estimate(replace(config, minutes=None))
+                known[alike] = estimate(replace(config, minutes=None))
             except (ValueError, OSError) as error:  # the run will say it again, and the others go on
                 say(f"no estimate: {error}")
                 return
-        whole = replace(known[place], num_others=len(one.point.also)).total_s
+        whole = replace(known[alike], num_others=len(one.point.also)).total_s
         seconds += one.num_runs * whole / (len(config.task) * len(config.seeds))
     if args.minutes is not None:
-        seconds = min(seconds, 60 * args.minutes * len(known))
+        seconds = min(seconds, 60 * args.minutes * len({place for place, _ in known}))
     if planned:
         say(f"{counted(len(planned), 'point')} without rows: about {duration(seconds)}, scoring included")
 
