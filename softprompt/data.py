@@ -143,11 +143,27 @@ def _fit(head: list[int], body: list[int], tail: list[int], form: TextFormat) ->
 
 def encode_target(text: str, form: TextFormat, tokenizer: Tokenizer) -> list[int]:
     """The ids a model should write for `text`, with the end of sequence: labels, candidates and targets alike."""
-    if not text:
+    return _ended(_whole_targets([text], form, tokenizer)[0], form, tokenizer)
+
+
+def target_lengths(texts: Sequence[str], form: TextFormat, tokenizer: Tokenizer) -> list[int]:
+    """How many ids each text is as a target, its end of sequence included, before `max_target_length` cuts it.
+
+    Raises ValueError for an empty text, and for a sentinel that the vocabulary lacks.
+    """
+    return [len(ids) + 1 for ids in _whole_targets(texts, form, tokenizer)]
+
+
+def _whole_targets(texts: Sequence[str], form: TextFormat, tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids of each target, uncut and without its end of sequence."""
+    if not all(texts):
         raise ValueError("a target is empty; every target needs some text")
-    ids = tokenizer.encode((" " if form.leading_space else "") + text)
-    if form.sentinel != "none":
-        ids = [_sentinel(tokenizer), *ids]
+    head = [] if form.sentinel == "none" else [_sentinel(tokenizer)]
+    space = " " if form.leading_space else ""
+    return [[*head, *ids] for ids in tokenizer.encode_all([space + text for text in texts])]
+
+
+def _ended(ids: list[int], form: TextFormat, tokenizer: Tokenizer) -> list[int]:
     return [*ids[: form.max_target_length - 1], tokenizer.eos_id]
 
 
@@ -182,8 +198,9 @@ def encode_examples(
 ) -> list[Row]:
     """All examples as rows, in order."""
     encoded = encode_all_inputs([example.inputs for example in examples], form, tokenizer)
-    distinct = {example.targets: () for example in examples} if with_targets else {}
-    targets = {text: tuple(encode_target(text, form, tokenizer)) for text in distinct}
+    distinct = list({example.targets: None for example in examples}) if with_targets else []
+    whole = _whole_targets(distinct, form, tokenizer)
+    targets = {text: tuple(_ended(ids, form, tokenizer)) for text, ids in zip(distinct, whole, strict=True)}
     return [
         Row(tuple(ids), targets.get(example.targets, ()), was_cut, index)
         for index, (example, (ids, was_cut)) in enumerate(zip(examples, encoded, strict=True))

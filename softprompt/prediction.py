@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from softprompt.backbone import FrozenLM
-from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
+from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples, target_lengths
 from softprompt.evaluation import Evaluation, Result, check_scoring, ensemble, judge, predict, surroundings, vote
 from softprompt.inference import Engine, Prediction, Progress, mean_probabilities
 from softprompt.loading import load
@@ -203,14 +203,16 @@ def shared_task(cards: Sequence[Card], paths: Sequence[Path]) -> Task:
 
 def form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:
     """A card's text format, with room for the longest label (a prompt may be asked about another task)."""
-    longest = max((len(lm.tokenizer.encode(" " + label)) + 1 for label in task.labels or ()), default=4)
+    labels = task.labels or ()
     if not card.text:
         warnings.warn(f"{path} does not record its text format; {lm.name}'s usual one is taken", stacklevel=3)
-        return default_format(lm, max_target_length=longest if task.labels else 64)
-    try:
-        form = TextFormat.from_json(card.text)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        form = default_format(lm, max_target_length=4 if labels else 64)
+    else:
+        try:
+            form = TextFormat.from_json(card.text)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    longest = max(target_lengths(labels, form, lm.tokenizer), default=4)
     return replace(form, max_target_length=max(form.max_target_length, longest))
 
 

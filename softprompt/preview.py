@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from softprompt.backbone import FrozenLM
-from softprompt.data import default_format, encode_all_inputs
+from softprompt.data import default_format, encode_all_inputs, target_lengths
 from softprompt.memory import peak_bytes
 from softprompt.run import RunConfig, load_model, members_of, plan_prompts, prepare, tasks_of
 from softprompt.tasks import UNLABELLED, Example
@@ -53,9 +53,8 @@ def token_lengths(examples: Sequence[Example], lm: FrozenLM, *, max_input_length
     form = default_format(lm, max_input_length=sys.maxsize)
     encoded = encode_all_inputs([example.inputs for example in examples], form, lm.tokenizer)
     inputs = [len(text.ids) for text in encoded]
-    texts = {example.targets for example in examples if example.targets != UNLABELLED}
-    space = " " if form.leading_space else ""
-    by_text = {text: len(lm.tokenizer.encode(space + text)) + 1 for text in texts}
+    texts = list({example.targets: None for example in examples if example.targets != UNLABELLED})
+    by_text = dict(zip(texts, target_lengths(texts, form, lm.tokenizer), strict=True))
     targets = [by_text[example.targets] for example in examples if example.targets in by_text]
     return TokenLengths(
         inputs=_lengths(inputs),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM
-from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples
+from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples, target_lengths
 from softprompt.evaluation import Evaluation, Result, check_scoring, judge, predict, read_rows, surroundings, write_rows
 from softprompt.files import write_whole
 from softprompt.inference import Engine, Progress
@@ -382,7 +382,6 @@ def tasks_of(config: RunConfig) -> list[Task]:
 
 def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
     """How a run's text becomes ids; the target length is that of the longest label or training target."""
-    longest = max((len(ids) + 1 for ids in lm.tokenizer.encode_all([" " + text for text in texts])), default=32)
     changes: dict[str, Any] = {"max_input_length": config.max_input_length}
     if config.sentinel != "none":
         changes["sentinel"] = config.sentinel
@@ -392,7 +391,9 @@ def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str])
         changes |= {"chat": True, "separator": "", "leading_space": False}
     if config.inputs:
         changes |= {"inputs_template": config.inputs, "targets_template": config.targets}
-    return default_format(lm, max_target_length=min(max(longest + (config.sentinel != "none"), 4), 128), **changes)
+    form = default_format(lm, **changes)
+    longest = max(target_lengths(texts, form, lm.tokenizer), default=32)
+    return replace(form, max_target_length=min(max(longest, 4), 128))
 
 
 def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:

@@ -21,6 +21,7 @@ from softprompt.data import (
     order_of_step,
     pad,
     pad_candidates,
+    target_lengths,
 )
 from softprompt.tasks import Example
 from softprompt.tokenizer import Tokenizer
@@ -93,6 +94,15 @@ def test_a_long_target_is_cut_before_its_end_of_sequence(tokenizer):
     form = replace(T5_FORMAT, max_target_length=3)
     ids = encode_target("the film is warm", form, tokenizer)
     assert ids == [*tokenizer.encode("the film is warm")[:2], EOS]
+
+
+@pytest.mark.parametrize("changes", [{}, {"leading_space": True}, {"sentinel": "targets"}])
+def test_the_length_of_a_target_is_that_of_its_ids_before_the_cut(sentinel_tokenizer, changes):
+    form, texts = replace(T5_FORMAT, max_target_length=3, **changes), ["warm", "film", "the film is warm"]
+    whole = replace(form, max_target_length=100)
+    wanted = [len(encode_target(text, whole, sentinel_tokenizer)) for text in texts]
+    assert target_lengths(texts, form, sentinel_tokenizer) == wanted and max(wanted) > 3
+    assert target_lengths([], form, sentinel_tokenizer) == []
 
 
 def test_a_sentinel_stands_in_front_of_targets_and_is_stripped_from_answers(sentinel_tokenizer):
