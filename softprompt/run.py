@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -50,6 +51,7 @@ MODELS = {SMOLLM2: "SmolLM2-135M-Instruct, Q4_1 dequantised"}  # what rows call 
 ROWS = "results.jsonl"  # in a run's folder: one row for each prompt
 SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
 SMALL = 500  # ours, docs/design.md: below this many examples the held-out part is cross-validation folds
+MOST_TARGET_TOKENS = 512  # ours: as many as of an input; greedy decoding writes up to the longest target's length
 NUM_FOLDS = 3  # ours: members of the same run, so each costs as much as one more seed
 
 
@@ -284,6 +286,8 @@ def train_together(
             for plan in own:
                 plan.run = config.out.name
     members = members_of([plan for own in plans for plan in own], lm)
+    for split in known.values():
+        _tell_cut(split, watch)
     watch.begin(max(member.config.steps for member in members), sum(member.config.batch_size for member in members))
     folder.mkdir(parents=True, exist_ok=True)
     fitted = fit(
@@ -381,7 +385,7 @@ def tasks_of(config: RunConfig) -> list[Task]:
 
 
 def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
-    """How a run's text becomes ids; the target length is that of the longest label or training target."""
+    """How a run's text becomes ids; the target length is that of the longest label or training target, up to 512."""
     changes: dict[str, Any] = {"max_input_length": config.max_input_length}
     if config.sentinel != "none":
         changes["sentinel"] = config.sentinel
@@ -393,7 +397,7 @@ def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str])
         changes |= {"inputs_template": config.inputs, "targets_template": config.targets}
     form = default_format(lm, **changes)
     longest = max(target_lengths(texts, form, lm.tokenizer), default=32)
-    return replace(form, max_target_length=min(max(longest, 4), 128))
+    return replace(form, max_target_length=min(max(longest, 4), MOST_TARGET_TOKENS))
 
 
 def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
@@ -410,6 +414,7 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
         raise ValueError(f"{task.name} has no training examples left; give more data")
     labels = task.labels or tuple(dict.fromkeys(example.targets for example in examples))
     form = format_of(config, task, lm, labels)
+    notes["targets_cut"] = _cut_targets(task, examples, form, lm)
     if config.select == "dev":
         if not dev:
             raise ValueError(f"--select dev, but {task.name} has no dev file; give dev=FILE or use held-out")
@@ -419,6 +424,20 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
         return Split(task, form, examples, [], parts, dev, "cross-validation", notes)
     kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
     return Split(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+
+
+def _cut_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM) -> int:
+    """How many targets are longer than the format's; warns of them."""
+    texts = list(dict.fromkeys(example.targets for example in examples))
+    lengths = dict(zip(texts, target_lengths(texts, form, lm.tokenizer), strict=True))
+    num_cut = sum(lengths[example.targets] > form.max_target_length for example in examples)
+    if num_cut:
+        warnings.warn(
+            f"{num_cut:,} of {len(examples):,} training targets of {task.name} are longer than "
+            f"{form.max_target_length} tokens and are cut; make them shorter, or leave those examples out",
+            stacklevel=2,
+        )
+    return num_cut
 
 
 def dev_examples(config: RunConfig, task: Task, part: str = "dev") -> list[Example]:
@@ -731,3 +750,12 @@ def _tell_split(split: Split, watch: Watch) -> None:
     overlap = split.notes["overlap_with_dev"]
     removed = f", {overlap} left out that stand in dev" if overlap else ""
     watch.message(f"{split.task.name}: {len(split.train)} training examples, {held}, {len(split.dev)} dev{removed}")
+
+
+def _tell_cut(split: Split, watch: Watch) -> None:
+    if num_cut := split.notes["train_cut"]:
+        used, limit = split.notes["train_used"], split.form.max_input_length
+        watch.message(
+            f"{split.task.name}: {num_cut:,} of {used:,} training inputs are cut to {limit} tokens; "
+            "--max-input-length takes more of them"
+        )

@@ -1,14 +1,17 @@
 """What a run decides by itself: its data, settings, lengths, what it keeps and what it refuses, on tiny models."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import make_model, make_tokenizer
 
+from softprompt import run
 from softprompt.backbone import FrozenLM
 from softprompt.data import encode_target
+from softprompt.evaluation import read_rows
 from softprompt.prediction import open_prompts
-from softprompt.run import RunConfig, prepare, tasks_of, train
+from softprompt.run import RunConfig, Watch, prepare, tasks_of, train
 
 CHAT = "{% for message in messages %}user: {{ message['content'] }}\n{% endfor %}assistant:"
 LABELS = ("good", "bad")
@@ -26,7 +29,7 @@ def films(split, count, labels=LABELS):
 def own(folder, records=None, **changes):
     """A run on files of one's own, 30 training and 6 dev examples unless given by split."""
     records = {"train": films("train", 30), "dev": films("dev", 6)} | (records or {})
-    files = {split: [write(folder / f"{split}.jsonl", lines)] for split, lines in records.items()}
+    files = {split: [write(folder / f"{split}.jsonl", lines)] for split, lines in records.items() if lines}
     own = {"inputs": "text: {text}", "targets": "{label}", "labels": LABELS, "out": folder / "out"}
     few = {"steps": 2, "evaluate_every": 2, "num_selection": 5, "batch_size": 4, "prompt_length": (4,)}
     return RunConfig(**{"model": "tiny", "data": files, **own, **few, **changes})
@@ -58,3 +61,35 @@ def test_the_longest_label_is_written_whole_in_the_format_it_is_trained_in(tmp_p
     assert form.max_target_length == len(whole) == (9 if chat else 7)
     (made,) = train(config, lm=lm)
     assert open_prompts(made.folder, model=lm).forms == [form]
+
+
+def test_a_long_target_is_trained_whole(tmp_path, llama):
+    long = " ".join(["sea"] * 181)
+    assert len(llama.tokenizer.encode(" " + long)) == 181
+    config = own(tmp_path, {"train": [{"text": "a", "label": long}, {"text": "b", "label": "sea"}]}, labels=None)
+    split = split_of(replace(config, select="dev"), llama)
+    assert split.form.max_target_length == 182 and split.notes["targets_cut"] == 0
+    assert len(encode_target(long, split.form, llama.tokenizer)) == 182
+
+
+def test_targets_longer_than_any_answer_are_cut_counted_and_warned_of(tmp_path, t5, monkeypatch):
+    assert run.MOST_TARGET_TOKENS == 512
+    monkeypatch.setattr(run, "MOST_TARGET_TOKENS", 12)
+    labels = [" ".join(["sea"] * 20), "sea", "warm"]
+    records = [{"text": f"film {i}", "label": labels[i % 3]} for i in range(30)]
+    config = own(tmp_path, {"train": records}, labels=None, steps=1, scoring="generate")
+    with pytest.warns(UserWarning, match=r"10 of 30 training targets of own are longer than 12 tokens and are cut"):
+        train(config, lm=t5)
+    (row,) = read_rows(config.out / "results.jsonl")
+    assert row.notes["targets_cut"] == 10
+
+
+def test_cut_inputs_are_counted_and_told(tmp_path, llama):
+    records = films("train", 30)
+    records[3]["text"] = records[9]["text"] = "sea " * 60
+    told, config = [], own(tmp_path, {"train": records, "dev": []}, max_input_length=50)
+    train(config, lm=llama, watch=Watch(message=told.append))
+    assert "own: 2 of 30 training inputs are cut to 50 tokens; --max-input-length takes more of them" in told
+    told.clear()
+    train(replace(config, max_input_length=200), lm=llama, watch=Watch(message=told.append))
+    assert not [line for line in told if "cut" in line]
