@@ -207,11 +207,14 @@ def encode_examples(
     ]
 
 
-def check_length(rows: Sequence[Row], prompt_length: int, lm: FrozenLM) -> None:
-    """Raise ValueError where prompt, input and target together are longer than the model can take."""
+def check_length(rows: Sequence[Row], prompt_length: int, lm: FrozenLM, *, answer_length: int = 0) -> None:
+    """Raise ValueError where prompt, input and target together are longer than the model can take.
+
+    answer_length: the most tokens that may be written after any input, where that is more than its target.
+    """
     if lm.max_length is None or not rows:
         return
-    longest = max(row.num_tokens for row in rows)
+    longest = max(len(row.ids) + max(len(row.target), answer_length) for row in rows)
     if prompt_length + longest > lm.max_length:
         raise ValueError(
             f"prompt {prompt_length} + input and target {longest} tokens, but {lm.name} takes {lm.max_length}; "

@@ -538,7 +538,8 @@ def _initial_texts(split: Split) -> list[str]:
 def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
     """The plans as members, each after the folds (if any) that choose its step.
 
-    The folds of a setting belong to its run's first seed and serve the others too.
+    The folds of a setting belong to its run's first seed and serve the others too. Raises ValueError for rows that
+    the model cannot take, with the longest prompt and answer, whether they are trained on or scored.
     """
     members: list[Member] = []
     encoded: dict[int, tuple[list[Row], list[Row]]] = {}
@@ -547,7 +548,8 @@ def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
         key = id(plan.split)
         if key not in encoded:
             encoded[key] = _encode(plan.split, lm)
-            check_length(encoded[key][0], len(plan.values), lm)
+            longest = max(len(other.values) for other in plans if other.split is plan.split)
+            _check_lengths(plan.split, *encoded[key], longest, lm)
         group = (key, plan.run, plan.setting)
         if plan.split.folds and group not in fold_places:
             first = len(members)
@@ -564,6 +566,17 @@ def _encode(split: Split, lm: FrozenLM) -> tuple[list[Row], list[Row]]:
     split.notes["train_used"] = len(rows)
     split.notes["train_cut"] = sum(row.was_cut for row in rows)
     return rows, selection
+
+
+def _check_lengths(split: Split, rows: list[Row], selection_rows: list[Row], prompt_length: int, lm: FrozenLM) -> None:
+    """Refuse before training what the last scoring would refuse after it."""
+    check_length(rows, prompt_length, lm)
+    answer_length = split.form.max_target_length
+    if lm.max_length is None or prompt_length + split.form.max_input_length + answer_length <= lm.max_length:
+        return
+    dev = encode_examples(split.dev, split.form, lm.tokenizer, with_targets=False)
+    for scored in (rows if split.folds else selection_rows, dev):
+        check_length(scored, prompt_length, lm, answer_length=answer_length)
 
 
 def _fold_members(plan: Plan, lm: FrozenLM) -> list[Member]:

@@ -197,6 +197,9 @@ def test_rows_longer_than_the_model_can_take_are_refused():
     check_length(rows, 54, llama)
     with pytest.raises(ValueError, match=r"prompt 55 \+ input and target 202 tokens, but tiny-llama takes 256; use a"):
         check_length(rows, 55, llama)
+    with pytest.raises(ValueError, match=r"prompt 54 \+ input and target 203 tokens"):
+        check_length(rows, 54, llama, answer_length=3)
+    check_length(rows, 54, llama, answer_length=2)
     check_length(rows, 500, tiny_lm("t5"))
     check_length([], 500, llama)
 

@@ -4,14 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from conftest import make_model, make_tokenizer
+from conftest import make_model, make_tokenizer, tiny_lm
 
 from softprompt import run
 from softprompt.backbone import FrozenLM
-from softprompt.data import encode_target
+from softprompt.data import encode_examples, encode_target
 from softprompt.evaluation import read_rows
 from softprompt.prediction import open_prompts
-from softprompt.run import RunConfig, Watch, prepare, tasks_of, train
+from softprompt.run import RunConfig, Watch, members_of, plan_prompts, prepare, tasks_of, train
 
 CHAT = "{% for message in messages %}user: {{ message['content'] }}\n{% endfor %}assistant:"
 LABELS = ("good", "bad")
@@ -47,6 +47,37 @@ def chatty():
 
 
 # Lengths --------------------------------------------------------------------------------------------------------
+
+
+LONG = "sea " * 240  # with a prompt of 4 rows, the template and an answer, more than the 256 tokens of these models
+
+
+@pytest.mark.parametrize(
+    ("where", "select"),
+    [("dev", "held-out"), ("dev", "dev"), ("train", "held-out"), ("train", "cross-validation")],
+)
+@pytest.mark.parametrize("scoring", ["rank", "generate"])
+def test_a_row_that_the_model_cannot_take_is_refused_before_training(tmp_path, where, select, scoring):
+    lm = tiny_lm("gpt2")
+    records = {"train": films("train", 30), "dev": films("dev", 6)}
+    records[where][-1]["text"] = LONG
+    config = own(tmp_path, records, select=select, scoring=scoring)
+    with pytest.raises(ValueError, match=r"prompt 4 \+ input and target \d+ tokens, but tiny-gpt2 takes 256; use a"):
+        train(config, lm=lm)
+    assert not config.out.exists()
+
+
+def test_room_for_a_written_answer_and_for_the_longest_prompt_is_asked_for_before_training(tmp_path):
+    """The targets are shorter than what may be written; and of two prompt lengths, the first alone would fit."""
+    lm, labels = tiny_lm("gpt2"), ("sea", "a warm and funny story of the sea")
+    records = {"dev": films("dev", 1, labels), "train": films("train", 30, labels)}
+    config = own(tmp_path, records, labels=labels, init="uniform")
+    split = split_of(config, lm)
+    taken = len(encode_examples(split.dev, split.form, lm.tokenizer)[0].ids) + split.form.max_target_length
+    longest = 256 - taken
+    members_of(plan_prompts(replace(config, prompt_length=(4, longest)), split, lm), lm)
+    with pytest.raises(ValueError, match=rf"prompt {longest + 1} \+ input and target {taken} tokens"):
+        members_of(plan_prompts(replace(config, prompt_length=(4, longest + 1)), split, lm), lm)
 
 
 @pytest.mark.parametrize("chat", [True, False])
