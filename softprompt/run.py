@@ -27,7 +27,7 @@ from softprompt.evaluation import Evaluation, Result, check_scoring, judge, pred
 from softprompt.files import write_whole
 from softprompt.inference import Engine, Progress
 from softprompt.loading import SMOLLM2, load
-from softprompt.optimizers import Adafactor, AdamW, optimizer
+from softprompt.optimizers import Adafactor, AdamW, Optimizer, kind_of
 from softprompt.prompt import Card, SoftPrompt, initial_prompt, save_prompt
 from softprompt.tasks import (
     Example,
@@ -509,19 +509,26 @@ def _train_config(config: RunConfig, split: Split, lm: FrozenLM) -> TrainConfig:
         for name in ("steps", "batch_size", "evaluate_every", "patience", "num_selection", "scoring", "dropout")
         if getattr(config, name) is not None
     }
-    if lm.is_encoder_decoder and config.preset == "fast":
-        # Its AdamW rate was chosen on a decoder-only model; T5's embeddings are larger, so the paper's optimizer.
-        given["optimizer"] = Adafactor()
     if not lm.is_encoder_decoder:
         given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
     if split.selected_on == "dev":
         given.setdefault("num_selection", len(split.dev))
     if split.task.labels is None and not any(example.choices for example in split.train[:1]):
         given.setdefault("scoring", "generate")
-    if config.optimizer is not None:
-        given["optimizer"] = optimizer(config.optimizer, learning_rate=preset.optimizer.learning_rate)
-    changed = replace(preset, **given)
+    changed = replace(preset, optimizer=_optimizer(config, lm.is_encoder_decoder), **given)
     return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
+
+
+def _optimizer(config: RunConfig, is_encoder_decoder: bool) -> Optimizer:
+    """The preset's with all its settings; if it is of another kind than asked for, the preset's that is of that kind.
+
+    The fast preset's AdamW rate was chosen on a decoder-only model; T5's embeddings are larger, so there it is the
+    paper's Adafactor.
+    """
+    paper, fast = (PRESETS[name].train.optimizer for name in ("paper", "fast"))
+    usual = paper if config.preset == "fast" and is_encoder_decoder else PRESETS[config.preset].train.optimizer
+    wanted = type(usual) if config.optimizer is None else kind_of(config.optimizer)
+    return next(one for one in (usual, paper, fast) if isinstance(one, wanted))
 
 
 def _usual_init(preset: Preset, split: Split) -> str:

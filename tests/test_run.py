@@ -10,6 +10,7 @@ from softprompt import run
 from softprompt.backbone import FrozenLM
 from softprompt.data import encode_examples, encode_target
 from softprompt.evaluation import read_rows
+from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prediction import open_prompts
 from softprompt.run import RunConfig, Watch, members_of, plan_prompts, prepare, tasks_of, train
 
@@ -124,3 +125,36 @@ def test_cut_inputs_are_counted_and_told(tmp_path, llama):
     told.clear()
     train(replace(config, max_input_length=200), lm=llama, watch=Watch(message=told.append))
     assert not [line for line in told if "cut" in line]
+
+
+# Settings -------------------------------------------------------------------------------------------------------
+
+FAST = AdamW(learning_rate=0.03, schedule="linear", warmup_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset", "asked", "wanted"),
+    [
+        ("llama", "fast", None, FAST),
+        ("llama", "fast", "adamw", FAST),
+        ("llama", "fast", "adafactor", Adafactor(learning_rate=0.3)),
+        ("t5", "fast", None, Adafactor(learning_rate=0.3)),
+        ("t5", "fast", "adafactor", Adafactor(learning_rate=0.3)),
+        ("t5", "fast", "adamw", FAST),
+        ("t5", "paper", "adafactor", Adafactor(learning_rate=0.3)),
+        ("t5", "paper", "adamw", FAST),
+        ("t5", "google-code", "adafactor", Adafactor(learning_rate=0.3, step_offset=1_100_000)),
+        ("t5", "google-code", "adamw", FAST),
+    ],
+)
+def test_an_optimizer_asked_for_keeps_its_presets_other_settings(tmp_path, kind, preset, asked, wanted):
+    lm, config = tiny_lm(kind), own(tmp_path, preset=preset, optimizer=asked)
+    (plan,) = plan_prompts(config, split_of(config, lm), lm)
+    assert plan.train.optimizer == wanted
+    (slower,) = plan_prompts(replace(config, learning_rate=(0.01,)), split_of(config, lm), lm)
+    assert slower.train.optimizer == replace(wanted, learning_rate=0.01)
+
+
+def test_an_optimizer_one_letter_off_is_refused_before_training(tmp_path, llama):
+    with pytest.raises(ValueError, match="no optimizer is named 'adamv'; did you mean 'adamw'"):
+        train(own(tmp_path, optimizer="adamv"), lm=llama)
