@@ -418,9 +418,11 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     if config.select == "dev":
         if not dev:
             raise ValueError(f"--select dev, but {task.name} has no dev file; give dev=FILE or use held-out")
-        return Split(task, form, examples, dev, [], dev, "dev", notes)
+        return Split(task, form, examples, _shuffled_groups(dev), [], dev, "dev", notes)
     if config.select == "cross-validation" or (config.select == "auto" and len(examples) < SMALL):
-        parts = folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
+        parts = [
+            (kept, _shuffled_groups(held)) for kept, held in folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
+        ]
         return Split(task, form, examples, [], parts, dev, "cross-validation", notes)
     kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
     return Split(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)

@@ -1,7 +1,10 @@
 """What a run decides by itself: its data, settings, lengths, what it keeps and what it refuses, on tiny models."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 
 import pytest
 from conftest import make_model, make_tokenizer, tiny_lm
@@ -125,6 +128,36 @@ def test_cut_inputs_are_counted_and_told(tmp_path, llama):
     told.clear()
     train(replace(config, max_input_length=200), lm=llama, watch=Watch(message=told.append))
     assert not [line for line in told if "cut" in line]
+
+
+# Selection ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("select", ["held-out", "cross-validation", "dev"])
+def test_the_rows_that_are_scored_first_have_every_label_whatever_the_order_of_the_file(tmp_path, llama, select):
+    records = {
+        name: sorted(films(name, count), key=itemgetter("label")) for name, count in (("train", 600), ("dev", 90))
+    }
+    split = split_of(own(tmp_path, records, select=select), llama)
+    parts = [held for _, held in split.folds] or [split.selection]
+    for part in parts:
+        labels = Counter(example.targets for example in part[:30])
+        assert len(labels) == 2 and min(labels.values()) >= 8
+    assert [len(part) for part in parts] == {"held-out": [60], "cross-validation": [200] * 3, "dev": [90]}[select]
+    assert [example.id for example in split.dev] == [str(n) for n in range(1, 91)], "dev is scored in its own order"
+
+
+@pytest.mark.parametrize("select", ["held-out", "cross-validation", "dev"])
+def test_selection_rows_that_are_scored_together_stand_side_by_side(tmp_path, llama, select):
+    records = {
+        name: [line | {"question": f"{name} {i // 5}"} for i, line in enumerate(films(name, count))]
+        for name, count in (("train", 600), ("dev", 90))
+    }
+    config = own(tmp_path, records, select=select, group_by="question", metric="em")
+    split = split_of(config, llama)
+    for part in [held for _, held in split.folds] or [split.selection]:
+        runs = [group for group, _ in groupby(part, key=lambda example: example.group)]
+        assert len(runs) == len(set(runs)) == len(part) / 5
 
 
 # Settings -------------------------------------------------------------------------------------------------------
