@@ -139,7 +139,7 @@ class Other:
 
 
 def vote(task: Task, example: Example, predictions: Sequence[Prediction]) -> Prediction:
-    """The ensemble's answer (paper, section 6): the majority of the members' post-processed answers.
+    """The ensemble's answer (paper, section 6): the majority of the members' post-processed answers (`Task.answer`).
 
     An illegal answer votes for nothing. Ties, on which the paper is silent, go to the answer with the higher
     summed log-probability. The text is that of the winning answer's most confident member.

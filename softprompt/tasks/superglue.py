@@ -240,18 +240,22 @@ def wsc_answer(prediction: str, example: Example) -> str | None:
     """'True' if the prediction names the example's referent, else 'False'; None if it says nothing.
 
     It does if the words of one are among the words of the other, without determiners and capitals; never if
-    just one of them has an apostrophe ("Bob" is not "Bob's hat").
+    just one of them has an apostrophe ("Bob" is not "Bob's hat"). Where the referent is unknown, as in a finished
+    line, the answer is the prediction's own words.
     """
     words, wanted = _wsc_words(prediction), _wsc_words(example.targets)
     if not words:
         return None
+    if example.targets in ("", UNLABELLED):
+        return " ".join(words)
     if ("'" in prediction) != ("'" in example.targets):
         return "False"
-    return str(words <= wanted or wanted <= words)
+    return str(words.keys() <= wanted.keys() or wanted.keys() <= words.keys())
 
 
-def _wsc_words(text: str) -> set[str]:
-    return set(text.strip().lower().split()) - DETERMINERS
+def _wsc_words(text: str) -> dict[str, None]:
+    """The text's words, each once and in their order, without determiners and capitals."""
+    return {word: None for word in text.lower().split() if word not in DETERMINERS}
 
 
 def _rte_like(name: str, premise: str, hypothesis: str, **fields: Any) -> Task:
