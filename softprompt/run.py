@@ -268,8 +268,9 @@ def train_together(
     """Train the prompts of several runs over one copy of the model, such as the points of an ablation.
 
     Each run chooses and delivers as it would alone, into its own `out`. folder: for the checkpoint they share.
-    The first run's `minutes` and `resume` hold for all. Raises ValueError as `train` does, and for runs of different
-    models or machines, or with one `out`.
+    The first run's `minutes` and `resume` hold for all. A prompt that stopped before its first score is not delivered.
+    Raises ValueError as `train` does, for runs of different models or machines, or with one `out`, and if no prompt
+    is left.
     """
     _check_together(configs)
     watch = watch or Watch()
@@ -302,10 +303,13 @@ def train_together(
         on_phase=watch.phase,
     )
     by_name = {(member.run, member.name): result for member, result in zip(members, fitted, strict=True)}
-    return [
+    delivered = [
         _deliver(config, lm, own_splits, [(plan, by_name[plan.run, plan.name]) for plan in own], watch)
         for config, own_splits, own in zip(configs, splits, plans, strict=True)
     ]
+    if not any(delivered):
+        raise ValueError(_nothing_left([by_name[plan.run, plan.name] for own in plans for plan in own]))
+    return delivered
 
 
 SHARED = ("model", "device", "dtype", "quantize", "checkpoint_activations", "compile", "minutes", "resume")
@@ -342,17 +346,31 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Spli
 def _deliver(
     config: RunConfig, lm: FrozenLM, splits: Sequence[Split], trained: Sequence[tuple[Plan, Fitted]], watch: Watch
 ) -> list[Trained]:
-    """Choose each task's setting, save its prompts, and score them once."""
+    """Choose each task's setting, save its prompts, and score them once. What stopped before a score is not saved."""
     several = len(splits) > 1 or len(config.seeds) > 1
     config.out.mkdir(parents=True, exist_ok=True)
     delivered = []
     for split in splits:
         own = [(plan, fitted) for plan, fitted in trained if plan.split is split]
         chosen = _choose(own)
-        kept = [_keep(config, lm, plan, fitted, several) for plan, fitted in own if plan.setting == chosen]
+        left = [(plan, fitted) for plan, fitted in own if plan.setting == chosen and not _is_lost(fitted)]
+        kept = [_keep(config, lm, plan, fitted, several) for plan, fitted in left]
         _write_settings(config.out, own, chosen)
-        delivered += _score_once(config, lm, split, kept, watch) if split.dev else [trained for _, trained in kept]
+        scored = split.dev and kept
+        delivered += _score_once(config, lm, split, kept, watch) if scored else [trained for _, trained in kept]
     return delivered
+
+
+def _is_lost(fitted: Fitted) -> bool:
+    """Whether a prompt stopped before its first score, so that what there is of it is untrained."""
+    return fitted.stopped is not None and fitted.step == 0
+
+
+def _nothing_left(fitted: Sequence[Fitted]) -> str:
+    return (
+        f"no prompt is left to save: {len(fitted)} of {len(fitted)} stopped before a first score "
+        f"({fitted[0].stopped}); try a lower --learning-rate"
+    )
 
 
 def load_model(config: RunConfig) -> FrozenLM:
@@ -624,11 +642,11 @@ def _member(
 
 
 def _choose(trained: Sequence[tuple[Plan, Fitted]]) -> tuple[int, float]:
-    """The setting with the best mean selection score over its seeds; the first, where nothing was scored."""
+    """The setting with the best mean selection score over its seeds; one that lost a seed comes after all others."""
     scores: dict[tuple[int, float], list[float]] = {}
     for plan, fitted in trained:
         scores.setdefault(plan.setting, []).append(float("-inf") if fitted.score is None else fitted.score)
-    return max(scores, key=lambda setting: fmean(scores[setting]))
+    return max(scores, key=lambda setting: (fmean(scores[setting]), max(scores[setting])))
 
 
 def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: tuple[int, float]) -> None:

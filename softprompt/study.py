@@ -309,6 +309,8 @@ def _rows(name: str, planned: Planned, delivered: Sequence[Trained], lm: FrozenL
     made = []
     for task_name in config.task:
         own = [one for one in delivered if one.prompt.card.task == task_name]
+        if not own:  # all its prompts stopped before a first score, which was told
+            continue
         task = get_task(task_name)
         examples = dev_examples(config, task)
         first = written[task_name, own[0].prompt.card.seed]

@@ -377,7 +377,8 @@ class _Run:
     def _stop(self, state: _State, i: int, why: str) -> None:
         state.alive[i] = False
         state.fitted[i].stopped = why
-        kept = f"its best {self.method.noun} (step {state.fitted[i].step}) is kept"
+        best = state.fitted[i].step
+        kept = f"its best {self.method.noun} (step {best}) is kept" if best else "it had no score yet"
         self.on_message(f"{self.members[i].title} stopped: {why}; {kept}; try a lower --learning-rate")
 
     # Selection --------------------------------------------------------------------------------------------

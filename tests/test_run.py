@@ -7,7 +7,9 @@ from itertools import groupby
 from operator import itemgetter
 
 import pytest
+import torch
 from conftest import make_model, make_tokenizer, tiny_lm
+from test_training import spoil
 
 from softprompt import run
 from softprompt.backbone import FrozenLM
@@ -15,7 +17,7 @@ from softprompt.data import encode_examples, encode_target
 from softprompt.evaluation import read_rows
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prediction import open_prompts
-from softprompt.run import RunConfig, Watch, members_of, plan_prompts, prepare, tasks_of, train
+from softprompt.run import RunConfig, Watch, members_of, plan_prompts, prepare, tasks_of, train, train_together
 
 CHAT = "{% for message in messages %}user: {{ message['content'] }}\n{% endfor %}assistant:"
 LABELS = ("good", "bad")
@@ -191,3 +193,47 @@ def test_an_optimizer_asked_for_keeps_its_presets_other_settings(tmp_path, kind,
 def test_an_optimizer_one_letter_off_is_refused_before_training(tmp_path, llama):
     with pytest.raises(ValueError, match="no optimizer is named 'adamv'; did you mean 'adamw'"):
         train(own(tmp_path, optimizer="adamv"), lm=llama)
+
+
+# What stops at once ---------------------------------------------------------------------------------------------
+
+
+def settings_of(folder):
+    return [json.loads(line) for line in (folder / "own.settings.jsonl").read_text().splitlines()]
+
+
+def test_a_run_whose_every_prompt_stops_at_once_saves_none_and_is_an_error(tmp_path, llama, monkeypatch):
+    spoil(monkeypatch, prompt=0, steps=[1], times=torch.nan)
+    config, told = own(tmp_path, select="held-out"), []
+    with pytest.raises(
+        ValueError, match=r"^no prompt is left to save: 1 of 1 stopped before a first score \(the loss at"
+    ):
+        train(config, lm=llama, watch=Watch(message=told.append))
+    assert told[-1] == (
+        "own p4 lr0.03 seed0 stopped: the loss at step 1 is no longer a number; it had no score yet; "
+        "try a lower --learning-rate"
+    )
+    assert [path.name for path in config.out.iterdir()] == ["own.settings.jsonl"]
+    assert [line["stopped"] for line in settings_of(config.out)] == ["the loss at step 1 is no longer a number"]
+
+
+def test_a_seed_that_stops_at_once_is_left_out_and_the_others_are_kept(tmp_path, llama, monkeypatch):
+    spoil(monkeypatch, prompt=1, steps=[1], times=torch.nan)
+    config = own(tmp_path, select="held-out", seeds=(0, 1, 2))
+    assert [one.prompt.card.seed for one in train(config, lm=llama)] == [0, 2]
+    assert [row.seed for row in read_rows(config.out / "results.jsonl")] == [0, 2]
+    assert sorted(path.name for path in config.out.iterdir() if path.is_dir()) == ["own-seed-0", "own-seed-2"]
+
+
+def test_a_setting_that_lost_a_seed_is_not_chosen_where_another_lost_none(tmp_path, llama, monkeypatch):
+    spoil(monkeypatch, prompt=0, steps=[1], times=torch.nan)  # the first rate's first seed
+    config = own(tmp_path, select="held-out", seeds=(0, 1), learning_rate=(0.01, 0.02))
+    assert [one.prompt.card.recipe["optimizer"]["learning_rate"] for one in train(config, lm=llama)] == [0.02, 0.02]
+
+
+def test_runs_together_go_on_where_one_stops_at_once(tmp_path, llama, monkeypatch):
+    spoil(monkeypatch, prompt=0, steps=[1], times=torch.nan)
+    config = own(tmp_path, select="held-out")
+    configs = [replace(config, out=tmp_path / name) for name in ("lost", "kept")]
+    lost, (kept,) = train_together(configs, folder=tmp_path / "both", lm=llama)
+    assert lost == [] and kept.folder == tmp_path / "kept" and kept.fitted.step == 2
