@@ -46,13 +46,23 @@ def candidates_of(
     task: Task, example: Example, form: TextFormat, tokenizer: Any, known: dict[str, list[int]]
 ) -> tuple[tuple[str, ...], list[list[int]]]:
     """The candidates of an example, as text and as ids. ValueError for a task that has none."""
-    texts = example.choices or task.labels
-    if not texts:
-        raise ValueError(f"{task.name} has free-text targets, nothing to rank; use --scoring generate")
+    check_can_rank(task, [example])
+    texts = example.choices or task.labels or ()
     for text in texts:
         if text not in known:
             known[text] = encode_target(text, form, tokenizer)
     return texts, [known[text] for text in texts]
+
+
+def can_rank(task: Task, examples: Sequence[Example]) -> bool:
+    """Whether every example has candidates: the task's labels, or choices of its own."""
+    return bool(task.labels) or all(example.choices for example in examples)
+
+
+def check_can_rank(task: Task, examples: Sequence[Example]) -> None:
+    """ValueError unless every example has candidates."""
+    if not can_rank(task, examples):
+        raise ValueError(f"{task.name} has free-text targets, nothing to rank; use --scoring generate")
 
 
 def predict(

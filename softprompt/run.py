@@ -23,7 +23,18 @@ from torch import Tensor
 
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples, target_lengths
-from softprompt.evaluation import Evaluation, Result, check_scoring, judge, predict, read_rows, surroundings, write_rows
+from softprompt.evaluation import (
+    Evaluation,
+    Result,
+    can_rank,
+    check_can_rank,
+    check_scoring,
+    judge,
+    predict,
+    read_rows,
+    surroundings,
+    write_rows,
+)
 from softprompt.files import write_whole
 from softprompt.inference import Engine, Progress
 from softprompt.loading import SMOLLM2, load
@@ -498,7 +509,7 @@ class Plan:
 
 
 def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
-    """One plan for each setting and seed."""
+    """One plan for each setting and seed. ValueError for settings that the task or the model cannot have."""
     preset = PRESETS[config.preset]
     base = _train_config(config, split, lm)
     lengths = config.prompt_length or (preset.prompt_length,)
@@ -533,8 +544,11 @@ def _train_config(config: RunConfig, split: Split, lm: FrozenLM) -> TrainConfig:
         given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
     if split.selected_on == "dev":
         given.setdefault("num_selection", len(split.dev))
-    if split.task.labels is None and not any(example.choices for example in split.train[:1]):
-        given.setdefault("scoring", "generate")
+    scored = [*split.train, *split.selection, *split.dev]
+    if config.scoring == "rank":
+        check_can_rank(split.task, scored)
+    elif not can_rank(split.task, scored):
+        given["scoring"] = "generate"
     changed = replace(preset, optimizer=_optimizer(config, lm.is_encoder_decoder), **given)
     return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
 

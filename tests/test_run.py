@@ -13,11 +13,12 @@ from test_training import spoil
 
 from softprompt import run
 from softprompt.backbone import FrozenLM
-from softprompt.data import encode_examples, encode_target
+from softprompt.data import default_format, encode_examples, encode_target
 from softprompt.evaluation import read_rows
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prediction import open_prompts
-from softprompt.run import RunConfig, Watch, members_of, plan_prompts, prepare, tasks_of, train, train_together
+from softprompt.run import RunConfig, Split, Watch, members_of, plan_prompts, prepare, tasks_of, train, train_together
+from softprompt.tasks import Example, get_task, mixed, mixture
 
 CHAT = "{% for message in messages %}user: {{ message['content'] }}\n{% endfor %}assistant:"
 LABELS = ("good", "bad")
@@ -193,6 +194,27 @@ def test_an_optimizer_asked_for_keeps_its_presets_other_settings(tmp_path, kind,
 def test_an_optimizer_one_letter_off_is_refused_before_training(tmp_path, llama):
     with pytest.raises(ValueError, match="no optimizer is named 'adamv'; did you mean 'adamw'"):
         train(own(tmp_path, optimizer="adamv"), lm=llama)
+
+
+def test_free_text_cannot_be_ranked_and_is_told_so_before_training(tmp_path, llama):
+    config = own(tmp_path, labels=None, scoring="rank")
+    with pytest.raises(ValueError, match="own has free-text targets, nothing to rank; use --scoring generate"):
+        train(config, lm=llama)
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "scoring"), [(("wsc",), "generate"), (("boolq",), "rank"), (("boolq", "wsc"), "generate")]
+)
+def test_a_mixture_is_ranked_only_if_all_of_its_rows_can_be(tmp_path, llama, tasks, scoring):
+    known = [get_task(name) for name in tasks]
+    rows = [mixed(task, Example(inputs="text", targets="True", id="1", references=("True",))) for task in known]
+    split = Split(mixture(known), default_format(llama), rows, [], [], [], "held-out")
+    (plan,) = plan_prompts(own(tmp_path, init="vocab"), split, llama)
+    assert plan.train.scoring == scoring
+    if scoring == "generate":
+        with pytest.raises(ValueError, match="has free-text targets, nothing to rank; use --scoring generate"):
+            plan_prompts(own(tmp_path, init="vocab", scoring="rank"), split, llama)
 
 
 # What stops at once ---------------------------------------------------------------------------------------------
