@@ -430,12 +430,15 @@ def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str])
 
 
 def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
-    """Training, selection and dev examples; what overlaps dev has left the training part."""
+    """Training, selection and dev examples; what overlaps dev or test has left the training part."""
     reading = read_split(task, "train", config.data)
-    dev = read_split(task, "dev", config.data).examples if has_split(task, "dev", config.data) else []
-    examples, overlap = without_overlap(reading.examples, dev)
-    dev = _at_most(dev, config.max_dev)
-    notes: dict[str, Any] = {"train": reading.note, "share_of_official": reading.share, "overlap_with_dev": overlap}
+    examples = reading.examples
+    notes: dict[str, Any] = {"train": reading.note, "share_of_official": reading.share}
+    scored: dict[str, list[Example]] = {}
+    for part in ("dev", "test"):
+        scored[part] = read_split(task, part, config.data).examples if has_split(task, part, config.data) else []
+        examples, notes[f"overlap_with_{part}"] = without_overlap(examples, scored[part])
+    dev = _at_most(scored["dev"], config.max_dev)
     if config.max_train is not None:
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
         examples = [examples[i] for i in order[: config.max_train]]
@@ -801,8 +804,8 @@ def _tell_split(split: Split, watch: Watch) -> None:
         else "dev chooses the step"
     )
     watch.message(f"{split.task.name}: {split.notes['train']}")
-    overlap = split.notes["overlap_with_dev"]
-    removed = f", {overlap} left out that stand in dev" if overlap else ""
+    overlaps = {part: split.notes[f"overlap_with_{part}"] for part in ("dev", "test")}
+    removed = "".join(f", {count} left out that stand in {part}" for part, count in overlaps.items() if count)
     watch.message(f"{split.task.name}: {len(split.train)} training examples, {held}, {len(split.dev)} dev{removed}")
 
 

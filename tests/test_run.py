@@ -133,6 +133,35 @@ def test_cut_inputs_are_counted_and_told(tmp_path, llama):
     assert not [line for line in told if "cut" in line]
 
 
+# Leaks ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_stands_in_dev_or_test_is_not_trained_on_and_is_counted_and_told(tmp_path, llama):
+    train_records, dev = films("train", 30), films("dev", 6)
+    train_records[2]["text"] = "Dev film 0, is WARM!"
+    train_records[5]["text"], train_records[6]["text"] = "test film 1 is warm.", "Test film 3 is warm"
+    test = [{"text": f"test film {i} is warm"} for i in range(4)]  # without labels, as official test files are
+    told, config = [], own(tmp_path, {"train": train_records, "dev": dev, "test": test}, max_dev=2)
+    train(config, lm=llama, watch=Watch(message=told.append))
+    counts = "27 training examples, 3 folds, 2 dev, 1 left out that stand in dev, 2 left out that stand in test"
+    assert f"own: {counts}" in told
+    (row,) = read_rows(config.out / "results.jsonl")
+    assert (row.notes["overlap_with_dev"], row.notes["overlap_with_test"], row.notes["train_used"]) == (1, 2, 27)
+    split = split_of(config, llama)
+    assert {"3", "6", "7"}.isdisjoint(example.id for example in split.train)
+
+
+def test_a_task_without_a_test_file_loses_nothing_to_it(tmp_path, llama):
+    split = split_of(own(tmp_path), llama)
+    assert (split.notes["overlap_with_test"], len(split.train)) == (0, 30)
+
+
+@pytest.mark.parametrize(("task", "dev", "test"), [("glue/sst2", 5, 10), ("glue/mrpc", 0, 6)])
+def test_official_training_files_lose_what_stands_in_their_dev_and_test_files(data_folder, llama, task, dev, test):
+    split = split_of(RunConfig(model="tiny", task=(task,), data=data_folder), llama)
+    assert (split.notes["overlap_with_dev"], split.notes["overlap_with_test"]) == (dev, test)
+
+
 # Selection ------------------------------------------------------------------------------------------------------
 
 
