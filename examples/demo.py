@@ -9,13 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from softprompt.backbone import FrozenLM
 from softprompt.prediction import open_prompts, predict_records
-from softprompt.prompt import initial_prompt
-from softprompt.run import RunConfig, Trained, Watch, evaluate, load_model, prepare, tasks_of, train
+from softprompt.run import RunConfig, Trained, Watch, evaluate, load_model, plan_prompts, prepare, tasks_of, train
 
 HERE = Path(__file__).parent / "customer_messages"
 INTENTS = ("billing", "cancel", "delivery", "login", "praise", "refund", "sales question", "technical")
@@ -83,15 +81,8 @@ def summary(lm: FrozenLM, delivered: Trained, before: float) -> list[str]:
 def score_untrained(config: RunConfig, lm: FrozenLM) -> float:
     """Dev accuracy of the prompt that training starts from."""
     split = prepare(config, tasks_of(config)[0], lm)
-    values, _ = initial_prompt(
-        "class-labels",
-        embeddings=lm.embeddings,
-        tokenizer=lm.tokenizer,
-        length=20,
-        labels=INTENTS,
-        generator=torch.Generator().manual_seed(0),
-    )
-    return evaluate(lm, [values], split.task, split.dev, split.form)[0].headline
+    start = plan_prompts(config, split, lm)[0].values
+    return evaluate(lm, [start], split.task, split.dev, split.form)[0].headline
 
 
 def watch_with(bar: tqdm) -> Watch:

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,20 @@ from softprompt.data import default_format, encode_examples, encode_target
 from softprompt.evaluation import read_rows
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prediction import open_prompts
-from softprompt.run import RunConfig, Split, Watch, members_of, plan_prompts, prepare, tasks_of, train, train_together
+from softprompt.run import (
+    RunConfig,
+    Split,
+    Watch,
+    evaluate,
+    members_of,
+    plan_prompts,
+    prepare,
+    tasks_of,
+    train,
+    train_together,
+)
 from softprompt.tasks import Example, get_task, mixed, mixture
+from softprompt.training import fit
 
 CHAT = "{% for message in messages %}user: {{ message['content'] }}\n{% endfor %}assistant:"
 LABELS = ("good", "bad")
@@ -244,6 +257,23 @@ def test_a_mixture_is_ranked_only_if_all_of_its_rows_can_be(tmp_path, llama, tas
     if scoring == "generate":
         with pytest.raises(ValueError, match="has free-text targets, nothing to rank; use --scoring generate"):
             plan_prompts(own(tmp_path, init="vocab", scoring="rank"), split, llama)
+
+
+def test_the_demo_scores_the_prompt_that_training_starts_from(tmp_path, llama, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
+    import demo
+
+    scored, started = [], []
+    monkeypatch.setattr(
+        demo, "evaluate", lambda lm, prompts, *rest: scored.extend(prompts) or evaluate(lm, prompts, *rest)
+    )
+    monkeypatch.setattr(run, "fit", lambda lm, members, **rest: started.extend(members) or fit(lm, members, **rest))
+    config = own(tmp_path, select="held-out")
+    before = demo.score_untrained(config, llama)
+    train(config, lm=llama)
+    assert torch.equal(scored[0], started[0].values) and 0 <= before <= 1
+    # Class labels, with the space they have as targets.
+    assert torch.allclose(scored[0][1], llama.embeddings[llama.tokenizer.encode(" bad")].mean(0))
 
 
 # What stops at once ---------------------------------------------------------------------------------------------
