@@ -1,6 +1,7 @@
 """What a run decides by itself: its data, settings, lengths, what it keeps and what it refuses, on tiny models."""
 
 import json
+import random
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
@@ -10,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_model, make_tokenizer, tiny_lm
-from test_training import spoil
+from test_training import spoil, taught
 
 from softprompt import run
 from softprompt.backbone import FrozenLM
 from softprompt.data import default_format, encode_examples, encode_target
 from softprompt.evaluation import read_rows
 from softprompt.optimizers import Adafactor, AdamW
-from softprompt.prediction import open_prompts
+from softprompt.prediction import evaluate_prompts, open_prompts
 from softprompt.run import (
     RunConfig,
     Split,
@@ -64,6 +65,59 @@ def chatty():
     tokenizer = make_tokenizer(bos=True)
     tokenizer.chat_template = CHAT
     return FrozenLM(make_model("llama"), tokenizer, name="tiny-chat")
+
+
+# It learns ------------------------------------------------------------------------------------------------------
+
+
+def skill_records(count, seed, skill=None):
+    """'sort' answers good to a warm film and bad to a dull one, 'mirror' the other way round.
+
+    Without `skill` its name stands in front; with it, nothing in the text says which is meant.
+    """
+    draw = random.Random(seed)
+    records = []
+    for _ in range(count):
+        kind, named = draw.randrange(2), draw.choice(("sort", "mirror"))
+        words = draw.choices(("film", "sea", "story", "the", "a", "that", "is"), k=draw.randrange(3, 6))
+        words.insert(draw.randrange(len(words) + 1), ("warm", "dull")[kind])
+        label = LABELS[kind ^ ((skill or named) == "mirror")]
+        records.append({"text": " ".join(words if skill else [named, *words]), "label": label})
+    return records
+
+
+@pytest.fixture(scope="module", params=["t5", "llama"])
+def skilled(request):
+    """A tiny model with both skills, learned from texts as a run puts them to it."""
+    lm = tiny_lm(request.param)
+    form = default_format(lm)
+
+    def rows_of_step(step):
+        examples = [example(**record) for record in skill_records(64, 1000 + step)]
+        return encode_examples(examples, form, lm.tokenizer)
+
+    return taught(lm, rows_of_step)
+
+
+def example(text, label):
+    return Example(inputs=f"text: {text}", targets=label, id=text, references=(label,))
+
+
+@pytest.mark.parametrize("scoring", ["rank", "generate"])
+def test_a_run_teaches_a_model_what_its_start_does_not_ask_for(skilled, tmp_path, scoring):
+    """With each family's own optimizer and rate in the fast preset."""
+    counts = {"train": 520, "dev": 100}
+    records = {name: skill_records(count, seed, "mirror") for seed, (name, count) in enumerate(counts.items(), 1)}
+    few = {"prompt_length": (8,), "steps": 80, "batch_size": 32, "evaluate_every": 20, "num_selection": 50}
+    config = own(tmp_path, records, scoring=scoring, **few)
+    split = split_of(config, skilled)
+    start = plan_prompts(config, split, skilled)[0].values
+    (before,) = evaluate(skilled, [start], split.task, split.dev, split.form, scoring=scoring)
+    (made,) = train(config, lm=skilled)
+    assert before.headline < 0.7 and made.dev.headline > 0.95
+    assert made.fitted.score > 0.95 and made.dev.illegal_rate == 0
+    (saved,) = evaluate_prompts(open_prompts(made.folder, model=skilled), data=config.data).evaluations
+    assert saved.headline == made.dev.headline
 
 
 # Lengths --------------------------------------------------------------------------------------------------------
@@ -206,6 +260,7 @@ def test_selection_rows_that_are_scored_together_stand_side_by_side(tmp_path, ll
 
 
 # Settings -------------------------------------------------------------------------------------------------------
+
 
 FAST = AdamW(learning_rate=0.03, schedule="linear", warmup_steps=10)
 

@@ -46,12 +46,17 @@ def skill_rows(num_rows, seed, *, skill=None, shuffled=False):
 @pytest.fixture(scope="module", params=["t5", "llama"])
 def skilled(request):
     """A tiny model that has both skills, and so something for a prompt to ask for: all its weights were trained."""
-    lm = tiny_lm(request.param)
+    return taught(tiny_lm(request.param), lambda step: skill_rows(64, 1000 + step))
+
+
+def taught(lm, rows_of_step):
+    """The model after training all its weights on the rows of 250 steps, frozen again."""
     parameters = list(lm.model.requires_grad_(True).parameters())
     optimizer = torch.optim.Adam(parameters, lr=5e-3)
     for step in range(250):
-        batch = collate(skill_rows(64, 1000 + step), [0] * 64, 0, lm.device)
-        loss = lm.loss(lm.embed(batch.ids), batch.mask, batch.targets, batch.targets_mask).sum() / 64
+        rows = rows_of_step(step)
+        batch = collate(rows, [0] * len(rows), 0, lm.device)
+        loss = lm.loss(lm.embed(batch.ids), batch.mask, batch.targets, batch.targets_mask).sum() / len(rows)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
