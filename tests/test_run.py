@@ -3,23 +3,25 @@
 import json
 import random
 from collections import Counter
-from dataclasses import replace
-from itertools import groupby
+from dataclasses import asdict, replace
+from itertools import chain, groupby, product
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 from test_training import spoil, taught
 
-from softprompt import run
+from softprompt import run, training
 from softprompt.backbone import FrozenLM
 from softprompt.data import default_format, encode_examples, encode_target
 from softprompt.evaluation import read_rows
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prediction import evaluate_prompts, open_prompts
 from softprompt.run import (
+    PRESETS,
     RunConfig,
     Split,
     Watch,
@@ -32,7 +34,7 @@ from softprompt.run import (
     train_together,
 )
 from softprompt.tasks import Example, get_task, mixed, mixture
-from softprompt.training import fit
+from softprompt.training import Fitted, fit
 
 CHAT = "{% for message in messages %}user: {{ message['content'] }}\n{% endfor %}assistant:"
 LABELS = ("good", "bad")
@@ -259,7 +261,142 @@ def test_selection_rows_that_are_scored_together_stand_side_by_side(tmp_path, ll
         assert len(runs) == len(set(runs)) == len(part) / 5
 
 
+@pytest.mark.parametrize(("count", "selected_on"), [(499, "cross-validation"), (500, "held-out")])
+def test_a_set_under_500_examples_gets_folds_and_a_larger_one_a_held_out_part(tmp_path, llama, count, selected_on):
+    config = own(tmp_path, {"train": films("train", count)})
+    split = split_of(config, llama)
+    assert split.selected_on == selected_on
+    assert (len(split.folds), len(split.selection), len(split.train)) == ((0, 50, 450) if count == 500 else (3, 0, 499))
+    assert split_of(replace(config, max_train=400), llama).selected_on == "cross-validation"
+
+
+def test_dev_chooses_where_it_is_asked_to_and_the_row_says_so(tmp_path, llama):
+    config = own(tmp_path, {"dev": films("dev", 12)}, select="dev", num_selection=None, steps=6, learning_rate=(0.1,))
+    (made,) = train(config, lm=llama)
+    (row,) = read_rows(config.out / "results.jsonl")
+    assert row.selection == made.prompt.card.selection == "dev"
+    assert row.config["train"]["num_selection"] == 12, "all of it"
+    assert made.fitted.score == row.value, "the same rows, so the same score"
+    with pytest.raises(ValueError, match="--select dev, but own has no dev file; give dev=FILE or use held-out"):
+        train(own(tmp_path, {"dev": []}, select="dev"), lm=llama)
+
+
+def test_rows_say_what_chose(tmp_path, llama):
+    for select in ("held-out", "cross-validation"):
+        config = own(tmp_path, select=select, out=tmp_path / select)
+        (made,) = train(config, lm=llama)
+        (row,) = read_rows(config.out / "results.jsonl")
+        assert row.selection == made.prompt.card.selection == select
+
+
+def test_the_dev_set_is_scored_once_with_the_chosen_prompts_only(tmp_path, llama, monkeypatch):
+    calls = []
+
+    def spied(plain):
+        def predict(engine, task, examples, *rest, **options):
+            calls.append(Counter(example.inputs for example in examples))
+            return plain(engine, task, examples, *rest, **options)
+
+        return predict
+
+    monkeypatch.setattr(run, "predict", spied(run.predict))
+    monkeypatch.setattr(training, "predict", spied(training.predict))
+    config = own(tmp_path, select="held-out", seeds=(0, 1), learning_rate=(0.1, 0.2), steps=4)
+    train(config, lm=llama)
+    on_dev = [call for call in calls if any("dev film" in text for text in call)]
+    assert on_dev == [{f"text: dev film {i} is warm": 2 for i in range(6)}], "two seeds of one of two rates"
+    assert len(calls) == 3, "two evaluations along the way"
+
+
+def test_training_examples_may_be_bounded_by_a_seeded_shuffle(tmp_path, llama):
+    config = own(tmp_path, {"train": sorted(films("train", 600), key=itemgetter("label"))}, select="dev")
+    few, more = (split_of(replace(config, max_train=count), llama).train for count in (10, 20))
+    assert [example.id for example in more[:10]] == [example.id for example in few]
+    assert len(more) == 20 and len({example.targets for example in few}) == 2
+
+
 # Settings -------------------------------------------------------------------------------------------------------
+
+
+ADAFACTOR = {  # features.md 2.1; the names are ours
+    "learning_rate": 0.3,
+    "decay_rate": 0.8,
+    "weight_decay": 1e-5,
+    "clip": 1.0,
+    "epsilon": 1e-30,
+    "step_offset": 0,
+    "min_dim_size_to_factor": 128,
+    "scale_by_weights": False,
+    "min_scale": 1e-3,
+    "schedule": "constant",
+    "warmup_steps": 0,
+}
+
+
+def test_the_papers_preset_is_the_papers():
+    """Paper, section 3 (paper.md); dropout, z-loss and evaluations from the authors' gin files (features.md 2.1)."""
+    paper = PRESETS["paper"]
+    assert (paper.prompt_length, paper.init, paper.uniform_low) == (100, "class-labels", -0.5)
+    assert asdict(paper.train) == {
+        "preset": "paper",
+        "steps": 30_000,
+        "batch_size": 32,
+        "optimizer": ADAFACTOR,
+        "dropout": 0.1,
+        "z_loss": 1e-4,
+        "evaluate_every": 1_000,
+        "patience": None,
+        "num_selection": 500,
+        "scoring": "generate",
+    }
+
+
+def test_google_codes_preset_is_what_the_released_code_does():
+    """features.md, 2.1 to 2.3: batch, steps, the checkpoint's own steps, and U[0, 0.5) to start from."""
+    paper, google = PRESETS["paper"], PRESETS["google-code"]
+    assert (google.prompt_length, google.init, google.uniform_low) == (100, "uniform", 0.0)
+    changed = {"preset": "google-code", "steps": 50_000, "batch_size": 128}
+    assert asdict(google.train) == asdict(paper.train) | changed | {"optimizer": ADAFACTOR | {"step_offset": 1_100_000}}
+
+
+def test_the_setting_with_the_best_mean_over_its_seeds_is_chosen_and_every_one_is_written_down(skilled, tmp_path):
+    lengths, rates, seeds = (3, 8), (0.001, 0.1), (0, 1)
+    few = {"steps": 30, "batch_size": 16, "evaluate_every": 10, "num_selection": 12, "select": "held-out"}
+    tried = {"prompt_length": lengths, "learning_rate": rates, "seeds": seeds}
+    config = own(tmp_path, {"train": skill_records(200, 1, "mirror")}, **few, **tried)
+    made = train(config, lm=skilled)
+    lines = settings_of(config.out)
+    assert [(line["prompt_length"], line["learning_rate"], line["seed"]) for line in lines] == list(
+        product(lengths, rates, seeds)
+    )
+    scores = {}
+    for line in lines:
+        scores.setdefault((line["prompt_length"], line["learning_rate"]), []).append(line["score"])
+        assert (line["task"], line["selection"], line["steps_run"], line["stopped"]) == ("own", "held-out", 30, None)
+        assert [entry["step"] for entry in line["history"]] == [10, 20, 30]
+        assert line["score"] == max(entry["score"] for entry in line["history"])
+    best = max(scores, key=lambda setting: fmean(scores[setting]))
+    assert fmean(scores[best]) > min(map(fmean, scores.values()))
+    assert [line["chosen"] for line in lines] == [setting == best for setting in scores for _ in seeds]
+    assert [(one.prompt.length, one.prompt.card.recipe["optimizer"]["learning_rate"]) for one in made] == [best] * 2
+    assert [row.config["prompt_length"] for row in read_rows(config.out / "results.jsonl")] == [best[0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ([(0.5, 0.7), (0.9, 0.4), (0.6, 0.61)], 1),  # the mean, not the best seed's alone, nor the steadiest
+        ([(0.5, 0.7), (0.6, 0.6)], 0),  # of equals the first
+        ([(0.9, None), (0.2, 0.1)], 1),  # a lost seed comes after all others
+        ([(None, None), (0.2, None)], 1),
+        ([(-0.5, -0.2), (-0.1, None)], 0),
+    ],
+)
+def test_a_setting_is_chosen_by_its_mean_score(tmp_path, llama, scores, chosen):
+    config = own(tmp_path, seeds=(0, 1), learning_rate=tuple(0.1 * (i + 1) for i in range(len(scores))))
+    plans = plan_prompts(config, split_of(config, llama), llama)
+    fitted = [Fitted(plan.values, score=score) for plan, score in zip(plans, chain(*scores), strict=True)]
+    assert run._choose(list(zip(plans, fitted, strict=True))) == (4, config.learning_rate[chosen])
 
 
 FAST = AdamW(learning_rate=0.03, schedule="linear", warmup_steps=10)
