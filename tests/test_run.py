@@ -18,6 +18,7 @@ from softprompt import run, training
 from softprompt.backbone import FrozenLM
 from softprompt.data import default_format, encode_examples, encode_target
 from softprompt.evaluation import read_rows
+from softprompt.inference import Engine
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prediction import evaluate_prompts, open_prompts
 from softprompt.run import (
@@ -120,6 +121,27 @@ def test_a_run_teaches_a_model_what_its_start_does_not_ask_for(skilled, tmp_path
     assert made.fitted.score > 0.95 and made.dev.illegal_rate == 0
     (saved,) = evaluate_prompts(open_prompts(made.folder, model=skilled), data=config.data).evaluations
     assert saved.headline == made.dev.headline
+
+
+@pytest.mark.filterwarnings("ignore:40 labels for 4 prompt rows")
+def test_more_than_32_labels_are_trained_and_ranked(lm, tmp_path):
+    labels = tuple(f"kind {i}" for i in range(40))
+    records = {"train": films("train", 80, labels), "dev": films("dev", 40, labels)}
+    config = own(tmp_path, records, labels=labels, select="held-out", scoring="rank")
+    split = split_of(config, lm)
+    with pytest.warns(UserWarning, match="40 labels for 4 prompt rows: the last 36 were skipped"):
+        (plan,) = plan_prompts(config, split, lm)
+    space = " " if split.form.leading_space else ""
+    starts = [lm.embeddings[lm.tokenizer.encode(space + label)].mean(0) for label in labels[:4]]
+    assert torch.allclose(plan.values, torch.stack(starts))
+    (made,) = train(config, lm=lm)
+    assert made.fitted.steps_run == 2 and not torch.allclose(made.prompt.values, plan.values)
+    first = made.dev.predictions[0]
+    assert tuple(first.scores) == labels and first.text == max(labels, key=first.scores.get)
+    rows = encode_examples(split.dev[:1] * 40, split.form, lm.tokenizer)
+    alone = [[encode_target(label, split.form, lm.tokenizer)] for label in labels]
+    scores = Engine(lm, [made.prompt.values]).label_scores(rows, [0] * 40, alone)
+    assert list(first.scores.values()) == pytest.approx([score for (score,) in scores], abs=1e-4)
 
 
 # Lengths --------------------------------------------------------------------------------------------------------
