@@ -16,7 +16,7 @@ import torch
 from conftest import ENCODER_DECODERS, FAMILIES, make_model, make_tokenizer, tiny_lm
 
 from softprompt.backbone import NO_PROMPT, FrozenLM
-from softprompt.data import Row, collate, default_format, encode_examples
+from softprompt.data import Row, collate, default_format, encode_examples, shared_start
 from softprompt.evaluation import ensemble, predict
 from softprompt.inference import Engine
 from softprompt.methods import gradients
@@ -183,6 +183,23 @@ def test_a_prompt_run_once_has_the_loss_and_gradient_of_one_in_front_of_every_ro
     once, once_losses, fewer = gradients(lm, prompts, rows, worn, max_tokens=70)
     each, losses, tokens = gradients(lm, prompts, rows, worn, max_tokens=70, run_once=False)
     assert once_losses == pytest.approx(losses, abs=TOLERANCE * 10)  # sums of 20 tokens and more
+    assert apart(once, each) < TOLERANCE
+    assert min(float(g.abs().mean()) for g in once) > 100 * TOLERANCE
+    assert fewer < tokens
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_ids_that_all_rows_of_a_prompt_begin_with_run_with_it_and_change_nothing(kind):
+    """As a template's first words are: some of each prompt's own, and of one prompt none; one input is nothing else."""
+    lm = tiny_lm(kind)
+    prompts, worn = make_prompts(lm), [0, 1, 2, 0, 1, 2, 0, 1]
+    heads = [ids_of(4, draw(5)), (), ids_of(2, draw(6))]
+    rows = [replace(row, ids=heads[m] + row.ids) for row, m in zip(make_rows(), worn, strict=True)]
+    rows[3] = replace(rows[3], ids=heads[0])
+    assert [len(shared_start([r for r, m in zip(rows, worn, strict=True) if m == i])) for i in range(3)] == [3, 0, 2]
+    once, once_losses, fewer = gradients(lm, prompts, rows, worn, max_tokens=70)
+    each, losses, tokens = gradients(lm, prompts, rows, worn, max_tokens=70, run_once=False)
+    assert once_losses == pytest.approx(losses, abs=TOLERANCE * 10)
     assert apart(once, each) < TOLERANCE
     assert min(float(g.abs().mean()) for g in once) > 100 * TOLERANCE
     assert fewer < tokens
