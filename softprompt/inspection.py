@@ -193,7 +193,7 @@ def _label(label: str, card: Card, rows: Sequence[Neighbours], lm: FrozenLM) -> 
     entries = _entries(card, len(rows))
     return Label(
         label,
-        tuple(place for place, entry in enumerate(entries) if entry.get("label") == label),
+        tuple(place for place, entry in enumerate(entries) if entry.get("label", "").strip() == label.strip()),
         tuple(row.position for row in rows if pieces & set(row.ids)),
     )
 

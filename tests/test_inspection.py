@@ -24,14 +24,14 @@ RECORDS = [
 ]
 
 
-def prompt_of(lm, kind="class-labels", length=6, **card):
+def prompt_of(lm, kind="class-labels", length=6, space="", **card):
     values, entry = initial_prompt(
         kind,
         embeddings=lm.embeddings,
         tokenizer=lm.tokenizer,
         length=length,
         generator=torch.Generator().manual_seed(3),
-        labels=LABELS,
+        labels=[space + label for label in LABELS],
     )
     form = default_format(lm, max_target_length=8, inputs_template="{text}", targets_template="{label}")
     about = Card(
@@ -85,6 +85,14 @@ def test_a_neighbourhood_in_numbers(lm):
     assert found["cosine_of_random"] == fresh["cosine_of_random"]
     assert set(neighbourhood(prompt_of(lm, "vocab"), lm)) == {"cosine", "cosine_of_random", "labels_near_sampled"}
     assert set(neighbourhood(prompt_of(lm, "uniform"), lm)) == {"cosine", "cosine_of_random"}
+
+
+def test_labels_that_begin_with_a_space_are_the_same_labels(lm):
+    prompt = prompt_of(lm, space=" ")  # as a decoder-only model is trained
+    found = inspect_prompt(prompt, lm)
+    assert found.starts[:2] == tuple(f" {label}" for label in LABELS)
+    assert [label.started for label in found.labels] == [(0,), (1,)]
+    assert "labels_near_labels" in neighbourhood(prompt, lm)
 
 
 def test_rows_that_share_a_neighbour_are_named(lm):
