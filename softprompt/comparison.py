@@ -54,7 +54,7 @@ from softprompt.run import (
     prepare,
     tasks_of,
 )
-from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture
+from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, without_overlap
 from softprompt.tasks.task import nearest
 from softprompt.training import Fitted, Member, TrainConfig, fit
 
@@ -409,7 +409,17 @@ def _entry(config: RunConfig, name: str, also: Also, watch: Watch, load: Callabl
     lm = load(config)
     split = _prepared(config, task, lm)
     scored = _to_score(config, also, split, lm, watch)
+    split = _without_overlap(split, scored)
     return _encoded(_Entry(name, config, split, [], [], scored, bool(also), (), watch, load), lm)
+
+
+def _without_overlap(split: Split, scored: Sequence[Other]) -> Split:
+    """Without the training examples that stand in other tasks' dev sets, which are counted."""
+    train, counts = split.train, {}
+    for other in scored:
+        if other.task.name != split.task.name:
+            train, counts[other.task.name] = without_overlap(train, other.examples)
+    return replace(split, train=train, notes=split.notes | ({"overlap_with": counts} if counts else {}))
 
 
 def _multi_task_entry(config: RunConfig, watch: Watch, load: Callable[[RunConfig], FrozenLM]) -> _Entry:

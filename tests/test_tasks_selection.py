@@ -61,6 +61,11 @@ def test_no_question_of_qqp_stands_on_both_sides():
     assert questions[0].isdisjoint(questions[1]) and len(held) == 8
     linked = {f"q{n}" for n in (0, 1, 2, 90, 91)}
     assert linked <= questions[0] or linked <= questions[1]
+    # Nor one that differs in case and punctuation only.
+    alike = examples(*[(f"q{n}", "a", f"q{n // 2}{'?' * (n % 2)}\n{'Qq'[n % 2]}x{n}") for n in range(40)])
+    train, held = hold_out(alike, replace(LABELLED, joined_sources=True), fraction=0.2, seed=0)
+    first = [{example.source.split("\n")[0].rstrip("?") for example in side} for side in (train, held)]
+    assert first[0].isdisjoint(first[1])
 
 
 def test_equal_inputs_without_a_source_stay_together():

@@ -114,7 +114,10 @@ def _groups(examples: Sequence[Example], task: Task) -> list[list[int]]:
 
 
 def _joined(examples: Sequence[Example]) -> list[str]:
-    """For each example one line that stands for all that are linked to its own, by examples that share them."""
+    """For each example one line that stands for all that are linked to its own, by examples that share them.
+
+    Lines are equal as inputs are in `without_overlap`.
+    """
     above: dict[str, str] = {}
 
     def root(line: str) -> str:
@@ -123,7 +126,7 @@ def _joined(examples: Sequence[Example]) -> list[str]:
             line = parent
         return line
 
-    lines = [(example.source or example.inputs).split("\n") for example in examples]
+    lines = [[folded(line) for line in (example.source or example.inputs).split("\n")] for example in examples]
     for first, *others in lines:
         for other in others:
             above[root(other)] = root(first)
