@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.backbone import NO_PROMPT, FrozenLM
@@ -106,7 +105,8 @@ def ask(
     empty = [Example(inputs=text, targets="", id=text, references=()) for text in CONTENT_FREE]
     passes: dict[tuple[Wording, int, int], tuple[list[Prediction], dict[str, float]]] = {}
     for key in dict.fromkeys(map(_pass_of, designs)):
-        front = context(lm, task, train, form, *key, context_length=context_length)
+        ids, _ = examples_in_front(lm, task, train, form, *key, context_length=context_length)
+        front = lm.embed(torch.tensor([ids], device=lm.device))[0].float() if ids else None
         answers = _scored(lm, task, key[0], front, [*empty, *examples], form, progress)
         passes[key] = answers[len(empty) :], _mean_scores(answers[: len(empty)])
 
@@ -124,22 +124,6 @@ def num_rows(designs: Sequence[Design], num_examples: int) -> int:
 
 def _pass_of(design: Design) -> tuple[Wording, int, int]:
     return design.wording, design.shots, design.draw
-
-
-def context(
-    lm: FrozenLM,
-    task: Task,
-    train: Sequence[Example],
-    form: TextFormat,
-    wording: Wording,
-    shots: int,
-    draw: int,
-    *,
-    context_length: int,
-) -> Float[Tensor, "p d"] | None:
-    """The embedded examples in front, as `examples_in_front` has them; None for none."""
-    ids, _ = examples_in_front(lm, task, train, form, wording, shots, draw, context_length=context_length)
-    return lm.embed(torch.tensor([ids], device=lm.device))[0].float() if ids else None
 
 
 def examples_in_front(

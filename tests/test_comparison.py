@@ -14,7 +14,7 @@ from softprompt.data import default_format
 from softprompt.evaluation import example_scores, read_rows, right_answers
 from softprompt.inference import Prediction
 from softprompt.methods import TUNERS
-from softprompt.prompt_design import WORDINGS, Design, ask, calibrated, context, designs, num_rows
+from softprompt.prompt_design import WORDINGS, Design, ask, calibrated, designs, examples_in_front, num_rows
 from softprompt.run import RunConfig, Watch
 from softprompt.tasks import Example, get_task, read_split
 from softprompt.training import fit
@@ -336,11 +336,12 @@ def test_as_many_examples_as_fit_stand_in_front(llama, data):
     form = default_format(llama)
     lengths = {}
     for shots in (0, 1, 2, -1):
-        found = context(llama, task, train, form, WORDINGS[0], shots, 0, context_length=150)
-        lengths[shots] = 0 if found is None else len(found)
+        ids, taken = examples_in_front(llama, task, train, form, WORDINGS[0], shots, 0, context_length=150)
+        lengths[shots] = len(ids)
+        assert taken == shots if shots >= 0 else taken > 2
     assert 0 == lengths[0] < lengths[1] < lengths[2] < lengths[-1] <= 150
     assert lengths[-1] + 2 * lengths[1] > 150
-    assert context(llama, task, train, form, WORDINGS[0], 4, 0, context_length=3) is None
+    assert examples_in_front(llama, task, train, form, WORDINGS[0], 4, 0, context_length=3) == ([], 0)
 
 
 def test_every_wording_shot_and_draw_is_tried_with_and_without_calibration(llama):
