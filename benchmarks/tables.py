@@ -24,6 +24,7 @@ from softprompt import paper
 from softprompt.claims import MAJORITY, as_table, decide
 from softprompt.evaluation import read_rows
 from softprompt.files import write_whole
+from softprompt.study import newest
 from softprompt.study import table as study_table
 
 ROOT = Path(__file__).parent.parent
@@ -141,6 +142,25 @@ def study(results: Path, name: str) -> str:
     """What an experiment of the paper found here."""
     rows = [row for row in read_rows(results / "study.jsonl") if row.experiment == name]
     return study_table(rows) if rows else f"No rows yet: `softprompt experiment {name}` makes them."
+
+
+def section_7(results: Path) -> str:
+    """What lies near the prompts of figure 3b, means over seeds and tasks."""
+    rows = [row for row in read_rows(results / "study.jsonl") if "neighbourhood" in row.notes]
+    rows = [row for row in newest(rows) if row.experiment == "figure-3b" and row.scoring == "rank"]
+    names = ("cosine", "cosine_of_random", "labels_near_labels", "labels_near_sampled")
+    lines = [
+        "| frozen model | start | cosine of two of a row's five nearest tokens | of a random direction's "
+        "| label rows near their label | sampled rows near a label |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for asked, point in dict.fromkeys((row.config["asked"], row.config["point"]) for row in rows):
+        own = [r.notes["neighbourhood"] for r in rows if (r.config["asked"], r.config["point"]) == (asked, point)]
+        found = [[one[name] for one in own if name in one] for name in names]
+        forms = ("{:.2f}", "{:.2f}", "{:.0%}", "{:.0%}")
+        cells = [form.format(fmean(one)) if one else "-" for form, one in zip(forms, found, strict=True)]
+        lines.append(f"| {asked} | {point} | {' | '.join(cells)} |")
+    return "\n".join(lines) if rows else "No rows yet: `softprompt experiment figure-3b` makes them."
 
 
 def claims(results: Path) -> str:
@@ -348,6 +368,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "figure_1": partial(study, name="figure-1"),
     "figure_3a": partial(study, name="figure-3a"),
     "figure_3b": partial(study, name="figure-3b"),
+    "section_7": section_7,
     "table_3": partial(study, name="table-3"),
     "figure_3c": partial(study, name="figure-3c"),
     "figure_3d": partial(study, name="figure-3d"),
