@@ -1,11 +1,16 @@
 """Tiny real models, built in milliseconds: nothing is downloaded and nothing is mocked."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+# A shell starts a job in the background with Ctrl-C ignored, and so are the processes that tests send one to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every jaxtyping annotation is checked at run time in tests: a prompt of width 17 for a model of
 # width 16 fails at the call.
