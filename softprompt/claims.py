@@ -17,7 +17,7 @@ import numpy as np
 from softprompt.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING, score_within
 from softprompt.evaluation import Result
 from softprompt.significance import Difference, Term, contrast, deviations, learnable, verdicts
-from softprompt.study import VOTE, family_of, newest
+from softprompt.study import VOTE, family_of, newest, size_of, trained_on
 
 MAJORITY = "majority"  # the method of rows of benchmarks/baselines.py that answer the commonest label
 TOO_SMALL = {"superglue/cb", "superglue/copa", "superglue/wsc"}  # of which no verdict comes (docs/findings.md)
@@ -72,7 +72,7 @@ def decide(rows: Sequence[Result], majority: Sequence[Result] = ()) -> list[Verd
     """
     rows = [row for row in newest(rows) if "right" in row.notes]
     dull = _unlearnable(rows, majority)
-    rows = [row for row in rows if (_place(row), _trained_on(row)) not in dull]
+    rows = [row for row in rows if (size_of(row), trained_on(row)) not in dull]
     found = [claim.find([row for row in rows if row.experiment in claim.experiments]) for claim in CLAIMS]
     words = verdicts([one and one.difference for one in found])
     return [
@@ -95,31 +95,21 @@ def as_table(found: Sequence[Verdict]) -> list[list[str]]:
     return lines
 
 
-def _unlearnable(rows: Sequence[Result], majority: Sequence[Result]) -> set[tuple[str, str]]:
+def _unlearnable(rows: Sequence[Result], majority: Sequence[Result]) -> set[tuple[Path, str]]:
     """Places and tasks where model tuning itself hardly beats the majority class.
 
     A model that was not tuned on a task is taken for like those that were, if none of these learned it.
     """
     known = {row.task: _right([row]) for row in majority}
-    tuned = [row for row in rows if row.config.get("method") == MODEL_TUNING and _trained_on(row) == row.task]
-    learned: dict[tuple[str, str], bool] = {}
-    for place, frozen, task in dict.fromkeys((_place(row), row.config["frozen"], row.task) for row in tuned):
+    tuned = [row for row in rows if row.config.get("method") == MODEL_TUNING and trained_on(row) == row.task]
+    learned: dict[tuple[Path, str], bool] = {}
+    for place, frozen, task in dict.fromkeys((size_of(row), row.config["frozen"], row.task) for row in tuned):
         own = _right([row for row in tuned if (row.config["frozen"], row.task) == (frozen, task)])
         is_known = task in known and known[task].shape[1] == own.shape[1]
         learned[place, task] = learned.get((place, task), False) or not is_known or learnable(own, known[task])
     hopeless = {task for _, task in learned} - {task for (_, task), can in learned.items() if can}
-    untuned = {(_place(row), _trained_on(row)) for row in rows} - set(learned)
+    untuned = {(size_of(row), trained_on(row)) for row in rows} - set(learned)
     return {key for key, can in learned.items() if not can} | {key for key in untuned if key[1] in hopeless}
-
-
-def _place(row: Result) -> str:
-    """The folder or model of a size, whichever of its checkpoints was asked about."""
-    asked = Path(row.config["asked"])
-    return str(asked.parent if asked.name in ("lm", "span") else asked)
-
-
-def _trained_on(row: Result) -> str:
-    return row.config.get("trained_on", row.task)
 
 
 # Rows to tables ----------------------------------------------------------------------------------------------------
@@ -136,7 +126,7 @@ def _term(weight: float, rows: Sequence[Result], table: Table | None = None) -> 
     if not rows:
         return None
     row = rows[0]
-    runs = _Trainings(row.config["asked"], row.config["point"], _trained_on(row), row.seed == VOTE)
+    runs = _Trainings(row.config["asked"], row.config["point"], trained_on(row), row.seed == VOTE)
     return Term(weight, _right(rows) if table is None else table, runs, row.task)
 
 
@@ -273,7 +263,7 @@ def _more_adaptation(rows: list[Result]) -> Found | None:
 
 def _better_at_the_other(rows: list[Result]) -> Found | None:
     """Prompt tuning minus model tuning on the task that was not trained on."""
-    away = [row for row in rows if _trained_on(row) != row.task]
+    away = [row for row in rows if trained_on(row) != row.task]
 
     def terms(asked: str, task: str) -> list[Term | None]:
         own = {row.config["method"]: row.config["point"] for row in _on(away, asked, task)}
@@ -336,7 +326,7 @@ def _at_matched_steps(rows: Sequence[Result]) -> dict[str, tuple[Term, Term]]:
     methods = (PROMPT_TUNING, MODEL_TUNING)
     rows_of = [[row for row in rows if row.config["method"] == method] for method in methods]
     first, second = (along_training(own) for own in rows_of)
-    homes = [task for task in first if task in second and any(_trained_on(row) == task for row in rows)]
+    homes = [task for task in first if task in second and any(trained_on(row) == task for row in rows)]
     if not homes:
         return {}
     steps = _nearest_steps(first[homes[0]], second[homes[0]])

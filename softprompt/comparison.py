@@ -170,7 +170,7 @@ def settings_of_row(row: Result) -> dict[str, Any]:
 
 def folder_of(place: str, name: str, config: RunConfig) -> str:
     """A folder's name of a frozen model, what is run with it, and the settings."""
-    settings = {name: repr(value) for name, value in asdict(config).items() if name not in ("out", "resume", "minutes")}
+    settings = {key: repr(value) for key, value in asdict(config).items() if key not in ("out", "resume", "minutes")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     model, what = (re.sub(r"[^A-Za-z0-9.+*(), -]+", "-", text).strip("-") for text in (place, name))
     return f"{model}-{what}-{digest}"

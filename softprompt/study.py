@@ -375,7 +375,7 @@ def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in row.config.items() if name in known
     }
-    chosen: dict[str, Any] = {"task": given["task"] if given.get("inputs") else (_trained_on(row),)}
+    chosen: dict[str, Any] = {"task": given["task"] if given.get("inputs") else (trained_on(row),)}
     if "train" in row.config:
         rate = row.config.get("learning_rate")
         if not isinstance(rate, float):  # a list of what was tried, or nothing
@@ -402,7 +402,7 @@ def rerun(
         config = replace(config, task=tuple(row.config["task"]))
         return next(one.metrics for one in run_multi_task(config, watch=watch, load=load) if one.task == row.task)
     if "method" in row.config:
-        also = {} if row.task == _trained_on(row) else {row.task: _labels_there(row)}
+        also = {} if row.task == trained_on(row) else {row.task: _labels_there(row)}
         made = run_method(config, row.config["method"], also=also, watch=watch, load=load)
         return next(o.metrics for o in made if (o.task, o.config.get("shots")) == (row.task, row.config.get("shots")))
     lm = _checked(row, lm or load_model(config))
@@ -416,7 +416,7 @@ def rerun(
     return _scored([delivered], task, examples, lm, row.scoring, watch or Watch())[0].metrics
 
 
-def _trained_on(row: Result) -> str:
+def trained_on(row: Result) -> str:
     """The task of a row's training rows: another than its own for what was scored away from home."""
     return row.config.get("trained_on", row.task)
 
@@ -448,7 +448,7 @@ def newest(rows: Sequence[Result]) -> list[Result]:
 
     def point_of(row: Result) -> tuple[Any, ...]:
         about = (row.config.get(name) for name in ("asked", "frozen", "point", "shots"))
-        return (row.experiment, *about, _trained_on(row), row.task, row.scoring)
+        return (row.experiment, *about, trained_on(row), row.task, row.scoring)
 
     def made_with(row: Result) -> tuple[Any, ...]:
         return settings_of_row(row), row.config.get("fingerprint")
@@ -478,13 +478,18 @@ def table(rows: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def size_of(row: Result) -> Path:
+    """The model of a size that was asked about: the folder of its checkpoints, whichever of them it was, or itself."""
+    place = Path(row.config["asked"])
+    return place.parent if place.name in ("lm", "span") else place
+
+
 def family_of(row: Result) -> str:
     """What the sizes of one line have in common: the folder that holds them, or the name but for the size in it."""
-    place = Path(row.config["asked"])
-    folder = place.parent if place.name in ("lm", "span") else place
-    if folder == place and len(place.parts) <= 2:  # a hub id, or a name
+    asked, place = Path(row.config["asked"]), size_of(row)
+    if asked == place and len(place.parts) <= 2:  # a hub id, or a name
         return SIZE_IN_NAME.sub("", str(place))
-    return str(folder.parent) if folder.parent.name else folder.name
+    return str(place.parent) if place.parent.name else place.name
 
 
 def spread(values: Sequence[float]) -> str:

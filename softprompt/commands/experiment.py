@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.commands.options import (
+    STUDY_ROWS,
     Command,
     add_shared,
     add_threads,
@@ -19,7 +20,6 @@ from softprompt.commands.options import (
 from softprompt.commands.terminal import Display, counted, duration, say
 
 TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
-ROWS = Path("results/study.jsonl")
 SHARED = (
     "preset", "steps", "batch_size", "optimizer", "learning_rate", "dropout", "max_train", "max_dev", "select",
     "scoring", "evaluate_every", "num_selection", "prompt_length", "init", "max_input_length", "device", "dtype",
@@ -42,7 +42,7 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="(default: runs/study)")
     command.add_argument(
         "--rows", type=Path, metavar="FILE",
-        help=f"(default: {ROWS}; with --quick a file in --out, since its scores mean nothing)",
+        help=f"(default: {STUDY_ROWS}; with --quick a file in --out, since its scores mean nothing)",
     )  # fmt: skip
     command.add_argument("--minutes", type=float, metavar="X", help="bound on the points of one frozen model together")
     command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
@@ -57,7 +57,7 @@ def _experiment(args: argparse.Namespace) -> int:
     if args.name is None:
         print("\n".join(f"{name:<10}  {one.TITLE}" for name, one in EXPERIMENTS.items()))
         return 0
-    args.rows = args.rows or (args.out / "quick.jsonl" if args.quick else ROWS)
+    args.rows = args.rows or (args.out / "quick.jsonl" if args.quick else STUDY_ROWS)
     set_threads(args)
     from softprompt.evaluation import read_rows
     from softprompt.study import run_experiment, table

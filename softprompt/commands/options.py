@@ -154,6 +154,7 @@ TRAIN_FLAGS: dict[str, dict[str, Flag]] = {
     },
 }
 """Every field of RunConfig but `data`, which is read by `read_data`."""
+STUDY_ROWS = Path("results/study.jsonl")  # where experiments add theirs, and the report reads them
 MACHINE = ("device", "dtype", "quantize")
 """Those that say how a model is loaded to be used."""
 

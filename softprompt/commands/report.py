@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from softprompt.commands.options import Command
+from softprompt.commands.options import STUDY_ROWS, Command
 from softprompt.commands.terminal import counted, writing
 
-STUDY, BASELINES = Path("results/study.jsonl"), Path("results/baselines.jsonl")
+BASELINES = Path("results/baselines.jsonl")
 
 
 def _add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "rows", nargs="*", type=Path, metavar="ROWS",
-        help=f"(default: {STUDY}, and where there are {BASELINES} the majority class's, which claims are held against)",
+        help=f"(default: {STUDY_ROWS}, and where there are {BASELINES} the majority class's, which claims are held "
+        "against)",
     )  # fmt: skip
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its pictures")
 
@@ -23,7 +24,7 @@ def _report(args: argparse.Namespace) -> int:
     from softprompt.evaluation import read_rows
     from softprompt.report import write_report
 
-    paths = args.rows or [STUDY, *([BASELINES] if BASELINES.is_file() else [])]
+    paths = args.rows or [STUDY_ROWS, *([BASELINES] if BASELINES.is_file() else [])]
     for path in paths:
         if not path.is_file():
             raise ValueError(f"no file {path}; name the rows that softprompt experiment wrote")
