@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ TOLERANCE = 1e-4  # of losses in float32, relative
 class Ours:
     """A step of `softprompt.pretraining`."""
 
-    def __init__(self, size: str, vocabulary: str, config: PretrainConfig, bfloat16: bool):
+    def __init__(self, size: str, vocabulary: str, config: PretrainConfig, bfloat16: bool, joined: ExitStack):
         keep_freed_memory()
+        machine = machine_of_torchrun(config, torch.device("cpu"), compile=True, bfloat16=bfloat16)
         tokenizer = load_tokenizer(vocabulary)
         nothing = TokenStream(np.zeros(100_000, dtype=np.uint16), 0)
         self.losses: list[float] = []
@@ -59,7 +61,7 @@ class Ours:
             config,
             Path(),
             size,
-            machine_of_torchrun(config, torch.device("cpu"), compile=True, bfloat16=bfloat16),
+            joined.enter_context(machine),
             Hooks(step=lambda step, loss, tokens: self.losses.append(loss)),
         )
 
@@ -73,7 +75,7 @@ class Ours:
 class Plain:
     """The documentation's loop on the same model."""
 
-    def __init__(self, size: str, vocabulary: str, config: PretrainConfig, bfloat16: bool):
+    def __init__(self, size: str, vocabulary: str, config: PretrainConfig, bfloat16: bool, joined: ExitStack):
         self.model = new_model(SIZES[size], load_tokenizer(vocabulary), seed=0)
         self.model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate)
@@ -144,11 +146,12 @@ def _serve(side: str, given: tuple[Any, ...], threads: int, rank: int, world: in
             "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
         }  # fmt: skip
     try:
-        computes = SIDES[side](*given)
-        while (batches := pipe.recv()) is not None:
-            started = time.perf_counter()
-            loss = computes.step(batches)
-            pipe.send((time.perf_counter() - started, loss))
+        with ExitStack() as joined:
+            computes = SIDES[side](*given, joined)
+            while (batches := pipe.recv()) is not None:
+                started = time.perf_counter()
+                loss = computes.step(batches)
+                pipe.send((time.perf_counter() - started, loss))
     except Exception:
         pipe.send(traceback.format_exc(limit=-6))
 

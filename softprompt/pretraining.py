@@ -16,7 +16,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +145,18 @@ def device_of_torchrun(device: str) -> str:
     return device
 
 
-def machine_of_torchrun(config: PretrainConfig, device: torch.device, *, compile: bool, bfloat16: bool) -> Machine:
-    """This process's place among those of `torchrun`, joined; alone where there are none.
+@contextmanager
+def machine_of_torchrun(
+    config: PretrainConfig, device: torch.device, *, compile: bool, bfloat16: bool
+) -> Iterator[Machine]:
+    """This process's place among those of `torchrun`, which it joins inside and leaves after; alone without them.
 
     ValueError, before they join, for more processes than a step has micro-batches.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        return Machine(compile, bfloat16)
+        yield Machine(compile, bfloat16)
+        return
     size, together = config.batch_size, config.micro_batch_size
     if world > size // together:
         raise ValueError(
@@ -159,9 +165,14 @@ def machine_of_torchrun(config: PretrainConfig, device: torch.device, *, compile
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Machine(compile, bfloat16, torch.distributed.get_rank(), world)
+    # Its functions keep, as a default, the group there is when they are imported, past the group's end; the threads
+    # of that group then abort some processes at exit (2 of 24). So it is imported, by whomever, before the group.
+    import_module("torch.distributed.nn")
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Machine(compile, bfloat16, torch.distributed.get_rank(), world)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @dataclass

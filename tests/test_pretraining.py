@@ -289,14 +289,16 @@ import test_pretraining as t
 from softprompt.pretraining import machine_of_torchrun
 tokenizer = t.load_tokenizer({vocabulary!r})
 text = t.stream_of(tokenizer, t.documents(300)), t.stream_of(tokenizer, t.documents(30, seed=1))
-machine = machine_of_torchrun(t.SPAN, torch.device("cpu"), compile=False, bfloat16=False)
 folder = t.Path({folder!r}) / os.environ["RANK"]
-t.trained(tokenizer, text, t.SPAN, folder, machine=machine)
-try:
-    t.trained(tokenizer, text, t.SPAN, folder, machine=machine, resume=True)
-except ValueError as error:
-    (folder / "error").write_text(str(error))
-torch.distributed.destroy_process_group()
+with machine_of_torchrun(t.SPAN, torch.device("cpu"), compile=False, bfloat16=False) as machine:
+    t.trained(tokenizer, text, t.SPAN, folder, machine=machine)
+    try:
+        t.trained(tokenizer, text, t.SPAN, folder, machine=machine, resume=True)
+    except ValueError as error:
+        (folder / "error").write_text(str(error))
+assert not torch.distributed.is_initialized()
+defaults = sys.modules["torch.distributed.nn.functional"].all_reduce.__defaults__
+assert not any(isinstance(default, torch.distributed.ProcessGroup) for default in defaults), defaults
 """
 
 

@@ -103,7 +103,7 @@ def _adapt(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, model: Any, tokenizer: Any, defaults: dict[str, Any], name: str) -> int:
     from softprompt.loading import choose_device, choose_dtype, keep_freed_memory
-    from softprompt.pretraining import Hooks, PretrainConfig, device_of_torchrun, machine_of_torchrun, pretrain
+    from softprompt.pretraining import PretrainConfig, device_of_torchrun, machine_of_torchrun
 
     given = {field: getattr(args, field) for field in FLAGS if hasattr(args, field)}
     if "steps" not in given:
@@ -111,39 +111,50 @@ def _run(args: argparse.Namespace, model: Any, tokenizer: Any, defaults: dict[st
     config = PretrainConfig(**(defaults | given))
     device = choose_device(device_of_torchrun(args.device))
     bfloat16 = "bfloat16" in str(choose_dtype(args.dtype, device))
-    machine = machine_of_torchrun(config, device, compile=args.compile, bfloat16=bfloat16)
     keep_freed_memory()
-    stream, heldout = _corpus(args, tokenizer, config)
+    with machine_of_torchrun(config, device, compile=args.compile, bfloat16=bfloat16) as machine:
+        stream, heldout = _corpus(args, tokenizer, config)
+        if machine.writes:
+            weights = f"{model.num_parameters() / 1e6:,.1f} million weights"
+            text = f"{len(stream.ids) / 1e6:,.1f} million tokens of {counted(stream.num_documents, 'document')}"
+            say(f"{weights}, {text}, {type_of_products(bfloat16, device)}")
+        curve = _train(args, model.to(device), tokenizer, stream, heldout, config, machine, name)
     if machine.writes:
-        weights = f"{model.num_parameters() / 1e6:,.1f} million weights"
-        text = f"{len(stream.ids) / 1e6:,.1f} million tokens of {counted(stream.num_documents, 'document')}"
-        say(f"{weights}, {text}, {type_of_products(bfloat16, device)}")
-    display = Display(Path(args.out) / "logs")
+        last = curve[-1]
+        print(f"{args.out}: {last['tokens'] / 1e6:,.1f} million tokens, held-out loss {last['heldout']:.4f}")
+    return 0
+
+
+def _train(
+    args: argparse.Namespace,
+    model: Any,
+    tokenizer: Any,
+    stream: Any,
+    heldout: Any,
+    config: Any,
+    machine: Any,
+    name: str,
+) -> list[dict[str, Any]]:
+    from softprompt.pretraining import Hooks, pretrain
+
+    folder = Path(args.out)
+    display = Display(folder / "logs")
     display.begin(config.steps, config.batch_size)
-    hooks = Hooks(step=display.step, score=display.losses, message=say)
+    options = {
+        "folder": folder,
+        "name": name,
+        "resume": args.resume,
+        "machine": machine,
+        "hooks": Hooks(step=display.step, score=display.losses, message=say),
+    }
     try:
         with writing(args.out):
-            curve = pretrain(
-                model.to(device),
-                tokenizer,
-                stream,
-                heldout,
-                config,
-                folder=Path(args.out),
-                name=name,
-                resume=args.resume,
-                machine=machine,
-                hooks=hooks,
-            )
+            return pretrain(model, tokenizer, stream, heldout, config, **options)
     except KeyboardInterrupt:
         at = f"stopped at step {display.at} of {config.steps}"
         raise KeyboardInterrupt(f"{at}; the same command with --resume goes on from there") from None
     finally:
         display.close()
-    if machine.writes:
-        last = curve[-1]
-        print(f"{args.out}: {last['tokens'] / 1e6:,.1f} million tokens, held-out loss {last['heldout']:.4f}")
-    return 0
 
 
 def _corpus(args: argparse.Namespace, tokenizer: Any, config: Any) -> Any:
