@@ -172,23 +172,32 @@ class Scheduler:
         ValueError for what can never be answered (an unknown prompt or id, an empty input or candidate, too long for
         the model or for max_memory), QueueFull, and NotServing while draining.
         """
-        worn = [part.prompt for part in request.parts if part.prompt is not None]
-        self._check(request)
-        self.table.pin(worn)
+        return self.submit_all([(request, listener)], stream=stream)[0]
+
+    def submit_all(self, asked: Sequence[tuple[Request, Listener | None]], *, stream: bool = False) -> list[Ticket]:
+        """Put these requests into the queue, or none of them; raises as `submit` does."""
+        tickets: list[Ticket] = []
+        jobs: list[_Job] = []
+        pinned: list[str] = []
         try:
-            ticket = Ticket(request, listener, self._wake, streams=stream, submitted=self._clock())
-            jobs = self._jobs(ticket)
+            for request, listener in asked:
+                self._check(request)
+                worn = [part.prompt for part in request.parts if part.prompt is not None]
+                self.table.pin(worn)
+                pinned += worn
+                tickets.append(Ticket(request, listener, self._wake, streams=stream, submitted=self._clock()))
+                jobs += self._jobs(tickets[-1])
             for job in jobs:
                 self._check_size(job)
             with self._changed:
                 self._check_queue(len(jobs))
                 self._waiting.extend(jobs)
-                self._in_flight.add(ticket)
+                self._in_flight.update(tickets)
                 self._changed.notify_all()
         except BaseException:
-            self.table.unpin(worn)
+            self.table.unpin(pinned)
             raise
-        return ticket
+        return tickets
 
     def start(self) -> None:
         """Run in a thread of its own."""
@@ -311,10 +320,11 @@ class Scheduler:
         if self._is_draining:
             raise NotServing("the engine is being stopped and takes no more requests")
         if num_parts > self.max_waiting:
-            raise ValueError(f"{num_parts} parts in a request, but the queue takes {self.max_waiting}; give fewer")
-        if len(self._waiting) + num_parts > self.max_waiting:
-            retry_after = max(1.0, len(self._waiting) * self._seconds_per_part)
-            raise QueueFull(f"the queue is full ({len(self._waiting)} of {self.max_waiting}); try later", retry_after)
+            raise ValueError(f"{num_parts} parts at once, but the queue takes {self.max_waiting}; give fewer")
+        num_waiting = sum(not job.ticket.is_cancelled for job in self._waiting)  # the others go at the next step
+        if num_waiting + num_parts > self.max_waiting:
+            retry_after = max(1.0, num_waiting * self._seconds_per_part)
+            raise QueueFull(f"the queue is full ({num_waiting} of {self.max_waiting}); try later", retry_after)
 
     # The thread -----------------------------------------------------------------------------------------------
 

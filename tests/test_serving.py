@@ -596,7 +596,7 @@ def test_the_members_of_a_sampled_ensemble_draw_apart(llama):
         (lambda lm: Request(parts=(Part(ids=(5,), candidates=((),)),), labels=("a",)), "a candidate is empty"),
         (lambda lm: ask(ids_of(5), make_prompt(lm, 9)), "no prompt with the content hash"),
         (lambda lm: ask(ids_of(5), num_beams=20), "20 beams, but the batch has 16 rows; give fewer"),
-        (lambda lm: replace(ask(ids_of(5)), parts=(Part(ids=(5,)),) * 9), "9 parts in a request, .* takes 8"),
+        (lambda lm: replace(ask(ids_of(5)), parts=(Part(ids=(5,)),) * 9), "9 parts at once, .* takes 8"),
         (lambda lm: ask(ids_of(150), max_tokens=90, num_beams=16), "alone takes .* bytes of cache, more than max_mem"),
     ],
 )
@@ -620,6 +620,25 @@ def test_the_queue_has_an_end(llama):
     tickets.append(engine.submit(ask(ids_of(4), max_tokens=2)))
     finish(engine)
     assert all(ticket.is_done for ticket in tickets)
+
+
+def test_requests_put_in_together_all_wait_or_none_does(llama):
+    (prompt,) = make_prompts(llama, (5,))
+    engine = make_engine(llama, [prompt], max_waiting=3)
+    asked = [(ask(ids_of(4, i), prompt, max_tokens=2), None) for i in range(2)]
+    tickets = engine.submit_all(asked)
+    with pytest.raises(QueueFull, match=r"the queue is full \(2 of 3\)"):
+        engine.submit_all(asked)
+    assert engine.stats().num_waiting == 2
+    tickets[0].cancel()  # what nobody waits for takes no room, before the next step too
+    tickets += engine.submit_all(asked)
+    finish(engine)
+    assert all(ticket.is_done for ticket in tickets)
+    with pytest.raises(Cancelled):
+        tickets[0].result()
+    assert len({tuple(ticket.result().parts[0].ids) for ticket in tickets[1::2]}) == 1
+    engine.table.remove(prompt.sha256)
+    assert engine.table.values_bytes == 0
 
 
 def test_a_deadline_ends_waiting_and_running_requests(llama):

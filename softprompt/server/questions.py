@@ -123,12 +123,8 @@ class Call:
             self.name = self.request.scope["prompt"] = held.name
             self.questions, made = await run_sync(partial(self._prepare, held.prompts, ask, make, count))
             loop = asyncio.get_running_loop()
-            for index, request in enumerate(made):
-                tell = partial(_hand_over, loop, self.events, index)
-                self.tickets.append(server.engine.submit(request, tell, stream=stream))
-        except BaseException:
-            self.cancel()
-            raise
+            asked = [(request, partial(_hand_over, loop, self.events, index)) for index, request in enumerate(made)]
+            self.tickets = server.engine.submit_all(asked, stream=stream)
         finally:
             server.registry.release(held)
 
