@@ -255,7 +255,8 @@ def _claims(rows: Sequence[Result], majority: Sequence[Result]) -> Section:
     section = Section("claims", "What the rows say of the paper's claims", tables=[_html_table(cells)])
     section.text.append(
         "Differences in points that must be above zero, models and tasks pooled, seeds and examples drawn together; "
-        "the claims that were tested share Holm's correction. docs/findings.md has the tests."
+        "the claims that were tested share Holm's correction. docs/findings.md has the tests, and what serving costs "
+        "(claim 20)."
     )
     return section
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from softprompt import params
 from softprompt.claims import CLAIMS, as_table, decide
 from softprompt.evaluation import Result
 from softprompt.study import VOTE
@@ -55,7 +56,14 @@ def test_the_claims_are_those_of_the_document_and_in_its_words():
     listed = {int(number): claim for number, claim in re.findall(r"^\| (\d+) \| (.*?) (?:\(.*?\) )?\|", text, re.M)}
     for claim in CLAIMS:
         assert listed[claim.number].startswith(claim.text), claim.number
-    assert set(listed) - {claim.number for claim in CLAIMS} == {12, 20}  # counted, and measured by benchmarks
+    assert set(listed) - {claim.number for claim in CLAIMS} == {20}  # measured by benchmarks
+
+
+def test_parameters_are_counted_not_tested(monkeypatch):
+    assert words([])[12] == "seen"
+    assert next(cells for cells in as_table(decide([])) if cells[0] == "12")[2:6] == ["counted", "-", "-", "seen"]
+    monkeypatch.setitem(params.METHODS, "WARP", lambda architecture, length: architecture.width)
+    assert words([])[12] == "not seen"
 
 
 def test_a_gap_that_shrinks_is_seen_and_one_that_grows_is_not():
