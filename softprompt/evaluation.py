@@ -13,13 +13,14 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from softprompt.data import Row, TextFormat, encode_target
-from softprompt.files import write_whole
+from softprompt.files import locked, write_whole
 from softprompt.inference import Engine, Prediction, Progress
 from softprompt.tasks import Example, Task, headline
 
@@ -244,7 +245,15 @@ def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 def read_rows(path: Path) -> list[Result]:
     """The rows of a JSONL file; none where there is no file. ValueError, with its line, for what is no row of ours."""
-    lines = path.read_text().removesuffix("\n").split("\n") if path.exists() and path.stat().st_size else []
+    if not path.exists():
+        return []
+    with path.open("rb") as file, locked(file, shared=True):  # a row that is just being added is read whole
+        return _rows_in(file, path)
+
+
+def _rows_in(file: BinaryIO | FileIO, path: Path) -> list[Result]:
+    text = file.read().decode()
+    lines = text.removesuffix("\n").split("\n") if text else []
     return [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
@@ -270,10 +279,11 @@ def append_rows(path: Path, rows: Sequence[Result]) -> None:
 
     ValueError as `read_rows` has it; raises OSError where it cannot be written.
     """
-    read_rows(path)  # refuses a file that is not ours
     path.parent.mkdir(parents=True, exist_ok=True)
     added = "".join(row.to_json() + "\n" for row in rows).encode()
-    with path.open("ab", buffering=0) as file:  # one write at the end of the file, whoever else writes there
+    with path.open("a+b", buffering=0) as file, locked(file):
+        file.seek(0)
+        _rows_in(file, path)  # refuses a file that is not ours
         end = file.seek(0, os.SEEK_END)
         try:
             if file.write(added) < len(added):

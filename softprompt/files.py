@@ -11,6 +11,11 @@ from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Make a file of bytes, or of text as UTF-8, and the folders it lies in; otherwise as `whole_file`."""
@@ -37,6 +42,22 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(file: Any, *, shared: bool = False) -> Iterator[None]:
+    """Hold an open file while it is added to, or, shared, while it is read; wait for those that hold it.
+
+    Windows has no such lock, and there nothing is held.
+    """
+    if fcntl is None:
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def remove_leftovers(path: Path) -> None:
