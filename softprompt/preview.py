@@ -13,7 +13,7 @@ import numpy as np
 from softprompt.backbone import FrozenLM
 from softprompt.data import default_format, encode_all_inputs, target_lengths
 from softprompt.memory import peak_bytes
-from softprompt.run import RunConfig, load_model, members_of, plan_prompts, prepare, tasks_of
+from softprompt.run import RunConfig, check_plans, load_model, members_of, plan_prompts, prepare, tasks_of
 from softprompt.tasks import UNLABELLED, Example
 from softprompt.training import Member, fit
 
@@ -116,7 +116,9 @@ def estimate(config: RunConfig, *, lm: FrozenLM | None = None) -> Estimate:
     """
     lm = lm or load_model(config)
     splits = [prepare(config, task, lm) for task in tasks_of(config)]
-    members = members_of([plan for split in splits for plan in plan_prompts(config, split, lm)], lm)
+    plans = [plan for split in splits for plan in plan_prompts(config, split, lm)]
+    check_plans(plans, lm)
+    members = members_of(plans, lm)
     fit(lm, [_shortened(_with_longest_rows(member), steps=1, num_scored=1) for member in members])
     step_s, scoring_s = _timed(lm, [_shortened(member, steps=NUM_TIMED, num_scored=NUM_SCORED) for member in members])
     rows = [min(len(member.selection), member.config.num_selection) for member in members]

@@ -263,6 +263,16 @@ class Split:
     dev: list[Example]
     selected_on: str
     notes: dict[str, Any] = field(default_factory=dict)
+    _rows: tuple[list[Row], list[Row]] | None = field(default=None, init=False, repr=False)
+
+    def encoded(self, lm: FrozenLM) -> tuple[list[Row], list[Row]]:
+        """The rows to train on and those that choose, encoded once for all runs of the data."""
+        if self._rows is None:
+            train = encode_examples(self.train, self.form, lm.tokenizer)
+            self._rows = train, encode_examples(self.selection, self.form, lm.tokenizer)
+            self.notes["train_used"] = len(train)
+            self.notes["train_cut"] = sum(row.was_cut for row in train)
+        return self._rows
 
 
 def train(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None = None) -> list[Trained]:
@@ -273,6 +283,14 @@ def train(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None 
     return train_together([config], folder=config.out, lm=lm, watch=watch)[0]
 
 
+class CannotStart(ValueError):
+    """Why one of several runs that train together cannot start, and the folder it would write into."""
+
+    def __init__(self, reason: str, out: Path):
+        super().__init__(reason)
+        self.out = out
+
+
 def train_together(
     configs: Sequence[RunConfig], *, folder: Path, lm: FrozenLM | None = None, watch: Watch | None = None
 ) -> list[list[Trained]]:
@@ -280,19 +298,24 @@ def train_together(
 
     Each run chooses and delivers as it would alone, into its own `out`. folder: for the checkpoint they share.
     The first run's `minutes` and `resume` hold for all. A prompt that stopped before its first score is not delivered.
-    Raises ValueError as `train` does, for runs of different models or machines, or with one `out`, and if no prompt
-    is left.
+    Raises ValueError as `train` does (of several runs `CannotStart`, which says whose), for runs of different models or
+    machines, or with one `out`, and if no prompt is left.
     """
     _check_together(configs)
     watch = watch or Watch()
     first = configs[0]
     lm = lm or load_model(first)
     known: dict[Any, Split] = {}
-    splits = [[_prepared(config, task, lm, known, watch) for task in tasks_of(config)] for config in configs]
-    plans = [
-        [plan for split in own for plan in plan_prompts(config, split, lm)]
-        for config, own in zip(configs, splits, strict=True)
-    ]
+    splits, plans = [], []
+    for config in configs:
+        try:
+            splits.append([_prepared(config, task, lm, known, watch) for task in tasks_of(config)])
+            plans.append([plan for split in splits[-1] for plan in plan_prompts(config, split, lm)])
+            check_plans(plans[-1], lm)
+        except ValueError as error:
+            if len(configs) == 1:
+                raise
+            raise CannotStart(str(error), config.out) from error
     if len(configs) > 1:
         for config, own in zip(configs, plans, strict=True):
             for plan in own:
@@ -582,45 +605,35 @@ def _initial_texts(split: Split) -> list[str]:
 def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
     """The plans as members, each after the folds (if any) that choose its step.
 
-    The folds of a setting belong to its run's first seed and serve the others too. Raises ValueError for rows that
-    the model cannot take, with the longest prompt and answer, whether they are trained on or scored.
+    The folds of a setting belong to its run's first seed and serve the others too.
     """
     members: list[Member] = []
-    encoded: dict[int, tuple[list[Row], list[Row]]] = {}
     fold_places: dict[tuple[int, str, Any], tuple[int, ...]] = {}
     for plan in plans:
-        key = id(plan.split)
-        if key not in encoded:
-            encoded[key] = _encode(plan.split, lm)
-            longest = max(len(other.values) for other in plans if other.split is plan.split)
-            _check_lengths(plan.split, *encoded[key], longest, lm)
-        group = (key, plan.run, plan.setting)
+        group = (id(plan.split), plan.run, plan.setting)
         if plan.split.folds and group not in fold_places:
             first = len(members)
             members.extend(_fold_members(plan, lm))
             fold_places[group] = tuple(range(first, len(members)))
-        rows, selection_rows = encoded[key]
+        rows, selection_rows = plan.split.encoded(lm)
         members.append(_member(plan, plan.name, rows, plan.split.selection, selection_rows, fold_places.get(group, ())))
     return members
 
 
-def _encode(split: Split, lm: FrozenLM) -> tuple[list[Row], list[Row]]:
-    rows = encode_examples(split.train, split.form, lm.tokenizer)
-    selection = encode_examples(split.selection, split.form, lm.tokenizer)
-    split.notes["train_used"] = len(rows)
-    split.notes["train_cut"] = sum(row.was_cut for row in rows)
-    return rows, selection
-
-
-def _check_lengths(split: Split, rows: list[Row], selection_rows: list[Row], prompt_length: int, lm: FrozenLM) -> None:
-    """Refuse before training what the last scoring would refuse after it."""
-    check_length(rows, prompt_length, lm)
-    answer_length = split.form.max_target_length
-    if lm.max_length is None or prompt_length + split.form.max_input_length + answer_length <= lm.max_length:
-        return
-    dev = encode_examples(split.dev, split.form, lm.tokenizer, with_targets=False)
-    for scored in (rows if split.folds else selection_rows, dev):
-        check_length(scored, prompt_length, lm, answer_length=answer_length)
+def check_plans(plans: Sequence[Plan], lm: FrozenLM) -> None:
+    """Refuse before training what the last scoring would refuse after it: ValueError for rows that the model cannot
+    take, with the longest prompt and answer, whether they are trained on or scored.
+    """
+    for split in {id(plan.split): plan.split for plan in plans}.values():
+        prompt_length = max(len(plan.values) for plan in plans if plan.split is split)
+        rows, selection_rows = split.encoded(lm)
+        check_length(rows, prompt_length, lm)
+        answer_length = split.form.max_target_length
+        if lm.max_length is None or prompt_length + split.form.max_input_length + answer_length <= lm.max_length:
+            continue
+        dev = encode_examples(split.dev, split.form, lm.tokenizer, with_targets=False)
+        for scored in (rows if split.folds else selection_rows, dev):
+            check_length(scored, prompt_length, lm, answer_length=answer_length)
 
 
 def _fold_members(plan: Plan, lm: FrozenLM) -> list[Member]:

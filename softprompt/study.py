@@ -20,6 +20,7 @@ from typing import Any
 
 from softprompt.backbone import FrozenLM
 from softprompt.comparison import (
+    MODEL_TUNING,
     MULTI_TASK,
     NUM_RATES,
     PROMPT_DESIGN,
@@ -37,6 +38,7 @@ from softprompt.inspection import neighbourhood
 from softprompt.prompt_design import shots_name
 from softprompt.run import (
     ROWS,
+    CannotStart,
     Data,
     RunConfig,
     Trained,
@@ -53,8 +55,12 @@ from softprompt.tasks.task import nearest
 
 OTHER = {"generate": "rank", "rank": "generate"}
 VOTE = -1  # the seed of an ensemble's row
+WEIGHTS_COST = 1.5  # ours: a layer's step is three products where weights are trained, and two where they are frozen
 # As in t5-small-lm-adapt, gemma-3-270m, SmolLM2-1.7B.
 SIZE_IN_NAME = re.compile(r"[-_](mini|small|base|large|xl|xxl|\d+(\.\d+)?[mb])(?=[-_]|$)", re.IGNORECASE)
+
+
+Load = Callable[[RunConfig], FrozenLM]
 
 
 @dataclass(frozen=True)
@@ -66,15 +72,18 @@ class Planned:
     """The model asked about."""
     config: RunConfig
     """Its run, with the frozen model's own place."""
+    fingerprint: str | None = None
+    """Of the frozen model that is there now, where it may have changed since rows were made."""
 
     @property
-    def num_runs(self) -> int:
+    def num_runs(self) -> float:
         """About how many trainings of one prompt on one task it takes as long as."""
         tasks = 1 if self.point.method == MULTI_TASK else len(self.config.task)
         if self.point.method == PROMPT_DESIGN:
-            return 2 * tasks  # ours: passes over the selection rows in some 50 designs
+            return 2.0 * tasks  # ours: passes over the selection rows in some 50 designs
         rates = 1 if self.point.method is None else len(self.config.learning_rate or ()) or NUM_RATES
-        return tasks * (rates - 1 + len(self.config.seeds))
+        times = WEIGHTS_COST if self.point.method in (MODEL_TUNING, MULTI_TASK) else 1.0
+        return times * tasks * (rates - 1 + len(self.config.seeds))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -87,6 +96,15 @@ class Planned:
         return {name: v for name, v in settings_of(self.config).items() if name not in ("seeds", "minutes")}
 
 
+def named(name: str) -> Any:
+    """The experiment of a name. ValueError for one that there is not; the nearest is offered."""
+    if name not in EXPERIMENTS:
+        raise ValueError(
+            f"no experiment named {name!r}{nearest(name, EXPERIMENTS)}; there are {', '.join(EXPERIMENTS)}"
+        )
+    return EXPERIMENTS[name]
+
+
 def plan_experiment(
     name: str, models: Sequence[str], base: RunConfig, out: Path, points: Sequence[str] = ()
 ) -> list[Planned]:
@@ -95,13 +113,10 @@ def plan_experiment(
     ValueError for an experiment or a point that there is not (the nearest is offered), or a model without a point's
     folder.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(
-            f"no experiment named {name!r}{nearest(name, EXPERIMENTS)}; there are {', '.join(EXPERIMENTS)}"
-        )
+    own_points = named(name).POINTS
     for task in base.task:
         get_task(task)  # refuses what there is not
-    known = {point.name: point for point in EXPERIMENTS[name].POINTS}
+    known = {point.name: point for point in own_points}
     if unknown := [point for point in points if point not in known]:
         raise ValueError(
             f"{name} has no point {unknown[0]!r}{nearest(unknown[0], known)}; it has {', '.join(map(repr, known))}"
@@ -147,7 +162,7 @@ def run_experiment(
     out: Path,
     points: Sequence[str] = (),
     watch: Watch | None = None,
-    load: Callable[[RunConfig], FrozenLM] = load_model,
+    load: Load = load_model,
 ) -> list[str]:
     """Run what has no rows, and append its rows; what failed, a line each.
 
@@ -156,29 +171,65 @@ def run_experiment(
     it, before anything runs.
     """
     watch = watch or Watch()
-    groups: dict[str, list[Planned]] = {}
-    for planned in plan_experiment(name, models, base, out, points):
-        groups.setdefault(planned.config.model, []).append(planned)
     failures: list[str] = []
-    for place, group in groups.items():
-        without = [planned for planned in group if not _reuse(name, planned, rows, watch)]
-        runs: list[tuple[str, Callable[[], None]]] = []
-        if together := _with_data([planned for planned in without if planned.point.method is None], failures):
-            runs.append((place, lambda own=together: _train_together(name, own, base, rows, out, watch, load)))
+
+    def attempt(title: str, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except CannotStart:
+            raise
+        except (ValueError, RuntimeError, OSError) as error:
+            failures.append(f"{title}: {' '.join(str(error).split())}")
+            watch.message(f"{title} failed; the others go on")
+
+    for group in _by_model(plan_experiment(name, models, base, out, points)):
+        place = group[0].config.model
+        without = [planned for planned in _on_what_is_there(group, load) if not _reuse(name, planned, rows, watch)]
+        together = _with_data([planned for planned in without if planned.point.method is None], failures)
+        while together:
+            try:
+                attempt(place, functools.partial(_train_together, name, together, base, rows, out, watch, load))
+                break
+            except CannotStart as error:
+                (first,) = [planned for planned in together if planned.config.out == error.out]
+                together = [planned for planned in together if planned is not first]
+                failures.append(f"{place}, {first.point.name}: {' '.join(str(error).split())}")
+                watch.message(f"{place}, {first.point.name} cannot start; the others do")
         for planned in without:
             for tasks in _alone(planned):
                 run = functools.partial(_run_method, name, planned, tasks, rows, watch, load)
-                runs.append((f"{place}, {planned.point.name}, {', '.join(tasks)}", run))
-        for title, run in runs:
-            try:
-                run()
-            except (ValueError, RuntimeError, OSError) as error:
-                failures.append(f"{title}: {' '.join(str(error).split())}")
-                watch.message(f"{title} failed; the others go on")
+                attempt(f"{place}, {planned.point.name}, {', '.join(tasks)}", run)
     return failures
 
 
-Load = Callable[[RunConfig], FrozenLM]
+def _by_model(planned: Sequence[Planned]) -> list[list[Planned]]:
+    groups: dict[str, list[Planned]] = {}
+    for one in planned:
+        groups.setdefault(one.config.model, []).append(one)
+    return list(groups.values())
+
+
+def _on_what_is_there(group: Sequence[Planned], load: Load) -> list[Planned]:
+    """The points of one frozen model, knowing which model that is if it is in a folder or a file.
+
+    One that was trained anew in the same place has no rows yet, and cannot go on from the other's checkpoints. What
+    has a name is taken to be the same for ever, and is not read only to see that it has its rows.
+    """
+    config = group[0].config
+    if not Path(config.model).exists():
+        return list(group)
+    try:
+        fingerprint = load(config).fingerprint
+    except (ValueError, OSError):  # each run will say it
+        return list(group)
+    return [
+        replace(one, fingerprint=fingerprint, config=replace(one.config, out=_of_model(one.config.out, fingerprint)))
+        for one in group
+    ]
+
+
+def _of_model(folder: Path, fingerprint: str | None) -> Path:
+    return folder if fingerprint is None else folder.with_name(f"{folder.name}-{fingerprint[:8]}")
 
 
 def _train_together(
@@ -188,6 +239,7 @@ def _train_together(
     lm = load(group[0].config)
     place = group[0].config.model
     folder = out / "together" / folder_of(place, "+".join(p.point.name for p in group), base)
+    folder = _of_model(folder, group[0].fingerprint)
     trained = train_together([planned.config for planned in group], folder=folder, lm=lm, watch=watch)
     for planned, delivered in zip(group, trained, strict=True):
         append_rows(rows, _rows(name, planned, delivered, lm, watch))
@@ -247,10 +299,18 @@ def _point_of(planned: Planned, row: Result) -> str:
 
 
 def missing(
-    name: str, models: Sequence[str], base: RunConfig, *, rows: Path, out: Path, points: Sequence[str] = ()
+    name: str,
+    models: Sequence[str],
+    base: RunConfig,
+    *,
+    rows: Path,
+    out: Path,
+    points: Sequence[str] = (),
+    load: Load = load_model,
 ) -> list[Planned]:
     """The points that have no rows yet, under this or another experiment's name. ValueError as `plan_experiment`."""
-    planned = plan_experiment(name, models, base, out, points)
+    groups = _by_model(plan_experiment(name, models, base, out, points))
+    planned = [one for group in groups for one in _on_what_is_there(group, load)]
     return [one for one in planned if not _wanted(one) <= {(row.task, row.seed) for row in _rows_there(one, rows)}]
 
 
@@ -287,6 +347,7 @@ def _rows_there(planned: Planned, rows: Path) -> list[Result]:
         row
         for row in read_rows(rows)
         if row.config.get("frozen") == config.model
+        and planned.fingerprint in (None, row.config.get("fingerprint", planned.fingerprint))
         and row.config.get("method") == planned.point.method
         and settings_of_row(row) == planned.settings
         and row.config.get("trained_on", row.task) in config.task

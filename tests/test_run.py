@@ -26,8 +26,8 @@ from softprompt.run import (
     RunConfig,
     Split,
     Watch,
+    check_plans,
     evaluate,
-    members_of,
     plan_prompts,
     prepare,
     tasks_of,
@@ -173,9 +173,9 @@ def test_room_for_a_written_answer_and_for_the_longest_prompt_is_asked_for_befor
     split = split_of(config, lm)
     taken = len(encode_examples(split.dev, split.form, lm.tokenizer)[0].ids) + split.form.max_target_length
     longest = 256 - taken
-    members_of(plan_prompts(replace(config, prompt_length=(4, longest)), split, lm), lm)
+    check_plans(plan_prompts(replace(config, prompt_length=(4, longest)), split, lm), lm)
     with pytest.raises(ValueError, match=rf"prompt {longest + 1} \+ input and target {taken} tokens"):
-        members_of(plan_prompts(replace(config, prompt_length=(4, longest + 1)), split, lm), lm)
+        check_plans(plan_prompts(replace(config, prompt_length=(4, longest + 1)), split, lm), lm)
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -37,7 +37,11 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--points", nargs="+", default=(), metavar="P", help="only these points, by name (default: all)"
     )
-    command.add_argument("--seeds", default="0,1,2", metavar="N,…", help="(default: 0,1,2; table 3 has five)")
+    command.add_argument(
+        "--seeds",
+        metavar="N,…",
+        help="(default: 0,1,2; 0 to 4 in figure 3, where prompts train together; table 3 has 0 to 4)",
+    )
     command.add_argument("--data", metavar="DIR", help="folder of the official files (default: the hub)")
     command.add_argument("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="(default: runs/study)")
     command.add_argument(
@@ -114,10 +118,12 @@ def _say_how_long(args: argparse.Namespace) -> None:
 
 def _base(args: argparse.Namespace) -> Any:
     from softprompt.run import RunConfig
+    from softprompt.study import named
 
+    seeds = read_seeds(args.seeds) if args.seeds else named(args.name).SEEDS
     # A run that was interrupted goes on from its checkpoint: that of other settings is refused, and has another folder.
     return RunConfig(
-        model="-", task=tuple(split_names(args.tasks)), seeds=read_seeds(args.seeds), data=args.data,
+        model="-", task=tuple(split_names(args.tasks)), seeds=seeds, data=args.data,
         minutes=args.minutes, resume=True, **shared_settings(args, SHARED),
     )  # fmt: skip
 

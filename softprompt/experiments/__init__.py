@@ -1,8 +1,8 @@
 """The paper's figures and tables as lists of configurations, one file each; `softprompt.study` runs them.
 
-A file has TITLE, and POINTS: what is drawn, each a name and what it changes in the run that all of them share. Where
-points differ in the frozen model, it is a folder inside the one that is asked about: what `softprompt pretrain` and
-`adapt` wrote side by side, as `span`, `span+`, `lm` and `lm/steps/N`.
+A file has TITLE, SEEDS, which are run unless others are asked for, and POINTS: what is drawn, each a name and what it
+changes in the run that all of them share. Where points differ in the frozen model, it is a folder inside the one that
+is asked about: what `softprompt pretrain` and `adapt` wrote side by side, as `span`, `span+`, `lm` and `lm/steps/N`.
 """
 
 from softprompt.experiments import figure_1, figure_3a, figure_3b, figure_3c, figure_3d, table_1, table_2, table_3

@@ -7,6 +7,7 @@ adaptation, which is `span` beside it. Multi-task tuning takes all the tasks tha
 from softprompt.experiments.point import Point
 
 TITLE = "Quality by model size (figure 1)"
+SEEDS = (0, 1, 2)  # ours: model tuning's trainings come one after another
 POINTS = (
     Point("prompt tuning", method="prompt-tuning"),
     Point("model tuning", method="model-tuning"),

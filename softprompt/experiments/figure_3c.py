@@ -7,6 +7,7 @@ weights, `span+` span corruption for as many steps more as the adaptation takes.
 from softprompt.experiments.point import Point
 
 TITLE = "Pre-training objective (figure 3c)"
+SEEDS = (0, 1, 2, 3, 4)  # ours: of prompts, which train together
 POINTS = (
     Point("random", inside="random", is_optional=True),
     Point("tables", inside="tables", is_optional=True),

@@ -3,4 +3,5 @@
 from softprompt.experiments.point import Point
 
 TITLE = "Steps of LM adaptation (figure 3d)"
+SEEDS = (0, 1, 2, 3, 4)  # ours: of prompts, which train together
 POINTS = (Point("0", inside="span"), Point("*", inside="lm/steps/*"))

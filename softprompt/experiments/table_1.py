@@ -6,6 +6,7 @@ A set whose data is missing is told and noted in the rows: TextbookQA's is not t
 from softprompt.experiments.point import Point
 
 TITLE = "From SQuAD to other domains (table 1)"
+SEEDS = (0, 1, 2)  # ours: model tuning's trainings come one after another
 ELSEWHERE = {
     f"mrqa/{name}": {} for name in ("textbookqa", "bioasq", "race", "relation_extraction", "duorc", "drop")
 }  # paper, table 1

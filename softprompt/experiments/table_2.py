@@ -3,6 +3,7 @@
 from softprompt.experiments.point import Point
 
 TITLE = "Between QQP and MRPC (table 2)"
+SEEDS = (0, 1, 2)  # ours: model tuning's trainings come one after another
 TO_MRPC = {"duplicate": "equivalent", "not_duplicate": "not_equivalent"}
 TO_QQP = {there: here for here, there in TO_MRPC.items()}
 WAYS = {"glue/qqp": {"glue/mrpc": TO_MRPC}, "glue/mrpc": {"glue/qqp": TO_QQP}}

@@ -3,4 +3,5 @@
 from softprompt.experiments.point import Point
 
 TITLE = "Ensembles (table 3)"
-POINTS = (Point("five prompts", {"seeds": (0, 1, 2, 3, 4)}),)
+SEEDS = (0, 1, 2, 3, 4)
+POINTS = (Point("five prompts", {"seeds": SEEDS}),)
