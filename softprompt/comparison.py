@@ -41,7 +41,7 @@ from softprompt.inference import Engine
 from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
 from softprompt.optimizers import PerWeight
-from softprompt.prompt_design import SHOTS, ask, designs, examples_in_front, num_rows, shots_name
+from softprompt.prompt_design import SHOTS, ask, designs, examples_in_front, how_scored, num_rows, shots_name
 from softprompt.run import (
     RunConfig,
     Split,
@@ -525,7 +525,7 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
     made = []
     for shots in SHOTS:
         started = time.monotonic()
-        own = [design for design in designs(lm, shots=[shots], draws=config.seeds) if design.shots == shots]
+        own = [design for design in designs(lm, split.task, shots=[shots], draws=config.seeds) if design.shots == shots]
         told = watch.phase(f"{PROMPT_DESIGN}, {shots_name(shots)}", num_rows(own, len(selection)))
         found = ask(lm, split.task, own, split.train, selection, split.form, context_length=length, progress=told)
         scores = [evaluation.headline for evaluation in found]
@@ -550,7 +550,7 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
         row = Result(
             experiment=EXPERIMENT,
             config=_about(config, PROMPT_DESIGN, lm) | about,
-            scoring="rank",
+            scoring=how_scored(split.task, split.dev),
             step=0,
             steps_run=0,
             seconds=round(seconds, 2),

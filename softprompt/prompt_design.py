@@ -14,7 +14,7 @@ from torch import Tensor
 
 from softprompt.backbone import NO_PROMPT, FrozenLM
 from softprompt.data import SEPARATOR, TextFormat, encode_examples
-from softprompt.evaluation import Evaluation, best, judge, predict
+from softprompt.evaluation import Evaluation, best, can_rank, judge, predict
 from softprompt.inference import Engine, Prediction, Progress
 from softprompt.tasks import Example, Task
 
@@ -42,6 +42,15 @@ WORDINGS = (
     Wording("instruction", "Choose the answer that fits the text: {labels}.\n\nText: ", "\n\nChosen answer:"),
     Wording("label", "Text: ", "\nLabel:"),
     Wording("chat", "Answer with one of these: {labels}.\n\n", "", chat=True),
+)
+# Ours, for tasks without labels: the answer is a text, written or chosen among the example's own candidates.
+FREE_WORDINGS = (
+    WORDINGS[0],
+    Wording("answer", "", "\nAnswer:"),
+    Wording("few words", "", "\nThe answer, in a few words:"),
+    Wording("instruction", "Read the text and answer it.\n\nText: ", "\n\nAnswer:"),
+    Wording("is", "Text: ", "\nThe right answer is"),
+    Wording("chat", "Answer in as few words as you can.\n\n", "", chat=True),
 )
 SHOTS = (0, 4, 16, -1)  # paper, section 3.1, compares with GPT-3's few-shot; -1: as many as the context holds
 BETWEEN = "\n\n"  # ours: between two examples
@@ -74,15 +83,21 @@ class Design:
         )
 
 
-def designs(lm: FrozenLM, *, shots: Sequence[int] = SHOTS, draws: Sequence[int] = (0, 1, 2)) -> list[Design]:
-    """Every wording with every number of examples and draw, calibrated and not; in a chat template without examples."""
+def designs(
+    lm: FrozenLM, task: Task, *, shots: Sequence[int] = SHOTS, draws: Sequence[int] = (0, 1, 2)
+) -> list[Design]:
+    """Every wording with every number of examples and draw; in a chat template without examples.
+
+    Where the task has labels, each calibrated and not.
+    """
     found = []
-    for wording in WORDINGS:
+    for wording in WORDINGS if task.labels else FREE_WORDINGS:
         if wording.chat and not lm.tokenizer.has_chat_template:
             continue
         for number in shots if not wording.chat else [0]:
             for draw in draws if number else [0]:
-                found += [Design(wording, number, draw, calibrated) for calibrated in (False, True)]
+                both = (False, True) if task.labels else (False,)
+                found += [Design(wording, number, draw, calibrated) for calibrated in both]
     return found
 
 
@@ -97,17 +112,19 @@ def ask(
     context_length: int,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
-    """What each design scores on the examples, by the summed log-probability of the labels.
+    """What each design scores on the examples: by the summed log-probability of the labels, or of an example's own
+    candidates, and by greedy generation where there is neither.
 
     train: where examples in front come from. context_length: tokens of examples in front at most. Designs that differ
-    in calibration only are one pass. ValueError for a task without labels.
+    in calibration only are one pass.
     """
-    empty = [Example(inputs=text, targets="", id=text, references=()) for text in CONTENT_FREE]
+    empty = [Example(inputs=text, targets="", id=text, references=()) for text in _without_content(designs)]
+    scoring = how_scored(task, examples)
     passes: dict[tuple[Wording, int, int], tuple[list[Prediction], dict[str, float]]] = {}
     for key in dict.fromkeys(map(_pass_of, designs)):
         ids, _ = examples_in_front(lm, task, train, form, *key, context_length=context_length)
         front = lm.embed(torch.tensor([ids], device=lm.device))[0].float() if ids else None
-        answers = _scored(lm, task, key[0], front, [*empty, *examples], form, progress)
+        answers = _answers(lm, task, key[0], front, [*empty, *examples], form, scoring, progress)
         passes[key] = answers[len(empty) :], _mean_scores(answers[: len(empty)])
 
     def predictions(design: Design) -> list[Prediction]:
@@ -117,9 +134,18 @@ def ask(
     return [judge(task, examples, predictions(design)) for design in designs]
 
 
+def how_scored(task: Task, examples: Sequence[Example]) -> str:
+    """How answers to text prompts are found: `rank` where there are candidates, else `generate`."""
+    return "rank" if can_rank(task, examples) else "generate"
+
+
 def num_rows(designs: Sequence[Design], num_examples: int) -> int:
     """What `ask` tells `progress` of in all: inputs without content included."""
-    return len(set(map(_pass_of, designs))) * (num_examples + len(CONTENT_FREE))
+    return len(set(map(_pass_of, designs))) * (num_examples + len(_without_content(designs)))
+
+
+def _without_content(designs: Sequence[Design]) -> Sequence[str]:
+    return CONTENT_FREE if any(design.calibrated for design in designs) else ()
 
 
 def _pass_of(design: Design) -> tuple[Wording, int, int]:
@@ -160,13 +186,14 @@ def examples_in_front(
     return ids, taken
 
 
-def _scored(
+def _answers(
     lm: FrozenLM,
     task: Task,
     wording: Wording,
     front: Tensor | None,
     examples: Sequence[Example],
     form: TextFormat,
+    scoring: str,
     progress: Progress | None,
 ) -> list[Prediction]:
     """Every example behind the examples in front."""
@@ -174,7 +201,7 @@ def _scored(
     rows = encode_examples(asked, form, lm.tokenizer, with_targets=False)
     engine = Engine(lm, [] if front is None else [front])
     member = [NO_PROMPT if front is None else 0] * len(rows)
-    return predict(engine, task, asked, rows, member, form, scoring="rank", progress=progress)
+    return predict(engine, task, asked, rows, member, form, scoring=scoring, progress=progress)
 
 
 def calibrated(predictions: Sequence[Prediction], nothing: dict[str, float]) -> list[Prediction]:
@@ -188,7 +215,7 @@ def calibrated(predictions: Sequence[Prediction], nothing: dict[str, float]) -> 
 def _mean_scores(predictions: Sequence[Prediction]) -> dict[str, float]:
     """The log of each label's mean share over inputs without content."""
     shares = [prediction.probabilities() or {} for prediction in predictions]
-    means = {text: sum(own[text] for own in shares) / len(shares) for text in shares[0]}
+    means = {text: sum(own[text] for own in shares) / len(shares) for text in (shares[0] if shares else ())}
     return {text: float(torch.tensor(mean, dtype=torch.float64).clamp(min=1e-12).log()) for text, mean in means.items()}
 
 

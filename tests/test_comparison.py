@@ -14,7 +14,7 @@ from softprompt.data import default_format
 from softprompt.evaluation import example_scores, read_rows, right_answers
 from softprompt.inference import Prediction
 from softprompt.methods import TUNERS
-from softprompt.prompt_design import WORDINGS, Design, ask, calibrated, designs, examples_in_front, num_rows
+from softprompt.prompt_design import WORDINGS, Design, ask, calibrated, designs, examples_in_front, how_scored, num_rows
 from softprompt.run import RunConfig, Watch
 from softprompt.tasks import Example, get_task, read_split
 from softprompt.training import fit
@@ -345,17 +345,28 @@ def test_as_many_examples_as_fit_stand_in_front(llama, data):
 
 
 def test_every_wording_shot_and_draw_is_tried_with_and_without_calibration(llama):
-    found = designs(llama, shots=(0, 4), draws=(0, 1, 2))
+    task = get_task(TASK)
+    found = designs(llama, task, shots=(0, 4), draws=(0, 1, 2))
     assert len(found) == 2 * 5 * (1 + 3) and len({design.name for design in found}) == len(found)
     assert num_rows(found, 10) == 5 * 4 * 13
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}user {{ m['content'] }}{% endfor %} assistant "
     talks = FrozenLM(make_llama(), tokenizer, name="talks")
-    assert [d.shots for d in designs(talks, shots=(0, 4)) if d.wording.chat] == [0, 0]
+    assert [d.shots for d in designs(talks, task, shots=(0, 4)) if d.wording.chat] == [0, 0]
 
 
-def test_free_text_has_nothing_to_rank(llama, data):
+def test_free_text_is_written_and_an_examples_own_candidates_are_ranked(llama):
+    """Asked in wordings that name no labels, and never calibrated: there are none to calibrate."""
     task = get_task("mrqa/squad")
-    example = Example(inputs="question: who context: she", targets="she", id="1", references=("she",))
-    with pytest.raises(ValueError, match="free-text targets, nothing to rank"):
-        ask(llama, task, designs(llama, shots=(0,)), [example], [example], default_format(llama), context_length=50)
+    examples = [
+        Example(inputs=f"question: who context: {who}", targets=who, id=who, references=(who,)) for who in ("she", "he")
+    ]
+    for choices, scoring in ((None, "generate"), (("she", "he"), "rank")):
+        asked = [replace(example, choices=choices) for example in examples]
+        assert how_scored(task, asked) == scoring
+        tried = designs(llama, task, shots=(0, 1), draws=(0,))
+        assert len(tried) == 5 * 2 and not any(d.calibrated or "{labels}" in str(d.wording) for d in tried)
+        found = ask(llama, task, tried, asked, asked, default_format(llama), context_length=50)
+        assert num_rows(tried, len(asked)) == sum(len(one.predictions) for one in found)
+        ranked = [prediction.scores is not None for one in found for prediction in one.predictions]
+        assert ranked == [scoring == "rank"] * len(ranked)
