@@ -28,13 +28,15 @@ import torch
 from tqdm import tqdm
 
 from softprompt.backbone import FrozenLM
+from softprompt.config import Data, RunConfig
 from softprompt.data import TextFormat, collate, encode_examples, encode_target, micro_batches
 from softprompt.evaluation import Evaluation, Result, append_rows, best, judge, read_rows, right_answers, surroundings
 from softprompt.files import write_whole
 from softprompt.inference import MAX_TOKENS, Prediction, Progress
 from softprompt.loading import SMOLLM2, load
+from softprompt.plan import Split, prepare
 from softprompt.prompt_design import WORDINGS, Wording, worded
-from softprompt.run import Data, RunConfig, Split, Watch, evaluate, model_of_row, prepare
+from softprompt.run import Watch, evaluate, model_of_row
 from softprompt.tasks import Example, Task, get_task, read_split, without_overlap
 
 METHODS = ("majority", "tfidf", "probe", "zero-shot")

@@ -32,11 +32,12 @@ from baselines import (
 
 from softprompt.backbone import FrozenLM
 from softprompt.comparison import settings_of, settings_of_row
+from softprompt.config import RunConfig
 from softprompt.evaluation import Result, append_rows, read_rows
 from softprompt.files import write_whole
 from softprompt.inference import Prediction
 from softprompt.loading import SMOLLM2
-from softprompt.run import RunConfig, Trained, Watch, load_model, model_of_row, train
+from softprompt.run import Trained, Watch, load_model, model_of_row, train
 from softprompt.tasks import get_task, read_split
 
 EXPERIMENT = "smollm2_tasks"

@@ -24,10 +24,11 @@ from baselines import bars, data_folder, right_answers
 from smollm2_study import add_settings, config_of, in_own_folder, kept_predictions, train_rows
 
 from softprompt.backbone import FrozenLM
+from softprompt.config import RunConfig
 from softprompt.data import TextFormat
 from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows
 from softprompt.prompt import load_prompt
-from softprompt.run import RunConfig, Watch, evaluate, load_model
+from softprompt.run import Watch, evaluate, load_model
 from softprompt.tasks import Example, get_task, read_split
 
 EXPERIMENT = "sst2"

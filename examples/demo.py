@@ -12,8 +12,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from softprompt.backbone import FrozenLM
+from softprompt.config import RunConfig
+from softprompt.plan import plan_prompts, prepare, tasks_of
 from softprompt.prediction import open_prompts, predict_records
-from softprompt.run import RunConfig, Trained, Watch, evaluate, load_model, plan_prompts, prepare, tasks_of, train
+from softprompt.run import Trained, Watch, evaluate, load_model, train
 
 HERE = Path(__file__).parent / "customer_messages"
 INTENTS = ("billing", "cancel", "delivery", "login", "praise", "refund", "sales question", "technical")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from softprompt.backbone import FrozenLM
+    from softprompt.config import RunConfig
     from softprompt.data import TextFormat
     from softprompt.evaluation import Evaluation, Result
     from softprompt.formats import convert
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from softprompt.prediction import evaluate_prompts, open_prompts, predict_file, predict_records
     from softprompt.preview import estimate, token_lengths
     from softprompt.prompt import Card, SoftPrompt, load_prompt, save_prompt
-    from softprompt.run import RunConfig, Watch, evaluate, train
+    from softprompt.run import Watch, evaluate, train
     from softprompt.tasks import Task, file_task, get_task
 
 __all__ = [

@@ -25,35 +25,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM
-from softprompt.data import Row, TextFormat, check_length, encode_examples
-from softprompt.evaluation import (
-    Evaluation,
-    Other,
-    Result,
-    append_rows,
-    judge,
-    read_rows,
-    right_answers,
-    surroundings,
-)
+from softprompt.config import RunConfig
+from softprompt.data import TextFormat, encode_examples
+from softprompt.evaluation import Evaluation, Other, Result, append_rows, judge, read_rows, right_answers, surroundings
 from softprompt.files import write_whole
 from softprompt.inference import Engine
 from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
 from softprompt.optimizers import PerWeight
+from softprompt.plan import Split, check_plans, dev_examples, format_of, plan_prompts, prepare, tasks_of
 from softprompt.prompt_design import SHOTS, ask, designs, examples_in_front, how_scored, num_rows, shots_name
-from softprompt.run import (
-    RunConfig,
-    Split,
-    Watch,
-    dev_examples,
-    format_of,
-    load_model,
-    model_of_row,
-    plan_prompts,
-    prepare,
-    tasks_of,
-)
+from softprompt.run import Watch, load_model, model_of_row
 from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, without_overlap
 from softprompt.tasks.task import nearest
 from softprompt.training import Fitted, Member, TrainConfig, fit
@@ -227,6 +209,7 @@ def _mixed(config: RunConfig, splits: Sequence[Split], lm: FrozenLM) -> Split:
     notes = {
         "train": "; ".join(f"{split.task.name}: {split.notes['train']}" for split in splits),
         "share_of_official": min(split.notes.get("share_of_official") or 1.0 for split in splits),
+        "targets_cut": sum(split.notes["targets_cut"] for split in splits),
     }
     form = format_of(config, task, lm, targets)
     return Split(task, form, train, selection, [], [], splits[0].selected_on, notes)
@@ -291,8 +274,6 @@ class _Entry:
     name: str
     config: RunConfig
     split: Split
-    rows: list[Row]
-    selection_rows: list[Row]
     scored: list[Other]
     """What every seed is scored on."""
     follow: bool
@@ -323,7 +304,8 @@ class _Entry:
         lm = self.load(self.config)
         plan = plan_prompts(replace(self.config, learning_rate=(rate,), seeds=(seed,)), self.split, lm)[0]
         method, values, config = _ready(self.name, lm, plan.values, plan.train, rate, seed)
-        check_length(self.rows, len(plan.values), lm)
+        check_plans([plan], lm)
+        rows, selection_rows = self.split.encoded(lm)
         member = Member(
             name=f"{self.name} lr{rate:g} seed{seed}",
             task=self.split.task,
@@ -331,9 +313,9 @@ class _Entry:
             config=config,
             seed=seed,
             values=values,
-            rows=self.rows,
+            rows=rows,
             selection=self.split.selection,
-            selection_rows=self.selection_rows,
+            selection_rows=selection_rows,
             others=self.scored if self.follow else [],
         )
         folder = self.config.out / "trials" / self.name / f"{rate:g}-{seed}"
@@ -410,7 +392,7 @@ def _entry(config: RunConfig, name: str, also: Also, watch: Watch, load: Callabl
     split = _prepared(config, task, lm)
     scored = _to_score(config, also, split, lm, watch)
     split = _without_overlap(split, scored)
-    return _encoded(_Entry(name, config, split, [], [], scored, bool(also), (), watch, load), lm)
+    return _Entry(name, config, split, scored, bool(also), _rates(config, name, lm.is_encoder_decoder), watch, load)
 
 
 def _without_overlap(split: Split, scored: Sequence[Other]) -> Split:
@@ -430,18 +412,8 @@ def _multi_task_entry(config: RunConfig, watch: Watch, load: Callable[[RunConfig
     devs = [[mixed(split.task, example) for example in split.dev] for split in splits]
     scored = [_other(s.task, "dev", dev, whole.form, lm) for s, dev in zip(splits, devs, strict=True)]
     config = replace(config, init="vocab")  # of a prompt, which is not trained
-    return _encoded(_Entry(MODEL_TUNING, config, whole, [], [], scored, False, (), watch, load), lm)
-
-
-def _encoded(entry: _Entry, lm: FrozenLM) -> _Entry:
-    """With its rows and rates, once for all trials."""
-    split = entry.split
-    rows, selection_rows = (
-        encode_examples(examples, split.form, lm.tokenizer) for examples in (split.train, split.selection)
-    )
-    split.notes.update(train_used=len(rows), train_cut=sum(row.was_cut for row in rows))
-    rates = _rates(entry.config, entry.name, lm.is_encoder_decoder)
-    return replace(entry, rows=rows, selection_rows=selection_rows, rates=rates)
+    rates = _rates(config, MODEL_TUNING, lm.is_encoder_decoder)
+    return _Entry(MODEL_TUNING, config, whole, scored, False, rates, watch, load)
 
 
 def _rates(config: RunConfig, name: str, is_encoder_decoder: bool) -> tuple[float, ...]:

@@ -19,12 +19,13 @@ from statistics import fmean
 from typing import Any
 
 from softprompt.backbone import FrozenLM
+from softprompt.config import Data
 from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples, target_lengths
 from softprompt.evaluation import Evaluation, Result, check_scoring, ensemble, judge, predict, surroundings, vote
 from softprompt.inference import Engine, Prediction, Progress, mean_probabilities
 from softprompt.loading import load
 from softprompt.prompt import Card, SoftPrompt, check_fits, load_prompt
-from softprompt.run import Data, Watch
+from softprompt.run import Watch
 from softprompt.tasks import Example, Task, file_task, get_task, read_split
 from softprompt.tasks.own_file import Template
 from softprompt.tasks.records import COMPRESSIONS, READERS, decoded, open_bytes, plain_suffix, read_object, read_rows

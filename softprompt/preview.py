@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from softprompt.backbone import FrozenLM
+from softprompt.config import RunConfig
 from softprompt.data import default_format, encode_all_inputs, target_lengths
 from softprompt.memory import peak_bytes
-from softprompt.run import RunConfig, check_plans, load_model, members_of, plan_prompts, prepare, tasks_of
+from softprompt.plan import check_plans, members_of, plan_prompts, prepare, tasks_of
+from softprompt.run import load_model
 from softprompt.tasks import UNLABELLED, Example
 from softprompt.training import Member, fit
 

@@ -30,26 +30,15 @@ from softprompt.comparison import (
     settings_of,
     settings_of_row,
 )
+from softprompt.config import Data, RunConfig
 from softprompt.data import TextFormat
 from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows, right_answers
 from softprompt.experiments import EXPERIMENTS
 from softprompt.experiments.point import Point
 from softprompt.inspection import neighbourhood
+from softprompt.plan import dev_examples, tasks_of
 from softprompt.prompt_design import shots_name
-from softprompt.run import (
-    ROWS,
-    CannotStart,
-    Data,
-    RunConfig,
-    Trained,
-    Watch,
-    dev_examples,
-    evaluate,
-    load_model,
-    tasks_of,
-    train,
-    train_together,
-)
+from softprompt.run import ROWS, CannotStart, Trained, Watch, evaluate, load_model, train, train_together
 from softprompt.tasks import Example, Task, get_task, has_split
 from softprompt.tasks.task import nearest
 

@@ -39,6 +39,8 @@ TENSOR_MODULES = [
     "prompt_design",
     "training",
     "pretraining",
+    "config",
+    "plan",
     "run",
     "memory",
     "comparison",

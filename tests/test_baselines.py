@@ -10,11 +10,13 @@ import torch
 from conftest import make_llama, make_tokenizer, tiny_lm
 
 from softprompt.backbone import FrozenLM
+from softprompt.config import RunConfig
 from softprompt.data import encode_inputs
 from softprompt.evaluation import Result, append_rows
 from softprompt.inference import Prediction
+from softprompt.plan import prepare
 from softprompt.prompt_design import listed
-from softprompt.run import RunConfig, Watch, prepare
+from softprompt.run import Watch
 from softprompt.tasks import get_task, read_split, without_overlap
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

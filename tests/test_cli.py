@@ -22,11 +22,12 @@ import softprompt
 from softprompt import cli
 from softprompt.commands import options, terminal
 from softprompt.commands import train as train_command
+from softprompt.config import PRESETS, SELECTIONS, RunConfig
 from softprompt.data import default_format
 from softprompt.evaluation import SCORINGS
 from softprompt.loading import dequantised_folder, load
 from softprompt.prompt import Card, SoftPrompt, load_prompt, save_prompt
-from softprompt.run import PRESETS, SELECTIONS, RunConfig, train
+from softprompt.run import train
 from softprompt.tasks.own_file import METRICS
 
 ROOT = Path(__file__).parent.parent

@@ -10,12 +10,13 @@ from softprompt import comparison
 from softprompt.backbone import FrozenLM
 from softprompt.cli import main
 from softprompt.comparison import compare, equal_seconds, rows_of, run_method, score_within, title_of
+from softprompt.config import RunConfig
 from softprompt.data import default_format
 from softprompt.evaluation import example_scores, read_rows, right_answers
 from softprompt.inference import Prediction
 from softprompt.methods import TUNERS
 from softprompt.prompt_design import WORDINGS, Design, ask, calibrated, designs, examples_in_front, how_scored, num_rows
-from softprompt.run import RunConfig, Watch
+from softprompt.run import Watch
 from softprompt.tasks import Example, get_task, read_split
 from softprompt.training import fit
 

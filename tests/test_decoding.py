@@ -4,18 +4,7 @@ import pytest
 import torch
 from conftest import make_tokenizer, tiny_lm
 
-from softprompt.decoding import (
-    MAX_BEAMS,
-    NUCLEUS,
-    Beams,
-    Decoding,
-    Draw,
-    TextStream,
-    Writer,
-    choose,
-    sample,
-    uniforms,
-)
+from softprompt.decoding import MAX_BEAMS, NUCLEUS, Beams, Decoding, Draw, TextStream, Writer, choose, sample, uniforms
 from softprompt.tokenizer import Tokenizer
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from softprompt.config import RunConfig
 from softprompt.data import default_format, encode_inputs
 from softprompt.preview import estimate, token_lengths
-from softprompt.run import RunConfig
 from softprompt.tasks import UNLABELLED, Example
 
 

@@ -14,26 +14,16 @@ import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 from test_training import spoil, taught
 
-from softprompt import run, training
+from softprompt import plan, run, training
 from softprompt.backbone import FrozenLM
+from softprompt.config import PRESETS, RunConfig
 from softprompt.data import default_format, encode_examples, encode_target
 from softprompt.evaluation import read_rows
 from softprompt.inference import Engine
 from softprompt.optimizers import Adafactor, AdamW
+from softprompt.plan import Split, check_plans, plan_prompts, prepare, tasks_of
 from softprompt.prediction import evaluate_prompts, open_prompts
-from softprompt.run import (
-    PRESETS,
-    RunConfig,
-    Split,
-    Watch,
-    check_plans,
-    evaluate,
-    plan_prompts,
-    prepare,
-    tasks_of,
-    train,
-    train_together,
-)
+from softprompt.run import Watch, evaluate, train, train_together
 from softprompt.tasks import Example, get_task, mixed, mixture
 from softprompt.training import Fitted, fit
 
@@ -202,8 +192,8 @@ def test_a_long_target_is_trained_whole(tmp_path, llama):
 
 
 def test_targets_longer_than_any_answer_are_cut_counted_and_warned_of(tmp_path, t5, monkeypatch):
-    assert run.MOST_TARGET_TOKENS == 512
-    monkeypatch.setattr(run, "MOST_TARGET_TOKENS", 12)
+    assert plan.MOST_TARGET_TOKENS == 512
+    monkeypatch.setattr(plan, "MOST_TARGET_TOKENS", 12)
     labels = [" ".join(["sea"] * 20), "sea", "warm"]
     records = [{"text": f"film {i}", "label": labels[i % 3]} for i in range(30)]
     config = own(tmp_path, {"train": records}, labels=None, steps=1, scoring="generate")

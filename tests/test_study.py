@@ -13,9 +13,10 @@ import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 
 from softprompt.cli import main
+from softprompt.config import RunConfig
 from softprompt.evaluation import Result, append_rows, read_rows
 from softprompt.experiments import EXPERIMENTS
-from softprompt.run import RunConfig, Watch, train, train_together
+from softprompt.run import Watch, train, train_together
 from softprompt.study import (
     VOTE,
     _labels_there,

@@ -71,7 +71,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    from softprompt.run import RunConfig
+    from softprompt.config import RunConfig
 
     given = shared_settings(args, SHARED)
     given["task"] = tuple(given.get("task", ()))

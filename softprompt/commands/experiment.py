@@ -117,7 +117,7 @@ def _say_how_long(args: argparse.Namespace) -> None:
 
 
 def _base(args: argparse.Namespace) -> Any:
-    from softprompt.run import RunConfig
+    from softprompt.config import RunConfig
     from softprompt.study import named
 
     seeds = read_seeds(args.seeds) if args.seeds else named(args.name).SEEDS

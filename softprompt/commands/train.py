@@ -38,7 +38,8 @@ def _train(args: argparse.Namespace) -> int:
     if config.resume and not (config.out / CHECKPOINT).exists():
         say(f"{config.out} holds no checkpoint to go on from; starting at step 1")
     set_threads(args)
-    from softprompt.run import load_model, tasks_of, train
+    from softprompt.plan import tasks_of
+    from softprompt.run import load_model, train
 
     tasks_of(config)
     say_if_slow(config.model)
@@ -63,7 +64,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def run_config(args: argparse.Namespace) -> Any:
     """The recipe, and over it the flags."""
-    from softprompt.run import RunConfig
+    from softprompt.config import RunConfig
 
     settings = _recipe(Path(args.config)) if args.config else {}
     for flags in TRAIN_FLAGS.values():

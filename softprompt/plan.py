@@ -1,0 +1,297 @@
+"""From a configuration and a model to what trains: a task's data, prompts to start from, members of the loop."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.backbone import FrozenLM
+from softprompt.config import PRESETS, Preset, RunConfig
+from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples, target_lengths
+from softprompt.evaluation import can_rank, check_can_rank
+from softprompt.optimizers import Optimizer, kind_of
+from softprompt.prompt import initial_prompt
+from softprompt.tasks import Example, Task, file_task, folds, get_task, has_split, hold_out, read_split, without_overlap
+from softprompt.training import Member, TrainConfig
+
+SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
+SMALL = 500  # ours, docs/design.md: below this many examples the held-out part is cross-validation folds
+MOST_TARGET_TOKENS = 512  # ours: as many as of an input; greedy decoding writes up to the longest target's length
+NUM_FOLDS = 3  # ours: members of the same run, so each costs as much as one more seed
+
+
+@dataclass
+class Split:
+    """One task's data, ready to train on."""
+
+    task: Task
+    form: TextFormat
+    train: list[Example]
+    selection: list[Example]
+    folds: list[tuple[list[Example], list[Example]]]
+    dev: list[Example]
+    selected_on: str
+    notes: dict[str, Any] = field(default_factory=dict)
+    _rows: tuple[list[Row], list[Row]] | None = field(default=None, init=False, repr=False)
+
+    def encoded(self, lm: FrozenLM) -> tuple[list[Row], list[Row]]:
+        """The rows to train on and those that choose, encoded once for all runs of the data."""
+        if self._rows is None:
+            train = encode_examples(self.train, self.form, lm.tokenizer)
+            self._rows = train, encode_examples(self.selection, self.form, lm.tokenizer)
+            self.notes["train_used"] = len(train)
+            self.notes["train_cut"] = sum(row.was_cut for row in train)
+        return self._rows
+
+
+def tasks_of(config: RunConfig) -> list[Task]:
+    """The tasks by name, or the one that the templates describe."""
+    if config.task:
+        return [get_task(name) for name in config.task]
+    assert config.inputs and config.targets
+    own = file_task(
+        inputs=config.inputs,
+        targets=config.targets,
+        labels=config.labels,
+        metric=config.metric,
+        group_by=config.group_by,
+    )
+    return [own]
+
+
+def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
+    """How a run's text becomes ids; the target length is that of the longest label or training target, up to 512."""
+    changes: dict[str, Any] = {"max_input_length": config.max_input_length}
+    if config.sentinel != "none":
+        changes["sentinel"] = config.sentinel
+    if config.separator is not None:
+        changes["separator"] = config.separator
+    if config.chat:
+        changes |= {"chat": True, "separator": "", "leading_space": False}
+    if config.inputs:
+        changes |= {"inputs_template": config.inputs, "targets_template": config.targets}
+    form = default_format(lm, **changes)
+    longest = max(target_lengths(texts, form, lm.tokenizer), default=32)
+    return replace(form, max_target_length=min(max(longest, 4), MOST_TARGET_TOKENS))
+
+
+def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
+    """Training, selection and dev examples; what overlaps dev or test has left the training part."""
+    reading = read_split(task, "train", config.data)
+    examples = reading.examples
+    notes: dict[str, Any] = {"train": reading.note, "share_of_official": reading.share}
+    scored: dict[str, list[Example]] = {}
+    for part in ("dev", "test"):
+        scored[part] = read_split(task, part, config.data).examples if has_split(task, part, config.data) else []
+        examples, notes[f"overlap_with_{part}"] = without_overlap(examples, scored[part])
+    dev = _at_most(scored["dev"], config.max_dev)
+    if config.max_train is not None:
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+        examples = [examples[i] for i in order[: config.max_train]]
+    if not examples:
+        raise ValueError(f"{task.name} has no training examples left; give more data")
+    labels = task.labels or tuple(dict.fromkeys(example.targets for example in examples))
+    form = format_of(config, task, lm, labels)
+    notes["targets_cut"] = _cut_targets(task, examples, form, lm)
+    if config.select == "dev":
+        if not dev:
+            raise ValueError(f"--select dev, but {task.name} has no dev file; give dev=FILE or use held-out")
+        return Split(task, form, examples, _shuffled_groups(dev), [], dev, "dev", notes)
+    if config.select == "cross-validation" or (config.select == "auto" and len(examples) < SMALL):
+        parts = [
+            (kept, _shuffled_groups(held)) for kept, held in folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
+        ]
+        return Split(task, form, examples, [], parts, dev, "cross-validation", notes)
+    kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
+    return Split(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+
+
+def _cut_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM) -> int:
+    """How many targets are longer than the format's; warns of them."""
+    texts = list(dict.fromkeys(example.targets for example in examples))
+    lengths = dict(zip(texts, target_lengths(texts, form, lm.tokenizer), strict=True))
+    num_cut = sum(lengths[example.targets] > form.max_target_length for example in examples)
+    if num_cut:
+        warnings.warn(
+            f"{num_cut:,} of {len(examples):,} training targets of {task.name} are longer than "
+            f"{form.max_target_length} tokens and are cut; make them shorter, or leave those examples out",
+            stacklevel=2,
+        )
+    return num_cut
+
+
+def dev_examples(config: RunConfig, task: Task, part: str = "dev") -> list[Example]:
+    """What a run scores of a task's dev file, or of another part. ValueError where there is none."""
+    return _at_most(read_split(task, part, config.data).examples, config.max_dev)
+
+
+def _at_most(examples: list[Example], count: int | None) -> list[Example]:
+    return examples if count is None else _shuffled_groups(examples)[:count]
+
+
+def _shuffled_groups(examples: Sequence[Example]) -> list[Example]:
+    """The examples in an order of their own, those that are scored together side by side."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.group or example.id, []).append(example)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    in_groups = list(groups.values())
+    return [example for i in order for example in in_groups[i]]
+
+
+# Members --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """One prompt to train, and where it came from."""
+
+    name: str
+    split: Split
+    setting: tuple[int, float]
+    seed: int
+    train: TrainConfig
+    values: Tensor
+    init: dict[str, Any]
+    run: str = ""
+    """Which of the runs that train together it belongs to; '' for one alone."""
+
+
+def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
+    """One plan for each setting and seed. ValueError for settings that the task or the model cannot have."""
+    preset = PRESETS[config.preset]
+    base = _train_config(config, split, lm)
+    lengths = config.prompt_length or (preset.prompt_length,)
+    rates = config.learning_rate or (base.optimizer.learning_rate,)
+    plans = []
+    for length, rate, seed in itertools.product(lengths, rates, config.seeds):
+        values, init = initial_prompt(
+            config.init or _usual_init(preset, split),
+            embeddings=lm.embeddings,
+            tokenizer=lm.tokenizer,
+            length=length,
+            labels=_initial_texts(split),
+            generator=torch.Generator().manual_seed(seed),
+            low=preset.uniform_low,
+            model_name=lm.name,
+            fingerprint=lm.fingerprint,
+        )
+        name = f"{split.task.name} p{length} lr{rate:g} seed{seed}"
+        trained = replace(base, optimizer=replace(base.optimizer, learning_rate=rate))
+        plans.append(Plan(name, split, (length, rate), seed, trained, values, init))
+    return plans
+
+
+def _train_config(config: RunConfig, split: Split, lm: FrozenLM) -> TrainConfig:
+    preset = PRESETS[config.preset].train
+    given = {
+        name: getattr(config, name)
+        for name in ("steps", "batch_size", "evaluate_every", "patience", "num_selection", "scoring", "dropout")
+        if getattr(config, name) is not None
+    }
+    if not lm.is_encoder_decoder:
+        given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
+    if split.selected_on == "dev":
+        given.setdefault("num_selection", len(split.dev))
+    scored = [*split.train, *split.selection, *split.dev]
+    if config.scoring == "rank":
+        check_can_rank(split.task, scored)
+    elif not can_rank(split.task, scored):
+        given["scoring"] = "generate"
+    changed = replace(preset, optimizer=_optimizer(config, lm.is_encoder_decoder), **given)
+    return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
+
+
+def _optimizer(config: RunConfig, is_encoder_decoder: bool) -> Optimizer:
+    """The preset's with all its settings; if it is of another kind than asked for, the preset's that is of that kind.
+
+    The fast preset's AdamW rate was chosen on a decoder-only model; T5's embeddings are larger, so there it is the
+    paper's Adafactor.
+    """
+    paper, fast = (PRESETS[name].train.optimizer for name in ("paper", "fast"))
+    usual = paper if config.preset == "fast" and is_encoder_decoder else PRESETS[config.preset].train.optimizer
+    wanted = type(usual) if config.optimizer is None else kind_of(config.optimizer)
+    return next(one for one in (usual, paper, fast) if isinstance(one, wanted))
+
+
+def _usual_init(preset: Preset, split: Split) -> str:
+    """The preset's, or sampled vocabulary where it is class labels and the task has none."""
+    return "vocab" if preset.init == "class-labels" and not _initial_texts(split) else preset.init
+
+
+def _initial_texts(split: Split) -> list[str]:
+    """Texts for class-label initialisation, as the model will read them."""
+    texts = split.task.initial_texts or split.task.labels or ()
+    return [(" " if split.form.leading_space else "") + text for text in texts]
+
+
+def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
+    """The plans as members, each after the folds (if any) that choose its step.
+
+    The folds of a setting belong to its run's first seed and serve the others too.
+    """
+    members: list[Member] = []
+    fold_places: dict[tuple[int, str, Any], tuple[int, ...]] = {}
+    for plan in plans:
+        group = (id(plan.split), plan.run, plan.setting)
+        if plan.split.folds and group not in fold_places:
+            first = len(members)
+            members.extend(_fold_members(plan, lm))
+            fold_places[group] = tuple(range(first, len(members)))
+        rows, selection_rows = plan.split.encoded(lm)
+        members.append(_member(plan, plan.name, rows, plan.split.selection, selection_rows, fold_places.get(group, ())))
+    return members
+
+
+def check_plans(plans: Sequence[Plan], lm: FrozenLM) -> None:
+    """Refuse before training what the last scoring would refuse after it: ValueError for rows that the model cannot
+    take, with the longest prompt and answer, whether they are trained on or scored.
+    """
+    for split in {id(plan.split): plan.split for plan in plans}.values():
+        prompt_length = max(len(plan.values) for plan in plans if plan.split is split)
+        rows, selection_rows = split.encoded(lm)
+        check_length(rows, prompt_length, lm)
+        answer_length = split.form.max_target_length
+        if lm.max_length is None or prompt_length + split.form.max_input_length + answer_length <= lm.max_length:
+            continue
+        dev = encode_examples(split.dev, split.form, lm.tokenizer, with_targets=False)
+        for scored in (rows if split.folds else selection_rows, dev):
+            check_length(scored, prompt_length, lm, answer_length=answer_length)
+
+
+def _fold_members(plan: Plan, lm: FrozenLM) -> list[Member]:
+    made = []
+    for number, (kept, held) in enumerate(plan.split.folds):
+        rows = encode_examples(kept, plan.split.form, lm.tokenizer)
+        held_rows = encode_examples(held, plan.split.form, lm.tokenizer)
+        made.append(_member(plan, f"{plan.name} fold{number}", rows, held, held_rows, ()))
+    return made
+
+
+def _member(
+    plan: Plan,
+    name: str,
+    rows: list[Row],
+    selection: list[Example],
+    selection_rows: list[Row],
+    fold_places: tuple[int, ...],
+) -> Member:
+    return Member(
+        name=name,
+        task=plan.split.task,
+        form=plan.split.form,
+        config=plan.train,
+        seed=plan.seed,
+        values=plan.values,
+        rows=rows,
+        selection=selection,
+        selection_rows=selection_rows,
+        folds=fold_places,
+        run=plan.run,
+    )
