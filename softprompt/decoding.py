@@ -96,18 +96,24 @@ def sample(
     logits: Float[Tensor, "b v"], temperature: list[float], top_p: list[float], uniform: list[float]
 ) -> Int[Tensor, " b"]:
     """Each row's token where its own cumulative probability passes its uniform number."""
-    column = {"dtype": torch.float64, "device": logits.device}
+    exact = _float64(logits)
+    column = {"dtype": torch.float64, "device": exact.device}
     divisor, mass, point = (torch.tensor(values, **column)[:, None] for values in (temperature, top_p, uniform))
-    probabilities = (logits.double() / divisor).softmax(-1)
+    probabilities = (exact / divisor).softmax(-1)
     if float(mass.min()) == 1.0:
-        return _at(probabilities, point)
+        return _at(probabilities, point).to(logits.device)
     for width in (min(NUCLEUS, logits.shape[1]), logits.shape[1]):
         sorted_, ids = probabilities.topk(width)
         if bool(((sorted_.sum(-1, keepdim=True) >= mass) | (mass == 1.0)).all()):
             break
     outside = sorted_.cumsum(-1) - sorted_ >= mass
     in_order = ids.gather(-1, _at(sorted_.masked_fill(outside, 0.0), point)[:, None])[:, 0]
-    return torch.where(mass[:, 0] == 1.0, _at(probabilities, point), in_order)
+    return torch.where(mass[:, 0] == 1.0, _at(probabilities, point), in_order).to(logits.device)
+
+
+def _float64(values: Tensor) -> Tensor:
+    """The values in float64, on the processor where the device has none, as Apple's GPUs."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _at(probabilities: Tensor, point: Tensor) -> Tensor:
@@ -151,8 +157,9 @@ class Beams:
 
         log_probs: of the next token after each living beam (at first there is one, of no token).
         """
-        before = torch.tensor([beam.score for beam in self._living], dtype=torch.float64, device=log_probs.device)
-        totals = (log_probs + before[:, None]).flatten()
+        exact = _float64(log_probs)
+        before = torch.tensor([beam.score for beam in self._living], dtype=torch.float64, device=exact.device)
+        totals = (exact + before[:, None]).flatten()
         best, places = totals.topk(min(2 * self.size, len(totals)))
         length = self.length + 1
         living, parents = [], []

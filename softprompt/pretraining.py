@@ -353,7 +353,7 @@ class Pretraining:
         for first in range(0, len(self.heldout), self.config.micro_batch_size):
             texts = self.heldout[first : first + self.config.micro_batch_size]
             nll, _ = self.losses(*self.objective.make(texts, np.random.default_rng([HELDOUT_SEED, first])))
-            total, count = total + float(nll.double().sum()), count + len(nll)
+            total, count = total + float(nll.cpu().double().sum()), count + len(nll)
         state = self.state
         loss = state.loss_sum / max(state.loss_steps, 1)
         entry = {"step": state.step, "tokens": state.tokens, "loss": loss, "heldout": total / count}
