@@ -21,14 +21,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM
 from softprompt.config import RunConfig
 from softprompt.data import TextFormat, encode_examples
 from softprompt.evaluation import Evaluation, Other, Result, append_rows, judge, read_rows, right_answers, surroundings
-from softprompt.files import write_whole
+from softprompt.files import write_tensors
 from softprompt.inference import Engine
 from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
@@ -336,7 +336,7 @@ class _Entry:
             on_phase=self.watch.phase,
         )
         peak = peak_bytes(lm.device)
-        write_whole(folder / VALUES, save({"values": fitted.values.contiguous()}))
+        write_tensors(folder / VALUES, {"values": fitted.values.contiguous()})
         light = replace(fitted, values=torch.empty(0))
         return Trial(rate, seed, config, light, len(plan.values), values.numel(), peak, folder / VALUES)
 
@@ -346,8 +346,8 @@ class _Entry:
         unused = torch.zeros(trial.prompt_length, lm.width)  # of the prompt only the length matters from here on
         method, _, _ = _ready(self.name, lm, unused, trial.config, trial.rate, trial.seed)
         values = load_file(trial.values)["values"]
-        stored = save(_stored(method, values))
-        write_whole(self.config.out / f"{self.name}-seed-{trial.seed}.safetensors", stored)
+        stored = self.config.out / f"{self.name}-seed-{trial.seed}.safetensors"
+        write_tensors(stored, _stored(method, values))
         engine, (worn,) = method.engine([values])
         fitted = trial.fitted
         about = {
@@ -358,7 +358,7 @@ class _Entry:
             "tried": tried,
             "trained_on": self.split.task.name,
             "trained_parameters": trial.num_trained,
-            "stored_bytes": len(stored),
+            "stored_bytes": stored.stat().st_size,
             "peak_bytes": trial.peak,
         }
         made = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -25,7 +25,14 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write bytes into, which takes the name `path` at the end, or is removed if anything goes wrong.
+    """A file to write bytes into; otherwise as `whole_path`."""
+    with whole_path(path) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+@contextmanager
+def whole_path(path: str | Path) -> Iterator[Path]:
+    """Where to write a file, which takes the name `path` at the end, or is removed if anything goes wrong.
 
     What stood there is replaced in one step: a kill or a full disk at any moment leaves the old file or the new one.
     Makes the folders it lies in. Raises OSError where it cannot be written.
@@ -34,14 +41,27 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Make a safetensors file, as `whole_path`, of tensors that share no memory, written from where they lie."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with whole_path(path) as temporary:
+            save_file(dict(tensors), temporary, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        if not (number := _os_error(error)):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 @contextmanager
@@ -123,5 +143,11 @@ def _refusal(error: Exception) -> str | None:
     """Why the operating system refused, if it did."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    number = _os_error(error)
+    return os.strerror(number) if number else None
+
+
+def _os_error(error: Exception) -> int | None:
+    """The operating system's number in an error of a library in Rust."""
     number = re.search(r"\(os error (\d+)\)", str(error))
-    return os.strerror(int(number[1])) if number else None
+    return int(number[1]) if number else None

@@ -26,13 +26,12 @@ import numpy as np
 import torch
 from jaxtyping import Int, Shaped
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from softprompt.backbone import scales_outputs
 from softprompt.corpus import TokenStream
-from softprompt.files import refusals, remove_leftovers, write_whole
+from softprompt.files import refusals, remove_leftovers, write_tensors, write_whole
 from softprompt.loading import quiet
 from softprompt.objectives import SpanLengths, draw_split, prefix_lm, span_corruption, span_lengths
 from softprompt.optimizers import rate_multiplier
@@ -422,7 +421,7 @@ class Pretraining:
             return
         metadata = {"identity": self.identity, "state": asdict(self.state), "threads": torch.get_num_threads()}
         try:
-            write_whole(self.checkpoint, save(self._tensors(), metadata={"pretraining": json.dumps(metadata)}))
+            write_tensors(self.checkpoint, self._tensors(), {"pretraining": json.dumps(metadata)})
             self._write_curve()
         except OSError as error:
             why = error.strerror or str(error)
@@ -471,7 +470,7 @@ class Pretraining:
         tensors = {f"weight.{i}": parameter.detach() for i, parameter in enumerate(self.parameters)}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def _restore(self, tensors: dict[str, Tensor]) -> None:

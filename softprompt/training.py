@@ -25,13 +25,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, order_of_step
 from softprompt.evaluation import Other, example_scores, judge, predict
-from softprompt.files import write_whole
+from softprompt.files import write_tensors
 from softprompt.inference import MAX_TOKENS, OUT_OF_MEMORY, Progress, is_out_of_memory
 from softprompt.methods import Method, PromptTuning
 from softprompt.optimizers import Adafactor, Optimizer
@@ -499,9 +498,8 @@ class _Keeper:
         """Write a checkpoint now, or if the last is old. A disk that is full is told and training goes on."""
         if self.path is None or not (now or self.clock() - self.written_at > self.every_s):
             return
-        content = save(_tensors(state), metadata={"training": json.dumps(self._plain(state))})
         try:
-            write_whole(self.path, content)
+            write_tensors(self.path, _tensors(state), {"training": json.dumps(self._plain(state))})
         except OSError as error:
             why = error.strerror or str(error)
             self.run.on_message(f"no checkpoint at step {state.step}: {self.path} cannot be written ({why})")
@@ -535,7 +533,12 @@ def _tensors(state: _State) -> dict[str, Tensor]:
     for i, fitted in enumerate(state.fitted):
         tensors[f"{i}.values"], tensors[f"{i}.best"] = state.values[i], fitted.values
         tensors |= {f"{i}.optimizer.{name}": value for name, value in state.optimizer[i].items()}
-    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    places: set[int] = set()
+    for name, tensor in tensors.items():  # safetensors takes none that share memory, as a best one may with the last
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in places else tensor.contiguous()
+        places.add(place)
+    return tensors
 
 
 def _restored(plain: dict[str, Any], tensors: dict[str, Tensor]) -> _State:
