@@ -42,7 +42,7 @@ from softprompt.study import VOTE, family_of, newest, spread, table
 PAGE = "index.html"
 TRANSFERS = ("table-1", "table-2")
 SUPERGLUE = tuple(f"superglue/{name}" for name in TABLE_3)  # the paper's eight tasks
-COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#b45309", "#be123c", "#0e7490", "#4d7c0f", "#1f2937")
+COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#ca8a04", "#ec4899", "#06b6d4", "#78350f", "#1f2937")
 MARKERS = "os^Dvp"  # one for each family of models
 WIDTH, HEIGHT, DPI = 9.0, 4.2, 160
 LEGEND_COLUMNS = 4

@@ -516,7 +516,9 @@ def table(rows: Sequence[Result]) -> str:
         f"| frozen model | point | scoring | {' | '.join(tasks)} | mean | illegal | vote |",
         f"|---|---|---|{'--:|' * (len(tasks) + 3)}",
     ]
-    for asked, point, scoring in dict.fromkeys((r.config["asked"], r.config["point"], r.scoring) for r in rows):
+    models = list(dict.fromkeys(row.config["asked"] for row in rows))
+    kinds = dict.fromkeys((r.config["asked"], r.config["point"], r.scoring) for r in rows)
+    for asked, point, scoring in sorted(kinds, key=lambda kind: models.index(kind[0])):
         own = [r for r in rows if (r.config["asked"], r.config["point"], r.scoring) == (asked, point, scoring)]
         prompts, votes = [r for r in own if r.seed != VOTE], [r for r in own if r.seed == VOTE]
         cells = [spread([100 * row.value for row in prompts if row.task == task]) for task in tasks]
