@@ -33,7 +33,7 @@ from softprompt.inference import Engine
 from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
 from softprompt.optimizers import PerWeight
-from softprompt.plan import Split, check_plans, dev_examples, format_of, plan_prompts, prepare, tasks_of
+from softprompt.plan import Split, at_most, check_plans, dev_examples, format_of, plan_prompts, prepare, tasks_of
 from softprompt.prompt_design import SHOTS, ask, designs, examples_in_front, how_scored, num_rows, shots_name
 from softprompt.run import Watch, load_model, model_of_row
 from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, without_overlap
@@ -223,12 +223,13 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     if config.prompt_length and len(config.prompt_length) > 1:
         lengths = ", ".join(map(str, config.prompt_length))
         raise ValueError(f"methods are compared at one prompt length, not at {lengths}; give one")
-    return split if split.dev else _with_dev(split)
+    return split if split.dev else _with_dev(split, config.max_dev)
 
 
-def _with_dev(split: Split) -> Split:
+def _with_dev(split: Split, max_dev: int | None) -> Split:
     """A tenth of the training rows as the dev set, whole sources on one side: of QQP, no question on both."""
     train, dev = hold_out(split.train, split.task, fraction=0.1, seed=DEV_SEED)
+    dev = at_most(dev, max_dev)
     return replace(split, train=train, dev=dev, notes=split.notes | {"dev": f"{len(dev)} rows of the training file"})
 
 

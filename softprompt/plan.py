@@ -90,7 +90,7 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     for part in ("dev", "test"):
         scored[part] = read_split(task, part, config.data).examples if has_split(task, part, config.data) else []
         examples, notes[f"overlap_with_{part}"] = without_overlap(examples, scored[part])
-    dev = _at_most(scored["dev"], config.max_dev)
+    dev = at_most(scored["dev"], config.max_dev)
     if config.max_train is not None:
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
         examples = [examples[i] for i in order[: config.max_train]]
@@ -128,10 +128,11 @@ def _cut_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: 
 
 def dev_examples(config: RunConfig, task: Task, part: str = "dev") -> list[Example]:
     """What a run scores of a task's dev file, or of another part. ValueError where there is none."""
-    return _at_most(read_split(task, part, config.data).examples, config.max_dev)
+    return at_most(read_split(task, part, config.data).examples, config.max_dev)
 
 
-def _at_most(examples: list[Example], count: int | None) -> list[Example]:
+def at_most(examples: list[Example], count: int | None) -> list[Example]:
+    """So many of them, in an order of their own; those that are scored together stay side by side."""
     return examples if count is None else _shuffled_groups(examples)[:count]
 
 

@@ -177,6 +177,12 @@ def qqp_and_mrpc(folder):
     return folder
 
 
+def test_a_dev_set_of_training_rows_is_bounded_too(llama, base, tmp_path):
+    config = replace(base, task=("glue/qqp",), data=qqp_and_mrpc(tmp_path / "pairs"), max_dev=3, seeds=(0,))
+    (row,) = run_method(replace(config, learning_rate=(0.03,)), "prompt-tuning", load=lambda _: llama)
+    assert row.num_examples == 3 and row.notes["dev"] == "3 rows of the training file"
+
+
 def test_another_task_is_scored_in_the_trained_ones_labels(llama, base, tmp_path):
     told = []
     also = {"glue/mrpc": {"duplicate": "equivalent", "not_duplicate": "not_equivalent"}, "glue/rte": {}}
