@@ -33,12 +33,22 @@ from softprompt.inference import Engine
 from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
 from softprompt.optimizers import PerWeight
-from softprompt.plan import Split, at_most, check_plans, dev_examples, format_of, plan_prompts, prepare, tasks_of
+from softprompt.plan import (
+    Split,
+    at_most,
+    check_plans,
+    dev_examples,
+    format_of,
+    members_of,
+    plan_prompts,
+    prepare,
+    tasks_of,
+)
 from softprompt.prompt_design import SHOTS, ask, designs, examples_in_front, how_scored, num_rows, shots_name
 from softprompt.run import Watch, load_model, model_of_row
 from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, without_overlap
 from softprompt.tasks.task import nearest
-from softprompt.training import Fitted, Member, TrainConfig, fit
+from softprompt.training import Fitted, TrainConfig, fit
 
 PROMPT_TUNING, MODEL_TUNING, PROMPT_DESIGN = PromptTuning.name, "model-tuning", "prompt-design"
 MULTI_TASK = "multi-task-model-tuning"
@@ -306,19 +316,9 @@ class _Entry:
         plan = plan_prompts(replace(self.config, learning_rate=(rate,), seeds=(seed,)), self.split, lm)[0]
         method, values, config = _ready(self.name, lm, plan.values, plan.train, rate, seed)
         check_plans([plan], lm)
-        rows, selection_rows = self.split.encoded(lm)
-        member = Member(
-            name=f"{self.name} lr{rate:g} seed{seed}",
-            task=self.split.task,
-            form=self.split.form,
-            config=config,
-            seed=seed,
-            values=values,
-            rows=rows,
-            selection=self.split.selection,
-            selection_rows=selection_rows,
-            others=self.scored if self.follow else [],
-        )
+        (member,) = members_of([plan], lm)
+        name, others = f"{self.name} lr{rate:g} seed{seed}", self.scored if self.follow else []
+        member = replace(member, name=name, config=config, values=values, others=others)
         folder = self.config.out / "trials" / self.name / f"{rate:g}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         self.watch.message(f"{self.split.task.name}: {self.name}, learning rate {rate:g}, seed {seed}")

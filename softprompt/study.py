@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -102,10 +102,9 @@ def plan_experiment(
     ValueError for an experiment or a point that there is not (the nearest is offered), or a model without a point's
     folder.
     """
-    own_points = named(name).POINTS
+    known = {point.name: point for point in named(name).POINTS}
     for task in base.task:
         get_task(task)  # refuses what there is not
-    known = {point.name: point for point in own_points}
     if unknown := [point for point in points if point not in known]:
         raise ValueError(
             f"{name} has no point {unknown[0]!r}{nearest(unknown[0], known)}; it has {', '.join(map(repr, known))}"
@@ -165,25 +164,16 @@ def run_experiment(
     def attempt(title: str, run: Callable[[], None]) -> None:
         try:
             run()
-        except CannotStart:
-            raise
         except (ValueError, RuntimeError, OSError) as error:
             failures.append(f"{title}: {' '.join(str(error).split())}")
             watch.message(f"{title} failed; the others go on")
 
-    for group in _by_model(plan_experiment(name, models, base, out, points)):
+    for group in _by_model(plan_experiment(name, models, base, out, points), load):
         place = group[0].config.model
-        without = [planned for planned in _on_what_is_there(group, load) if not _reuse(name, planned, rows, watch)]
-        together = _with_data([planned for planned in without if planned.point.method is None], failures)
-        while together:
-            try:
-                attempt(place, functools.partial(_train_together, name, together, base, rows, out, watch, load))
-                break
-            except CannotStart as error:
-                (first,) = [planned for planned in together if planned.config.out == error.out]
-                together = [planned for planned in together if planned is not first]
-                failures.append(f"{place}, {first.point.name}: {' '.join(str(error).split())}")
-                watch.message(f"{place}, {first.point.name} cannot start; the others do")
+        without = [planned for planned in group if not _reuse(name, planned, rows, watch)]
+        if together := _with_data([planned for planned in without if planned.point.method is None], failures):
+            run = functools.partial(_train_together, name, together, base, rows, out, watch, load, failures)
+            attempt(place, run)
         for planned in without:
             for tasks in _alone(planned):
                 run = functools.partial(_run_method, name, planned, tasks, rows, watch, load)
@@ -191,14 +181,16 @@ def run_experiment(
     return failures
 
 
-def _by_model(planned: Sequence[Planned]) -> list[list[Planned]]:
+def _by_model(planned: Sequence[Planned], load: Load) -> Iterator[list[Planned]]:
+    """The points of each frozen model, as `_on_what_is_there` has them."""
     groups: dict[str, list[Planned]] = {}
     for one in planned:
         groups.setdefault(one.config.model, []).append(one)
-    return list(groups.values())
+    for group in groups.values():
+        yield _on_what_is_there(group, load)
 
 
-def _on_what_is_there(group: Sequence[Planned], load: Load) -> list[Planned]:
+def _on_what_is_there(group: list[Planned], load: Load) -> list[Planned]:
     """The points of one frozen model, knowing which model that is if it is in a folder or a file.
 
     One that was trained anew in the same place has no rows yet, and cannot go on from the other's checkpoints. What
@@ -206,11 +198,11 @@ def _on_what_is_there(group: Sequence[Planned], load: Load) -> list[Planned]:
     """
     config = group[0].config
     if not Path(config.model).exists():
-        return list(group)
+        return group
     try:
         fingerprint = load(config).fingerprint
     except (ValueError, OSError):  # each run will say it
-        return list(group)
+        return group
     return [
         replace(one, fingerprint=fingerprint, config=replace(one.config, out=_of_model(one.config.out, fingerprint)))
         for one in group
@@ -222,14 +214,29 @@ def _of_model(folder: Path, fingerprint: str | None) -> Path:
 
 
 def _train_together(
-    name: str, group: Sequence[Planned], base: RunConfig, rows: Path, out: Path, watch: Watch, load: Load
+    name: str,
+    group: list[Planned],
+    base: RunConfig,
+    rows: Path,
+    out: Path,
+    watch: Watch,
+    load: Load,
+    failures: list[str],
 ) -> None:
-    """Prompts of all points of one frozen model, and their rows."""
+    """Prompts of all points of one frozen model, and their rows; points that cannot start are added to the failures."""
     lm = load(group[0].config)
     place = group[0].config.model
-    folder = out / "together" / folder_of(place, "+".join(p.point.name for p in group), base)
-    folder = _of_model(folder, group[0].fingerprint)
-    trained = train_together([planned.config for planned in group], folder=folder, lm=lm, watch=watch)
+    while True:
+        folder = out / "together" / folder_of(place, "+".join(p.point.name for p in group), base)
+        folder = _of_model(folder, group[0].fingerprint)
+        try:
+            trained = train_together([planned.config for planned in group], folder=folder, lm=lm, watch=watch)
+            break
+        except CannotStart as error:
+            (first,) = [planned for planned in group if planned.config.out == error.out]
+            group = [planned for planned in group if planned is not first]
+            failures.append(f"{place}, {first.point.name}: {' '.join(str(error).split())}")
+            watch.message(f"{place}, {first.point.name} cannot start; the others do")
     for planned, delivered in zip(group, trained, strict=True):
         append_rows(rows, _rows(name, planned, delivered, lm, watch))
 
@@ -298,8 +305,8 @@ def missing(
     load: Load = load_model,
 ) -> list[Planned]:
     """The points that have no rows yet, under this or another experiment's name. ValueError as `plan_experiment`."""
-    groups = _by_model(plan_experiment(name, models, base, out, points))
-    planned = [one for group in groups for one in _on_what_is_there(group, load)]
+    groups = _by_model(plan_experiment(name, models, base, out, points), load)
+    planned = [one for group in groups for one in group]
     return [one for one in planned if not _wanted(one) <= {(row.task, row.seed) for row in _rows_there(one, rows)}]
 
 
