@@ -13,14 +13,15 @@ import numpy as np
 from softprompt.backbone import FrozenLM
 from softprompt.config import RunConfig
 from softprompt.data import default_format, encode_all_inputs, target_lengths
+from softprompt.inference import Progress
 from softprompt.memory import peak_bytes
 from softprompt.plan import check_plans, members_of, plan_prompts, prepare, tasks_of
-from softprompt.run import load_model
+from softprompt.run import Watch, load_model
 from softprompt.tasks import UNLABELLED, Example
 from softprompt.training import Member, fit
 
 NUM_TIMED = 2  # ours: steps timed after the first, which warms caches up and compiles
-NUM_SCORED = 32  # ours: selection rows scored, of each member, to know the time of the others
+NUM_SCORED = 32  # ours: selection rows scored, of all members together, to know the time of the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,27 +112,33 @@ class Estimate:
         return self.training_s + self.dev_s * (1 + self.num_others)
 
 
-def estimate(config: RunConfig, *, lm: FrozenLM | None = None) -> Estimate:
+def estimate(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None = None) -> Estimate:
     """The memory and time of a run: real steps and a real scoring are made, and nothing is written.
 
-    Raises ValueError for whatever the run itself would refuse.
+    watch: told of the rows that are done, as one phase. Raises ValueError for whatever the run itself would refuse.
     """
     lm = lm or load_model(config)
     splits = [prepare(config, task, lm) for task in tasks_of(config)]
     plans = [plan for split in splits for plan in plan_prompts(config, split, lm)]
     check_plans(plans, lm)
     members = members_of(plans, lm)
-    fit(lm, [_shortened(_with_longest_rows(member), steps=1, num_scored=1) for member in members])
-    step_s, scoring_s = _timed(lm, [_shortened(member, steps=NUM_TIMED, num_scored=NUM_SCORED) for member in members])
+    num_rows = sum(member.config.batch_size for member in members)
+    scored_of_each = -(-NUM_SCORED // len(members))
     rows = [min(len(member.selection), member.config.num_selection) for member in members]
-    timed_rows = sum(min(count, NUM_SCORED) for count in rows)
-    row_s = scoring_s / timed_rows if timed_rows else step_s / sum(m.config.batch_size for m in members)
+    timed_rows = sum(min(count, scored_of_each) for count in rows)
+    warming_rows = sum(min(count, 1) for count in rows)
+    done = (watch or Watch()).phase("estimate", (1 + NUM_TIMED) * num_rows + warming_rows + timed_rows)
+    warming = [_shortened(_with_longest_rows(member), steps=1, num_scored=1) for member in members]
+    _timed(lm, warming, num_rows, done)
+    timed = [_shortened(member, steps=NUM_TIMED, num_scored=scored_of_each) for member in members]
+    step_s, scoring_s = _timed(lm, timed, num_rows, done)
+    row_s = scoring_s / timed_rows if timed_rows else step_s / num_rows
     num_steps = max(member.config.steps for member in members)
     return Estimate(
         model_bytes=sum(weight.numel() * weight.element_size() for weight in lm.model.parameters()),
         peak_bytes=peak_bytes(lm.device),
         num_prompts=len(members),
-        num_rows=sum(member.config.batch_size for member in members),
+        num_rows=num_rows,
         num_steps=num_steps,
         step_s=step_s,
         num_evaluations=-(-num_steps // min(member.config.evaluate_every for member in members)),
@@ -153,13 +160,14 @@ def _shortened(member: Member, *, steps: int, num_scored: int) -> Member:
     return replace(member, config=replace(member.config, steps=steps, evaluate_every=steps, num_selection=count))
 
 
-def _timed(lm: FrozenLM, members: Sequence[Member]) -> tuple[float, float]:
-    """Seconds of one step, and of scoring the members' selection rows once."""
+def _timed(lm: FrozenLM, members: Sequence[Member], num_rows: int, done: Progress) -> tuple[float, float]:
+    """Seconds of one step of `num_rows`, and of scoring the members' selection rows once."""
     marks = [time.monotonic()]
 
     def mark(*_: Any) -> None:
         marks.append(time.monotonic())
+        done(num_rows)
 
-    fit(lm, members, on_step=mark)
+    fit(lm, members, on_step=mark, on_phase=lambda name, total: done)
     steps_end = marks[-1]
     return (steps_end - marks[0]) / (len(marks) - 1), time.monotonic() - steps_end

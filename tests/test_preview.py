@@ -9,6 +9,7 @@ import pytest
 from softprompt.config import RunConfig
 from softprompt.data import default_format, encode_inputs
 from softprompt.preview import estimate, token_lengths
+from softprompt.run import Watch
 from softprompt.tasks import UNLABELLED, Example
 
 
@@ -68,6 +69,15 @@ def test_an_estimate_counts_what_the_run_would_do(lm, tmp_path):
     beside = replace(cost, num_others=2)
     assert beside.total_s == pytest.approx(whole + 4 * 3 * cost.evaluation_s + 3 * cost.dev_s)
     assert "out" not in os.listdir(tmp_path)
+
+
+def test_an_estimate_tells_of_its_rows(lm, tmp_path):
+    phases, done = [], []
+    watch = Watch(phase=lambda name, total: phases.append((name, total)) or done.append)
+    estimate(config(tmp_path, seeds=(0, 1)), lm=lm, watch=watch)
+    steps, warming, scored = 3 * 20, 3, 3 * 5  # only the three folds have selection rows
+    assert phases == [("estimate", steps + warming + scored)]
+    assert sum(done) == steps + warming + scored
 
 
 def test_minutes_bound_the_estimate(llama, tmp_path):

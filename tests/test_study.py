@@ -16,7 +16,7 @@ from softprompt.cli import main
 from softprompt.config import RunConfig
 from softprompt.evaluation import Result, append_rows, read_rows
 from softprompt.experiments import EXPERIMENTS
-from softprompt.run import Watch, train, train_together
+from softprompt.run import Watch, load_model, train, train_together
 from softprompt.study import (
     VOTE,
     _labels_there,
@@ -515,11 +515,29 @@ def test_how_long_it_will_take_is_said_before_anything_runs(data, tmp_path, caps
     assert main([*words, "--models", str(place)]) == 0
     said = [line.strip() for line in capsys.readouterr().err.splitlines() if line.strip()]
     first = said.index(f"{place}: a few steps, to see how long it will take")
-    assert re.fullmatch(r"3 points without rows: about [\d.]+ (s|min.*), scoring included", said[first + 1])
+    assert re.fullmatch(r"estimate: \d+ rows", said[first + 1])
+    assert re.fullmatch(r"3 points without rows: about [\d.]+ (s|min.*), scoring included", said[first + 2])
     assert main([*words, "--models", str(place), str(tmp_path / "gone")]) == 1
     said = [line.strip() for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert any(line.startswith("no estimate: ") for line in said)
     assert any("its rows are in" in line for line in said)
+
+
+def test_a_model_is_loaded_once_to_say_how_long_all_its_points_take(data, tmp_path, capsys, monkeypatch):
+    place = tmp_path / "model"
+    make_model("t5").save_pretrained(place)
+    make_tokenizer().save_pretrained(place)
+    loaded = []
+    monkeypatch.setattr("softprompt.run.load_model", lambda config: loaded.append(config.model) or load_model(config))
+    monkeypatch.setattr("softprompt.study.run_experiment", lambda *given, **more: [])
+    words = [
+        "experiment", "figure-3a", "--points", "1", "5", "--tasks", "glue/sst2", "--seeds", "0", "--data", str(data),
+        "--steps", "3", "--batch-size", "4", "--evaluate-every", "3", "--num-selection", "8", "--models", str(place),
+        "--out", str(tmp_path / "out"), "--rows", str(tmp_path / "rows.jsonl"), "--threads", "1",
+    ]  # fmt: skip
+    assert main(words) == 0
+    assert capsys.readouterr().err.count("estimate: ") == 2, "one for each length"
+    assert loaded == [str(place)]
 
 
 def test_how_many_trainings_a_point_takes(tmp_path):

@@ -28,7 +28,7 @@ def _eval(args: argparse.Namespace) -> int:
     from softprompt.evaluation import append_rows
     from softprompt.prediction import evaluate_prompts
 
-    display = Display(Path())
+    display = Display()
     try:
         scores = evaluate_prompts(
             saved,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def _say_how_long(args: argparse.Namespace) -> None:
     from softprompt.preview import estimate
     from softprompt.study import missing
 
-    planned = missing(args.name, args.models, _base(args), rows=args.rows, out=args.out, points=args.points)
+    load = _keep_last()
+    planned = missing(args.name, args.models, _base(args), rows=args.rows, out=args.out, points=args.points, load=load)
     seconds = 0.0
     known: dict[Any, Any] = {}
     for one in planned:
@@ -103,17 +105,35 @@ def _say_how_long(args: argparse.Namespace) -> None:
         if alike not in known:
             if not any(place == other for other, _ in known):
                 say(f"{place}: a few steps, to see how long it will take")
+            display = Display()
             try:
-                known[alike] = estimate(replace(config, minutes=None))
+                known[alike] = estimate(replace(config, minutes=None), lm=load(config), watch=display.watch())
             except (ValueError, OSError) as error:  # the run will say it again, and the others go on
                 say(f"no estimate: {error}")
                 return
+            finally:
+                display.close()
         whole = replace(known[alike], num_others=len(one.point.also)).total_s
         seconds += one.num_runs * whole / (len(config.task) * len(config.seeds))
     if args.minutes is not None:
         seconds = min(seconds, 60 * args.minutes * len({place for place, _ in known}))
     if planned:
         say(f"{counted(len(planned), 'point')} without rows: about {duration(seconds)}, scoring included")
+
+
+def _keep_last() -> Callable[[Any], Any]:
+    """Loads a frozen model, and has it ready for as long as no other is asked for. For what changes none of them."""
+    from softprompt.run import load_model
+
+    held: dict[str, Any] = {}
+
+    def load(config: Any) -> Any:
+        if config.model not in held:
+            held.clear()
+            held[config.model] = load_model(config)
+        return held[config.model]
+
+    return load
 
 
 def _base(args: argparse.Namespace) -> Any:

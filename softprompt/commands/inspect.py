@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from softprompt.commands.options import Command, add_data, add_threads, read_data, say_if_slow, set_threads
@@ -69,7 +68,7 @@ def _ablated(args: argparse.Namespace, saved: Any) -> dict[str, Any]:
     if args.limit < 1:
         raise ValueError(f"--limit is {args.limit}, but must be 1 or more")
     examples = read_split(saved.task, args.split, read_data(args.data, split=args.split)).examples[: args.limit]
-    display = Display(Path())
+    display = Display()
     try:
         whole, without = ablate(saved, examples, watch=display.watch())
     finally:

@@ -43,10 +43,10 @@ def say(text: str) -> None:
 
 
 class Display:
-    """A run's progress: bars where stderr is a terminal, lines where it is not, and TensorBoard's logs."""
+    """A run's progress: bars where stderr is a terminal, lines where it is not, and TensorBoard's logs in a folder."""
 
-    def __init__(self, logs: Path):
-        self.logs: _Logs | None = _Logs(logs)
+    def __init__(self, logs: Path | None = None):
+        self.logs = _Logs(logs) if logs else None
         self.bar: Any = None
         self.phases: list[Any] = []
         self.at = self.steps = self.rows = self.begun_at = 0

@@ -48,7 +48,12 @@ def _train(args: argparse.Namespace) -> int:
     if args.estimate:
         from softprompt.preview import estimate
 
-        print(_estimate_table(estimate(config, lm=lm), lm))
+        display = Display()
+        try:
+            cost = estimate(config, lm=lm, watch=display.watch())
+        finally:
+            display.close()
+        print(_estimate_table(cost, lm))
         return 0
     display = Display(config.out / "logs")
     try:
