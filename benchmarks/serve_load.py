@@ -13,12 +13,9 @@ Latency is from arrival to the last token. Rows: results/serve_load.jsonl.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,9 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from serve_throughput import PROMPT_LENGTH, T5
-from serving_sides import Side, frozen, make_prompts, pool_of
-from sides import SMOLLM2
+from serving_sides import PROMPT_LENGTH, Side, each_model, frozen, make_prompts, parse, parser_of, pool_of
 from tqdm import tqdm
 from train_speed import append
 
@@ -188,37 +183,20 @@ def line_of(row: dict[str, Any]) -> str:
     )
 
 
-def parse(words: Sequence[str] | None) -> argparse.Namespace:
+def options_of(words: Sequence[str] | None) -> argparse.Namespace:
     """The command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--t5", metavar="DIR", help="folder with spiece.model; without it only the other models run")
-    parser.add_argument("--models", nargs="+", help="models besides the T5 shape (default: smollm2-135m)")
-    parser.add_argument("--data", type=Path, default=os.environ.get("SOFTPROMPT_DATA"))
+    parser = parser_of(__doc__, "results/serve_load.jsonl")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--requests", type=int, default=256, help="that capacity is measured with")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="20 seconds; no rows")
-    parser.add_argument("--rows", type=Path, default=Path("results/serve_load.jsonl"))
-    options = parser.parse_args(words)
-    if options.data is None:
-        parser.error("where is the tasks' data? set SOFTPROMPT_DATA or give --data")
-    if options.quick:
-        options.seconds, options.requests = 20.0, 48
-    return options
+    return parse(parser, words, seconds=20.0, requests=48)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command."""
-    options = parse(words)
+    options = options_of(words)
     torch.set_num_threads(options.threads)
-    models = {T5: options.t5} if options.t5 else {}
-    models |= {name: name for name in options.models or [SMOLLM2]}
-    for model, source in models.items():
-        folder = Path(tempfile.mkdtemp())
-        try:
-            row = run(model, source, folder, options)
-        finally:
-            shutil.rmtree(folder)
+    for model, source, folder in each_model(options):
+        row = run(model, source, folder, options)
         print(line_of(row))
         if not options.quick:
             append(options.rows, [row])

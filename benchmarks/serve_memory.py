@@ -15,12 +15,10 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import os
 import platform
 import shlex
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +26,18 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
-from serve_throughput import MAX_TOKENS, PROMPT_LENGTH, T5
-from serving_sides import Ask, Side, frozen, make_prompts, pool_of
-from sides import SMOLLM2
+from serving_sides import (
+    MAX_TOKENS,
+    PROMPT_LENGTH,
+    Ask,
+    Side,
+    each_model,
+    frozen,
+    make_prompts,
+    parse,
+    parser_of,
+    pool_of,
+)
 from tqdm import tqdm
 from train_speed import append
 
@@ -173,36 +180,22 @@ def line_of(row: dict[str, Any]) -> str:
     )
 
 
-def parse(words: Sequence[str] | None) -> argparse.Namespace:
+def options_of(words: Sequence[str] | None) -> argparse.Namespace:
     """The command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--t5", metavar="DIR", help="folder with spiece.model; without it only the other models run")
-    parser.add_argument("--models", nargs="+", help="models besides the T5 shape (default: smollm2-135m)")
-    parser.add_argument("--data", type=Path, default=os.environ.get("SOFTPROMPT_DATA"))
+    parser = parser_of(__doc__, "results/serve_memory.jsonl")
     parser.add_argument("--prompts", type=int, default=1_000)
     parser.add_argument("--inside", type=int, default=32, help="prompts that the limit holds")
     parser.add_argument("--requests", type=int, default=128, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="fewer prompts and rounds; no rows")
-    parser.add_argument("--rows", type=Path, default=Path("results/serve_memory.jsonl"))
-    options = parser.parse_args(words)
-    if options.data is None:
-        parser.error("where is the tasks' data? set SOFTPROMPT_DATA or give --data")
-    if options.quick:
-        options.prompts, options.inside, options.requests, options.rounds = 100, 8, 32, 1
-    return options
+    return parse(parser, words, prompts=100, inside=8, requests=32, rounds=1)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command."""
-    options = parse(words)
+    options = options_of(words)
     torch.set_num_threads(options.threads)
-    models = {T5: options.t5} if options.t5 else {}
-    models |= {name: name for name in options.models or [SMOLLM2]}
-    for model, source in models.items():
-        with tempfile.TemporaryDirectory() as folder:
-            rows = run(model, source, Path(folder), options)
+    for model, source, folder in each_model(options):
+        rows = run(model, source, folder, options)
         if not options.quick:
             append(options.rows, rows)
 

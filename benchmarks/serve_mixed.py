@@ -15,20 +15,28 @@ The votes of the ensemble are compared with those of its members asked one by on
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from serve_throughput import MAX_TOKENS, PROMPT_LENGTH, T5
-from serving_sides import Ask, Side, draw, frozen, make_prompts, pool_of
-from sides import SMOLLM2
+from serving_sides import (
+    MAX_TOKENS,
+    PROMPT_LENGTH,
+    Ask,
+    Side,
+    draw,
+    each_model,
+    frozen,
+    make_prompts,
+    parse,
+    parser_of,
+    pool_of,
+)
 from tqdm import tqdm
 from train_speed import append
 
@@ -155,35 +163,21 @@ def line_of(row: dict[str, Any]) -> str:
     return f"{row['model']}: {text} (wanted {row['wanted']}; {row['one_prompt_per_second']} a second with one){same}"
 
 
-def parse(words: Sequence[str] | None) -> argparse.Namespace:
+def options_of(words: Sequence[str] | None) -> argparse.Namespace:
     """The command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--t5", metavar="DIR", help="folder with spiece.model; without it only the other models run")
-    parser.add_argument("--models", nargs="+", help="models besides the T5 shape (default: smollm2-135m)")
-    parser.add_argument("--data", type=Path, default=os.environ.get("SOFTPROMPT_DATA"))
+    parser = parser_of(__doc__, "results/serve_mixed.jsonl")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--in-flight", type=int, default=256, help="requests and prompts at once")
     parser.add_argument("--inputs", type=int, default=64, help="of a round of the ensemble")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="two short rounds; no rows")
-    parser.add_argument("--rows", type=Path, default=Path("results/serve_mixed.jsonl"))
-    options = parser.parse_args(words)
-    if options.data is None:
-        parser.error("where is the tasks' data? set SOFTPROMPT_DATA or give --data")
-    if options.quick:
-        options.rounds, options.in_flight, options.inputs = 2, 32, 8
-    return options
+    return parse(parser, words, rounds=2, in_flight=32, inputs=8)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command."""
-    options = parse(words)
+    options = options_of(words)
     torch.set_num_threads(options.threads)
-    models = {T5: options.t5} if options.t5 else {}
-    models |= {name: name for name in options.models or [SMOLLM2]}
-    for model, source in models.items():
-        with tempfile.TemporaryDirectory() as folder:
-            rows = run(model, source, Path(folder), options)
+    for model, source, folder in each_model(options):
+        rows = run(model, source, folder, options)
         if not options.quick:
             append(options.rows, rows)
 

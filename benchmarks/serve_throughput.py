@@ -19,28 +19,36 @@ Rows: results/serve_throughput.jsonl.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from serving_sides import Ask, Side, Worker, draw, frozen, make_prompts, pool_of
-from sides import SHAPES, SMOLLM2
+from serving_sides import (
+    MAX_TOKENS,
+    PROMPT_LENGTH,
+    T5,
+    Ask,
+    Side,
+    Worker,
+    draw,
+    each_model,
+    frozen,
+    make_prompts,
+    parse,
+    parser_of,
+    pool_of,
+)
+from sides import SMOLLM2
 from tqdm import tqdm
 from train_speed import append
 
 from softprompt.data import default_format
 from softprompt.evaluation import surroundings
 from softprompt.loading import choose_dtype
-
-PROMPT_LENGTH = 100
-MAX_TOKENS = 8
-T5 = "t5-1.1-small"
 
 
 class Rival(NamedTuple):
@@ -153,36 +161,21 @@ def line_of(row: dict[str, Any]) -> str:
     )
 
 
-def parse(words: Sequence[str] | None) -> argparse.Namespace:
+def options_of(words: Sequence[str] | None) -> argparse.Namespace:
     """The command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--t5", metavar="DIR", help="folder with spiece.model; without it only the other models run")
-    parser.add_argument("--models", nargs="+", help="models besides the T5 shape (default: smollm2-135m)")
-    parser.add_argument("--data", type=Path, default=os.environ.get("SOFTPROMPT_DATA"))
+    parser = parser_of(__doc__, "results/serve_throughput.jsonl")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=128, help="of a round")
     parser.add_argument("--switching-share", type=int, default=4, help="PEFT, request by request, gets 1 of so many")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="two short rounds of two rivals; no rows")
-    parser.add_argument("--rows", type=Path, default=Path("results/serve_throughput.jsonl"))
-    options = parser.parse_args(words)
-    if options.data is None:
-        parser.error("where is the tasks' data? set SOFTPROMPT_DATA or give --data")
-    options.rivals = RIVALS if OURS == "float32" else [rival for rival in RIVALS if rival.wanted]
-    if options.quick:
-        options.rounds, options.requests, options.rivals = 2, 32, (RIVALS[0], RIVALS[-1])
-    return options
+    parser.set_defaults(rivals=RIVALS if OURS == "float32" else [rival for rival in RIVALS if rival.wanted])
+    return parse(parser, words, rounds=2, requests=32, rivals=(RIVALS[0], RIVALS[-1]))
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command."""
-    options = parse(words)
-    models = {T5: options.t5} if options.t5 else {}
-    models |= {name: name for name in options.models or [SMOLLM2]}
-    assert all(model in SHAPES or model == models[model] for model in models)
-    for model, source in models.items():
-        with tempfile.TemporaryDirectory() as folder:
-            rows = run(model, source, Path(folder), options)
+    options = options_of(words)
+    for model, source, folder in each_model(options):
+        rows = run(model, source, folder, options)
         if not options.quick:
             append(options.rows, rows)
 

@@ -5,18 +5,19 @@ Both load the same prompt folders and answer the same requests, greedily, with a
 
 from __future__ import annotations
 
-import multiprocessing
+import argparse
+import os
 import random
+import tempfile
 import time
-import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import processes
 import torch
-from sides import SHAPES, hf_model, t5_tokenizer
+from sides import SHAPES, SMOLLM2, hf_model, t5_tokenizer
 from sides import Side as ModelSide
 
 from softprompt.data import encode_inputs
@@ -26,6 +27,9 @@ from softprompt.serving import Decoding, Part, Request, Scheduler
 from softprompt.tasks import get_task, read_examples
 
 MAX_BATCH = 16  # rows of the rival that groups its queue by prompt
+PROMPT_LENGTH = 100
+MAX_TOKENS = 8  # new ones of an answer
+T5 = "t5-1.1-small"
 TASKS = ("glue/sst2", "glue/mrpc", "superglue/rte", "superglue/wic")
 
 
@@ -187,53 +191,59 @@ def draw(pool: Sequence[tuple[int, ...]], num_prompts: int, count: int, seed: in
 # Processes --------------------------------------------------------------------------------------------------------
 
 
-class Worker:
-    """A side in a process of its own, idle while another is timed."""
+class Worker(processes.Worker):
+    """A side in a process of its own."""
 
     def __init__(self, side: Side, threads: int):
-        context = multiprocessing.get_context("spawn")
-        self.side = side
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(side, threads, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._answer()
+        super().__init__(_serve, side, threads)
+        self.wait_until_ready()
 
     def answer(self, asks: Sequence[Ask]) -> tuple[float, list[list[int]]]:
         """Seconds, and the new ids of each request."""
-        self._pipe.send(list(asks))
-        return self._answer()
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.join()
-
-    def _answer(self) -> Any:
-        try:
-            kind, value = self._pipe.recv()
-        except EOFError:
-            raise RuntimeError(f"the process of {self.side.name} ({self.side.model}) died") from None
-        if kind == "error":
-            raise RuntimeError(f"{self.side.name} ({self.side.model}) failed:\n{value}")
-        return value
+        return self.ask("answer", list(asks))
 
 
-def _serve(side: Side, threads: int, pipe: Any) -> None:
-    from transformers.utils import logging
+def _serve(side: Side) -> processes.Respond:
+    computes = Ours(side) if side.name == "ours" else Peft(side)
 
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore")  # of the libraries, about themselves
-    torch.set_num_threads(threads)
-    try:
-        computes = Ours(side) if side.name == "ours" else Peft(side)
-        pipe.send(("ready", None))
-        while True:
-            asks = pipe.recv()
-            started = time.perf_counter()
-            answers = computes.answer(asks)
-            pipe.send(("value", (time.perf_counter() - started, answers)))
-    except EOFError:
-        return  # the parent is gone
-    except Exception:
-        pipe.send(("error", traceback.format_exc(limit=-6)))
+    def respond(what: str, asks: Sequence[Ask]) -> tuple[float, list[list[int]]]:
+        assert what == "answer"
+        started = time.perf_counter()
+        answers = computes.answer(asks)
+        return time.perf_counter() - started, answers
+
+    return respond
+
+
+# The commands -----------------------------------------------------------------------------------------------------
+
+
+def parser_of(doc: str | None, rows: str) -> argparse.ArgumentParser:
+    """The flags that all serving benchmarks have. rows: where theirs go unless told otherwise."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--t5", metavar="DIR", help="folder with spiece.model; without it only the other models run")
+    parser.add_argument("--models", nargs="+", help="models besides the T5 shape (default: smollm2-135m)")
+    parser.add_argument("--data", type=Path, default=os.environ.get("SOFTPROMPT_DATA"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="small and short; no rows")
+    parser.add_argument("--rows", type=Path, default=Path(rows))
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None, **quick: Any) -> argparse.Namespace:
+    """The flags as given. quick: the values that --quick puts."""
+    options = parser.parse_args(words)
+    if options.data is None:
+        parser.error("where is the tasks' data? set SOFTPROMPT_DATA or give --data")
+    if options.quick:
+        vars(options).update(quick)
+    return options
+
+
+def each_model(options: argparse.Namespace) -> Iterator[tuple[str, str, Path]]:
+    """Each model's name and source, with a folder for its prompts that is there while it runs."""
+    models = {T5: options.t5} if options.t5 else {}
+    models |= {name: name for name in options.models or [SMOLLM2]}
+    for model, source in models.items():
+        with tempfile.TemporaryDirectory() as folder:
+            yield model, source, Path(folder)

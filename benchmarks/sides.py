@@ -8,17 +8,16 @@ process's peak memory is that side's. Shapes: b rows, p prompt tokens, d width.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import shutil
 import tempfile
 import time
-import traceback
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import processes
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -358,86 +357,44 @@ def matmul_peak(dtype: torch.dtype, size: int, seconds: float = 1.0) -> float:
 # Processes ----------------------------------------------------------------------------------------------------
 
 
-class Worker:
-    """One side in a process of its own. Idle while another is timed."""
+class Worker(processes.Worker):
+    """One side in a process of its own."""
 
     def __init__(self, side: Side, threads: int):
-        context = multiprocessing.get_context("spawn")
-        self.side = side
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(side, threads, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def wait_until_ready(self) -> None:
-        """Return when the model is built."""
-        self._answer()
+        super().__init__(_serve, side, threads)
 
     def time(self, rows: Sequence[Row], dropout: float, layout: Layout) -> float:
         """Seconds of one step."""
-        return self._ask("time", rows, dropout, layout)
+        return self.ask("time", rows, dropout, layout)
 
     def loss_and_gradient(self, rows: Sequence[Row], prompt: Tensor, layout: Layout) -> tuple[float, Tensor]:
         """As the side's own."""
-        loss, gradient = self._ask("loss_and_gradient", rows, prompt.numpy(), layout)
+        loss, gradient = self.ask("loss_and_gradient", rows, prompt.numpy(), layout)
         return loss, torch.from_numpy(gradient)
 
     def first_vectors(self) -> Float[Tensor, "p d"]:
         """A prompt to compare gradients on: the table's first rows."""
-        return torch.from_numpy(self._ask("first_vectors"))
+        return torch.from_numpy(self.ask("first_vectors"))
 
     def passes(self, rows: Sequence[Row], layout: Layout) -> list[Pass]:
         """As the side's own."""
-        return self._ask("passes", rows, layout)
+        return self.ask("passes", rows, layout)
 
     def reset_peak(self) -> None:
         """Begin counting peak memory anew (Linux; elsewhere the peak is the process's)."""
-        self._ask("reset_peak")
+        self.ask("reset_peak")
 
     def peak_mb(self) -> float:
         """Peak resident memory since `reset_peak`, the model's and the libraries' included."""
-        return self._ask("peak_mb")
-
-    def stop(self) -> None:
-        """End the process."""
-        self._pipe.send(None)
-        self._process.join(timeout=10)
-        self._process.kill()
-
-    def _ask(self, what: str, *given: Any) -> Any:
-        self._pipe.send((what, given))
-        return self._answer()
-
-    def _answer(self) -> Any:
-        try:
-            kind, value = self._pipe.recv()
-        except EOFError:
-            raise RuntimeError(f"the process of {self.side.name} ({self.side.model}) died, of memory perhaps") from None
-        if kind == "error":
-            raise RuntimeError(f"{self.side.name} ({self.side.model}) failed:\n{value}")
-        return value
+        return self.ask("peak_mb")
 
 
-def _serve(side: Side, threads: int, pipe: Any) -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore")  # of the libraries, about themselves
-    torch.set_num_threads(threads)
-    # Blocks share one code object, and dynamo stops compiling it after 8 variants.
-    torch._dynamo.config.recompile_limit = 256
-    try:
-        computes: Computes = Ours(side) if side.name == "ours" else Peft(side)
-        pipe.send(("ready", None))
-        while (request := pipe.recv()) is not None:
-            pipe.send(("value", _respond(computes, *request)))
-    except EOFError:
-        return  # the parent is gone
-    except Exception:
-        pipe.send(("error", traceback.format_exc(limit=-6)))
+def _serve(side: Side) -> processes.Respond:
+    computes: Computes = Ours(side) if side.name == "ours" else Peft(side)
+    return partial(_respond, computes)
 
 
-def _respond(computes: Any, what: str, given: tuple[Any, ...]) -> Any:
+def _respond(computes: Any, what: str, *given: Any) -> Any:
     if what == "time":
         gc.collect()
         started = time.perf_counter()
