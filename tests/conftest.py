@@ -200,6 +200,20 @@ def t5():
 
 
 @pytest.fixture
+def run(capsys):
+    """Run a command: its exit code, stdout and stderr."""
+
+    def call(*words):
+        from softprompt.cli import main
+
+        code = main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
 def data_folder():
     """The folder of real task data; tests that need it skip without."""
     folder = os.environ.get("SOFTPROMPT_DATA")

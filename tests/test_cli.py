@@ -64,18 +64,6 @@ def write(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-@pytest.fixture
-def run(capsys):
-    """Run a command: its exit code, stdout and stderr."""
-
-    def call(*words):
-        code = cli.main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
-
-
 def training(*words, model="./llama"):
     return ["train", "--model", model, "--data", "train=train.jsonl", "dev=dev.jsonl", *OWN, *SHORT, *words]
 

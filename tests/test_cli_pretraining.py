@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from texts import documents
 
 import softprompt
-from softprompt import cli
 
 ROOT = Path(__file__).parent.parent
 SHAPE = {"d_model": 32, "d_ff": 64, "num_heads": 2, "d_kv": 16, "num_layers": 1, "num_decoder_layers": 1}
@@ -33,16 +32,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*words):
-        code = cli.main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from conftest import FAMILIES, make_model, make_tokenizer, spread, tiny_lm
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from softprompt import cli
 from softprompt import export as export_module
 from softprompt.data import default_format, encode_all_inputs, encode_examples
 from softprompt.export import MANIFEST, export_vocabulary
@@ -639,18 +638,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(length, size, tmp_path):
 
 
 # The command line -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command: its exit code, stdout and stderr."""
-
-    def call(*words):
-        code = cli.main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture
