@@ -3,8 +3,9 @@
     python benchmarks/baselines.py --task superglue/rte superglue/cb --data DIR
 
 Each method is fitted on the rows that a run trains on, chooses on the rows that a run chooses on, and answers the
-official dev set once. Every task and method is one row of results/baselines.jsonl; a row that stands there with the
-same settings is not made again, so an interrupted command goes on where it was.
+official dev set once (where there is none, what `softprompt compare` takes for one). Every task and method is one row
+of results/baselines.jsonl; a row that stands there with the same settings is not made again, so an interrupted command
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from softprompt.backbone import FrozenLM
+from softprompt.comparison import with_dev
 from softprompt.config import Data, RunConfig
 from softprompt.data import TextFormat, collate, encode_examples, encode_target, micro_batches
 from softprompt.evaluation import Evaluation, Result, append_rows, best, judge, read_rows, right_answers, surroundings
@@ -37,7 +39,7 @@ from softprompt.loading import SMOLLM2, load
 from softprompt.plan import Split, prepare
 from softprompt.prompt_design import WORDINGS, Wording, worded
 from softprompt.run import Watch, evaluate, model_of_row
-from softprompt.tasks import Example, Task, get_task, read_split, without_overlap
+from softprompt.tasks import Example, Task, get_task, has_split, read_split, without_overlap
 
 METHODS = ("majority", "tfidf", "probe", "zero-shot")
 POLARITY = "classification/sentence_polarity"
@@ -252,7 +254,7 @@ def limited(split: Split, limit: int) -> Split:
 # Rows --------------------------------------------------------------------------------------------------------------
 
 
-def settings_of(method: str, *, max_train: int, limit: int | None) -> dict[str, Any]:
+def settings_of(method: str, *, max_train: int, max_dev: int | None, limit: int | None) -> dict[str, Any]:
     """What decides a row besides task and model."""
     own: dict[str, dict[str, Any]] = {
         "majority": {},
@@ -260,7 +262,8 @@ def settings_of(method: str, *, max_train: int, limit: int | None) -> dict[str, 
         "probe": {"max_train": max_train, "C": list(PROBE_C)},
         "zero-shot": {"wordings": [str(wording) for wording in WORDINGS], "max_selection": NUM_SELECTION},
     }
-    return {"method": method, **own[method], "limit": limit}
+    bound = {} if max_dev is None else {"max_dev": max_dev}
+    return {"method": method, **own[method], **bound, "limit": limit}
 
 
 def answer(method: str, lm: FrozenLM, split: Split, max_train: int, watch: Watch) -> Answered:
@@ -309,6 +312,7 @@ def measure(
     *,
     methods: Sequence[str] = METHODS,
     max_train: int = 4_000,
+    max_dev: int | None = None,
     limit: int | None = None,
     polarity_folder: Path = POLARITY_FOLDER,
     watch: Watch | None = None,
@@ -321,14 +325,17 @@ def measure(
     task = get_task(name)
     if not task.labels:
         raise ValueError(f"{task.name} has free-text targets; the baselines are for tasks with labels")
-    settings = {method: settings_of(method, max_train=max_train, limit=limit) for method in methods}
+    bounds = {"max_train": max_train, "max_dev": max_dev, "limit": limit}
+    settings = {method: settings_of(method, **bounds) for method in methods}
     there = [(row.task, row.model, row.config) for row in read_rows(rows)]
     missing = [m for m in methods if (task.name, _model_of_method(m, lm), settings[m]) not in there]
     if not missing:
         watch.message(f"{task.name}: all rows are in {rows}")
         return []
     source, notes = data_of(task, data, polarity_folder)
-    split = prepare(RunConfig(model=lm.name, task=(task.name,), data=source), task, lm)
+    select = "auto" if has_split(task, "dev", source) else "held-out"  # as `softprompt compare` needs it
+    config = RunConfig(model=lm.name, task=(task.name,), data=source, select=select, max_dev=max_dev)
+    split = with_dev(prepare(config, task, lm), max_dev)
     split = limited(split, limit) if limit else split
     made = []
     for method in missing:
@@ -395,6 +402,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--max-train", type=int, default=4_000, help="training rows of the linear probe, at most")
+    parser.add_argument("--max-dev", type=int, help="dev examples, at most, as an experiment's --max-dev takes them")
     parser.add_argument("--limit", type=int, help="rows of every part, to try the command; the row says so")
     parser.add_argument("--rows", type=Path, default=Path("results/baselines.jsonl"))
     given = parser.parse_args(words)
@@ -408,6 +416,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 given.rows,
                 methods=given.methods,
                 max_train=given.max_train,
+                max_dev=given.max_dev,
                 limit=given.limit,
                 watch=bars(),
             )

@@ -71,8 +71,8 @@ def decide(rows: Sequence[Result], majority: Sequence[Result] = ()) -> list[Verd
     """Every claim's verdict; those that were tested share Holm's correction.
 
     rows: of several for the same point, the newest count. majority: rows of the majority class, which say what model
-    tuning has to beat for a task to test anything. Tasks without such a row count as learnable, and so do those that
-    no model was tuned on.
+    tuning has to beat for a task to test anything. Tasks without such a row of as many examples count as learnable,
+    and so do those that no model was tuned on.
     """
     rows = [row for row in newest(rows) if "right" in row.notes]
     dull = _unlearnable(rows, majority)
@@ -107,13 +107,13 @@ def _unlearnable(rows: Sequence[Result], majority: Sequence[Result]) -> set[tupl
 
     A model that was not tuned on a task is taken for like those that were, if none of these learned it.
     """
-    known = {row.task: _right([row]) for row in majority}
+    known = {(row.task, len(row.notes["right"])): _right([row]) for row in majority}
     tuned = [row for row in rows if row.config.get("method") == MODEL_TUNING and trained_on(row) == row.task]
     learned: dict[tuple[Path, str], bool] = {}
     for place, frozen, task in dict.fromkeys((size_of(row), row.config["frozen"], row.task) for row in tuned):
         own = _right([row for row in tuned if (row.config["frozen"], row.task) == (frozen, task)])
-        is_known = task in known and known[task].shape[1] == own.shape[1]
-        learned[place, task] = learned.get((place, task), False) or not is_known or learnable(own, known[task])
+        commonest = known.get((task, own.shape[1]))
+        learned[place, task] = learned.get((place, task), False) or commonest is None or learnable(own, commonest)
     hopeless = {task for _, task in learned} - {task for (_, task), can in learned.items() if can}
     untuned = {(size_of(row), trained_on(row)) for row in rows} - set(learned)
     return {key for key, can in learned.items() if not can} | {key for key in untuned if key[1] in hopeless}

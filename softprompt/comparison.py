@@ -233,11 +233,17 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     if config.prompt_length and len(config.prompt_length) > 1:
         lengths = ", ".join(map(str, config.prompt_length))
         raise ValueError(f"methods are compared at one prompt length, not at {lengths}; give one")
-    return split if split.dev else _with_dev(split, config.max_dev)
+    return with_dev(split, config.max_dev)
 
 
-def _with_dev(split: Split, max_dev: int | None) -> Split:
-    """A tenth of the training rows as the dev set, whole sources on one side: of QQP, no question on both."""
+def with_dev(split: Split, max_dev: int | None) -> Split:
+    """A task's data as methods are compared on it, which has a dev set.
+
+    Where there is none it is a tenth of the training rows, `max_dev` at most, whole sources on one side: of QQP, no
+    question on both.
+    """
+    if split.dev:
+        return split
     train, dev = hold_out(split.train, split.task, fraction=0.1, seed=DEV_SEED)
     dev = at_most(dev, max_dev)
     return replace(split, train=train, dev=dev, notes=split.notes | {"dev": f"{len(dev)} rows of the training file"})

@@ -10,6 +10,7 @@ import torch
 from conftest import make_llama, make_tokenizer, tiny_lm
 
 from softprompt.backbone import FrozenLM
+from softprompt.comparison import with_dev
 from softprompt.config import RunConfig
 from softprompt.data import encode_inputs
 from softprompt.evaluation import Result, append_rows
@@ -232,6 +233,19 @@ def test_a_trial_with_a_limit_says_so_and_does_not_stand_for_the_real_row(llama,
     trial = baselines.measure("superglue/rte", llama, rte, rows, methods=("majority",), limit=6)
     real = baselines.measure("superglue/rte", llama, rte, rows, methods=("majority",))
     assert [(row.config["limit"], row.num_examples) for row in trial + real] == [(6, 6), (None, 20)]
+
+
+def test_a_task_without_a_dev_set_has_the_one_that_compare_makes(llama, rte, tmp_path):
+    (rte / "superglue" / "RTE" / "val.jsonl").unlink()
+    for bound in (None, 3):
+        (made,) = baselines.measure(
+            "superglue/rte", llama, rte, tmp_path / "rows.jsonl", methods=("majority",), max_dev=bound
+        )
+        config = RunConfig(model="tiny", task=("superglue/rte",), data=rte, select="held-out", max_dev=bound)
+        dev = with_dev(prepare(config, get_task("superglue/rte"), llama), bound).dev
+        assert made.num_examples == len(dev) == (bound or 5)
+        answer = made.notes["label"]
+        assert made.notes["right"] == "".join(str(int(example.targets == answer)) for example in dev)
 
 
 def test_free_text_tasks_have_no_baselines(llama, tmp_path):

@@ -197,6 +197,9 @@ def test_a_task_that_model_tuning_does_not_learn_tests_nothing():
     dull = [row("baselines", "majority", 0.89)]
     assert words(figure_1(), dull)[1] == "not testable here"
     assert words(figure_1(), [row("baselines", "majority", 0.5)])[1] == "seen"
+    shorter = [replace(one, notes=one.notes | {"right": one.notes["right"][:-1]}) for one in dull]
+    assert words(figure_1(), shorter)[1] == "seen", "a row of other examples has nothing to say"
+    assert words(figure_1(), dull + shorter)[1] == "not testable here", "and takes nothing from the one that has"
 
 
 def test_such_a_task_is_not_pooled_with_those_that_test_something():
