@@ -32,7 +32,7 @@ from softprompt.comparison import (
 )
 from softprompt.config import Data, RunConfig
 from softprompt.data import TextFormat
-from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows, right_answers
+from softprompt.evaluation import Evaluation, Result, append_rows, can_rank, ensemble, judge, read_rows, right_answers
 from softprompt.experiments import EXPERIMENTS
 from softprompt.experiments.point import Point
 from softprompt.inspection import neighbourhood
@@ -372,7 +372,7 @@ def _rows(name: str, planned: Planned, delivered: Sequence[Trained], lm: FrozenL
         examples = dev_examples(config, task)
         first = written[task_name, own[0].prompt.card.seed]
         evaluations = {first.scoring: [one.dev for one in own if one.dev]}
-        if task.labels or any(example.choices for example in examples):
+        if can_rank(task, examples):
             evaluations[OTHER[first.scoring]] = _scored(own, task, examples, lm, OTHER[first.scoring], watch)
         near = [neighbourhood(one.prompt, lm) for one in own]
         for scoring, found in evaluations.items():
