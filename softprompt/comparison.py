@@ -173,15 +173,17 @@ def run_method(
     name: str,
     *,
     also: Also | None = None,
+    only: str | None = None,
     watch: Watch | None = None,
     load: Callable[[RunConfig], FrozenLM] = load_model,
 ) -> list[Result]:
     """The rows of one method on one task: one for each seed, or for each number of shots of prompt design.
 
     also: other tasks that what was trained is scored on, as it is, each with the labels there for the labels here; a
-    row for each that has data, with the scores along training. A task without a dev set has a tenth of its training
-    file for one. Small sets are held out, too: a model whose own weights train cannot have folds in one run. An
-    interrupted call goes on from its checkpoints in `config.out`.
+    row for each that has data, with the scores along training. Training examples that stand in their sets are left
+    out. only: the one task of all these that is scored, at the end alone. A task without a dev set has a tenth of its
+    training file for one. Small sets are held out, too: a model whose own weights train cannot have folds in one run.
+    An interrupted call goes on from its checkpoints in `config.out`.
     """
     check_methods([name])
     watch = watch or Watch()
@@ -189,7 +191,7 @@ def run_method(
         lm = load(config)
         made = _designed(config, _prepared(config, tasks_of(config)[0], lm), lm, watch)
     else:
-        made = _entry(config, name, also or {}, watch, load).run()
+        made = _entry(config, name, also or {}, only, watch, load).run()
     return [replace(row, config=row.config | {"also": list(also or {})}) for row in made]
 
 
@@ -392,14 +394,19 @@ class _Entry:
         return judge(other.task, other.examples, found)
 
 
-def _entry(config: RunConfig, name: str, also: Also, watch: Watch, load: Callable[[RunConfig], FrozenLM]) -> _Entry:
+def _entry(
+    config: RunConfig, name: str, also: Also, only: str | None, watch: Watch, load: Callable[[RunConfig], FrozenLM]
+) -> _Entry:
     """A method on its task. The model that is loaded here is let go: every trial has one of its own."""
     (task,) = tasks_of(config)
     lm = load(config)
     split = _prepared(config, task, lm)
     scored = _to_score(config, also, split, lm, watch)
     split = _without_overlap(split, scored)
-    return _Entry(name, config, split, scored, bool(also), _rates(config, name, lm.is_encoder_decoder), watch, load)
+    if only:
+        scored = [other for other in scored if other.task.name == only]
+    follow = bool(also) and not only
+    return _Entry(name, config, split, scored, follow, _rates(config, name, lm.is_encoder_decoder), watch, load)
 
 
 def _without_overlap(split: Split, scored: Sequence[Other]) -> Split:

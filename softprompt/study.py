@@ -459,9 +459,9 @@ def rerun(
         config = replace(config, task=tuple(row.config["task"]))
         return next(one.metrics for one in run_multi_task(config, watch=watch, load=load) if one.task == row.task)
     if "method" in row.config:
-        also = {} if row.task == trained_on(row) else {row.task: _labels_there(row)}
-        made = run_method(config, row.config["method"], also=also, watch=watch, load=load)
-        return next(o.metrics for o in made if (o.task, o.config.get("shots")) == (row.task, row.config.get("shots")))
+        also, method = _others_of(row), row.config["method"]
+        made = run_method(config, method, also=also, only=row.task, watch=watch, load=load)
+        return next(one.metrics for one in made if one.config.get("shots") == row.config.get("shots"))
     lm = _checked(row, lm or load_model(config))
     (delivered,) = train(config, lm=lm, watch=watch)
     if delivered.dev is None:
@@ -478,10 +478,13 @@ def trained_on(row: Result) -> str:
     return row.config.get("trained_on", row.task)
 
 
-def _labels_there(row: Result) -> Mapping[str, str]:
-    """What the labels of the task trained on are called in the row's task, as its experiment has it."""
+def _others_of(row: Result) -> dict[str, Mapping[str, str]]:
+    """The other tasks that the row's run was scored on, and what its labels are called there, as its experiment has
+    it."""
     points = EXPERIMENTS[row.experiment].POINTS if row.experiment in EXPERIMENTS else ()
-    return next((p.also[row.task] for p in points if p.name == row.config["point"] and row.task in p.also), {})
+    labels = next((point.also for point in points if point.name == row.config["point"]), {})
+    others = dict.fromkeys([*row.config.get("also", []), row.task])
+    return {name: labels.get(name, {}) for name in others if name != trained_on(row)}
 
 
 def _checked(row: Result, lm: FrozenLM) -> FrozenLM:

@@ -19,7 +19,7 @@ from softprompt.experiments import EXPERIMENTS
 from softprompt.run import Watch, load_model, train, train_together
 from softprompt.study import (
     VOTE,
-    _labels_there,
+    _others_of,
     config_of_row,
     missing,
     newest,
@@ -353,16 +353,17 @@ def test_table_1_runs_on_the_sets_there_are_with_scores_along_training(base, tmp
     for number in (0, 1):  # in domain, and away from home
         again = tmp_path / "again" / str(number)
         assert rerun(rows[number], data=data, out=again) == rows[number].metrics
+        stored = [Path(folder) / "prompt-tuning-seed-0.safetensors" for folder in (again, rows[number].config["out"])]
+        assert stored[0].read_bytes() == stored[1].read_bytes(), "trained without the rows that were left out then"
     assert config_of_row(rows[1], data=data, out=tmp_path).task == ("mrqa/squad",)
 
 
 def test_labels_of_the_other_task_are_those_of_the_experiment():
     notes = {"trained_on": "glue/qqp", "point": "prompt tuning, glue/qqp"}
-    assert _labels_there(made_up("table-2", "glue/mrpc", notes)) == {
-        "duplicate": "equivalent",
-        "not_duplicate": "not_equivalent",
-    }
-    assert _labels_there(made_up("compare", "glue/mrpc", notes)) == {}
+    labels = {"duplicate": "equivalent", "not_duplicate": "not_equivalent"}
+    assert _others_of(made_up("table-2", "glue/mrpc", notes)) == {"glue/mrpc": labels}
+    assert _others_of(made_up("table-2", "glue/qqp", notes | {"also": ["glue/mrpc"]})) == {"glue/mrpc": labels}
+    assert _others_of(made_up("compare", "glue/qqp", notes)) == {}
 
 
 def made_up(experiment, task, config):
