@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import platform
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -156,6 +157,12 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model goes by this name on the hub: no path, and none of the names that only softprompt knows."""
+    is_ours = name == SMOLLM2 or name.startswith(BUNDLED) or name.endswith(".gguf")
+    return not is_ours and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
 def resolve(source: str) -> tuple[str | Path, str]:

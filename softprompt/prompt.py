@@ -9,7 +9,6 @@ A prompt on disk is a PEFT adapter folder, so PEFT loads it with no export step.
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import warnings
@@ -26,6 +25,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from softprompt.files import write_whole
+from softprompt.loading import is_hub_id
 from softprompt.tasks.task import nearest
 
 FORMAT_VERSION = 1  # of softprompt.json; raised when a reader of the old one would go wrong
@@ -436,8 +436,10 @@ def _readme(prompt: SoftPrompt, name: str) -> str:
         "The method is prompt tuning (Lester, Al-Rfou and Constant 2021, arXiv 2104.08691).",
     ]
     if card.dev_metrics:
-        lines += ["", f"| metric | {card.selection or 'dev'} |", "|---|--:|"]
+        lines += ["", "| metric | dev |", "|---|--:|"]
         lines += [f"| {metric} | {value} |" for metric, value in card.dev_metrics.items()]
+        if card.selection:
+            lines += ["", f"What chose its step and setting: {card.selection}."]
     if card.model_name:
         lines += ["", *_how_to_load(card, model, name)]
     if card.text:
@@ -449,7 +451,7 @@ def _readme(prompt: SoftPrompt, name: str) -> str:
 def _front_matter(card: Card) -> list[str]:
     tags = ["softprompt", "prompt-tuning", *([card.task] if card.task else [])]
     lines = ["---", "library_name: peft"]
-    if card.model_name and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", card.model_name):  # a hub id, not a path
+    if card.model_name and is_hub_id(card.model_name):
         lines.append(f"base_model: {json.dumps(card.model_name)}")
     lines.append(f"tags: {json.dumps(tags)}")
     if card.dev_metrics:
@@ -459,6 +461,10 @@ def _front_matter(card: Card) -> list[str]:
 
 def _how_to_load(card: Card, model: str, name: str) -> list[str]:
     auto = "AutoModelForSeq2SeqLM" if card.is_encoder_decoder else "AutoModelForCausalLM"
+    if is_hub_id(model):
+        given = [f"from transformers import {auto}", "", f"model = {auto}.from_pretrained({json.dumps(model)})"]
+    else:
+        given = ["", f"model = ...  # {model} as a model of transformers ({auto})"]
     return [
         "With softprompt, which formats the text as in training and checks that the model is the right one:",
         "",
@@ -470,9 +476,7 @@ def _how_to_load(card: Card, model: str, name: str) -> list[str]:
         "",
         "```python",
         "from peft import PeftModel",
-        f"from transformers import {auto}",
-        "",
-        f"model = {auto}.from_pretrained({json.dumps(model)})",
+        *given,
         f"model = PeftModel.from_pretrained(model, {json.dumps(name)})",
         "```",
     ]

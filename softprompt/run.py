@@ -151,7 +151,8 @@ def _check_together(configs: Sequence[RunConfig]) -> None:
 def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Split], watch: Watch) -> Split:
     """A task's data; runs that see it alike share it."""
     fields = (
-        "inputs", "targets", "select", "max_train", "max_dev", "max_input_length", "separator", "sentinel", "chat",
+        "inputs", "targets", "labels", "metric", "group_by", "select", "max_train", "max_dev", "max_input_length",
+        "separator", "sentinel", "chat",
     )  # fmt: skip
     key = (task.name, repr(config.data), *(getattr(config, name) for name in fields))
     if key not in known:

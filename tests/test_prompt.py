@@ -235,7 +235,8 @@ def test_the_readme_is_a_model_card_the_hub_understands(tmp_path):
         "tags": ["softprompt", "prompt-tuning", "superglue/boolq"],
         "metrics": ["accuracy"],
     }
-    assert "| accuracy | 0.75 |" in text
+    assert "| metric | dev |" in text and "| accuracy | 0.75 |" in text
+    assert "What chose its step and setting: held-out." in text
     assert 'PeftModel.from_pretrained(model, "boolq")' in text
     assert "AutoModelForSeq2SeqLM" in text
     assert "softprompt predict --model tiny/t5 --prompt boolq" in text
@@ -245,7 +246,16 @@ def test_the_readme_of_a_local_model_names_no_base_model_for_the_hub(tmp_path):
     save_prompt(prompt(model_name="/some/folder", is_encoder_decoder=False), tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
-    assert "AutoModelForCausalLM" in text
+    assert "model = ...  # /some/folder as a model of transformers (AutoModelForCausalLM)" in text
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "bundled/t5-mini", "gemma.gguf", "models/here"])
+def test_a_name_that_the_hub_does_not_know_is_not_given_as_one_of_its_own(tmp_path, monkeypatch, name):
+    (tmp_path / "models" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    save_prompt(prompt(model_name=name), tmp_path / "p")
+    text = (tmp_path / "p" / "README.md").read_text()
+    assert "base_model" not in text and f"model = ...  # {name} as a model" in text
 
 
 def test_the_readme_of_a_prompt_without_a_model_says_nothing_about_loading(tmp_path):

@@ -108,6 +108,21 @@ def test_folds_serve_their_own_run(llama, base, tmp_path):
         assert ours.fitted.score == pytest.approx(alone.fitted.score)
 
 
+def test_runs_together_have_the_labels_and_the_metric_of_their_own(llama, base, tmp_path):
+    for split in ("train", "dev"):
+        lines = [json.dumps({"text": f"{split} day {n}", "label": "ab"[n % 2]}) for n in range(12)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    data = {split: [str(tmp_path / f"{split}.jsonl")] for split in ("train", "dev")}
+    own = replace(base, task=(), data=data, inputs="{text}", targets="{label}", seeds=(0,), select="held-out")
+    configs = [
+        replace(own, out=tmp_path / "two", labels=("a", "b")),
+        replace(own, out=tmp_path / "three", labels=("a", "b", "c"), metric="f1"),
+    ]
+    found = train_together(configs, folder=tmp_path / "shared", lm=llama)
+    assert [list(one.dev.metrics) for (one,) in found] == [["accuracy"], ["macro_f1"]]
+    assert [one.prompt.card.labels for (one,) in found] == [("a", "b"), ("a", "b", "c")]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -39,6 +39,10 @@ def test_group_by_scores_groups_and_keeps_them_together():
     task = file_task(inputs="{text}", targets="{label}", labels=["a", "b"], metric="em", group_by="page")
     (made,) = task.cast({"text": "x", "label": "a", "page": 4}, "dev")
     assert (made.group, made.source) == ("4", "4")
+    (new,) = task.cast({"text": "x"}, "test")
+    assert new.group is None, "what is only answered needs no group"
+    with pytest.raises(ValueError, match="no column 'page'; the columns are text, label"):
+        task.cast({"text": "x", "label": "a"}, "test")
     rows = [example("a", "0", "1"), example("b", "1", "1"), example("a", "2", "2")]
     assert task.metrics(["a", "a", "a"], rows) == {"em": 0.5}
 

@@ -118,7 +118,8 @@ def _cast(
         if labels is not None and not unlabelled and wanted not in labels:
             shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
             raise ValueError(f"unknown label {wanted!r}; the labels are {shown}{nearest(wanted, labels)}")
-        group = None if group_by is None else str(column(record, group_by))
+        has_group = group_by is not None and (group_by in record or not unlabelled)  # what is not scored needs none
+        group = str(column(record, group_by)) if has_group else None
         return [
             Example(
                 inputs=inputs.fill(record),
