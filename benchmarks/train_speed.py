@@ -314,7 +314,7 @@ HEAD = (
 
 def line_of(case: Case, ours: Timed, rival: Timed, row: dict[str, Any]) -> str:
     """One line of the table."""
-    wanted = "-" if row["needed"] is None else f"{row['needed']:.1f}{'' if row['reached'] else ' NO'}"
+    wanted = "-" if row["needed"] is None else f"{row['needed']:.1f}{'' if row['reached'] else ' (missed)'}"
     shares = f"{row['theirs']['share_of_matmul_peak']:.0%}/{row['ours']['share_of_matmul_peak']:.0%}"
     memory = f"{rival.peak_mb:,.0f}/{ours.peak_mb:,.0f}"
     return (

@@ -200,7 +200,7 @@ class Result:
     """The model as it is, e.g. 'SmolLM2-135M-Instruct, Q4_1 dequantised'."""
     task: str
     split: str
-    """What was scored: dev or test."""
+    """What was scored: train, dev or test."""
     selection: str
     """What chose step and settings: held-out, cross-validation, dev, or none where there was nothing to choose."""
     scoring: str

@@ -1,8 +1,7 @@
 """Pre-training objectives: ids of plain text in, ids of inputs and targets out. NumPy only, no model.
 
-Span corruption, and LM adaptation as a prefix LM (Raffel et al. 2020; paper, section 3.2), and the sentinel in
-front of a downstream target (paper, section 3.2, "Span Corruption + Sentinel"). Shapes: n ids of plain text, b rows,
-t input tokens, l target tokens.
+Span corruption, and LM adaptation as a prefix LM (Raffel et al. 2020; paper, section 3.2). Shapes: n ids of plain
+text, b rows, t input tokens, l target tokens.
 """
 
 from __future__ import annotations

@@ -492,7 +492,7 @@ def _token_losses(hidden: Tensor, weight: Tensor, wanted: Tensor) -> tuple[Tenso
 
 
 def _fixed_texts(heldout: TokenStream, length: int, config: PretrainConfig) -> Int[np.ndarray, "b n"]:
-    """The held-out texts: the first ones of the files, in whole micro-batches, always the same."""
+    """The held-out texts: evenly spread over the files, in whole micro-batches, always the same."""
     count = min(config.num_heldout, len(heldout.ids) // length)
     count -= count % config.micro_batch_size
     if not count:

@@ -231,4 +231,4 @@ class Stats:
     promised_bytes: int
     """What that may grow to before the answers in it are done; prompts give way to it."""
     max_memory: int
-    """What the three may be together."""
+    """What prompts, their keys and values, and the running batch may take together."""

@@ -41,6 +41,8 @@ def test_group_by_scores_groups_and_keeps_them_together():
     assert (made.group, made.source) == ("4", "4")
     (new,) = task.cast({"text": "x"}, "test")
     assert new.group is None, "what is only answered needs no group"
+    for nothing in (None, ""):
+        assert task.cast({"text": "x", "label": "a", "page": nothing}, "dev")[0].group is None
     with pytest.raises(ValueError, match="no column 'page'; the columns are text, label"):
         task.cast({"text": "x", "label": "a"}, "test")
     rows = [example("a", "0", "1"), example("b", "1", "1"), example("a", "2", "2")]

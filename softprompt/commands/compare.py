@@ -24,13 +24,29 @@ SHARED = (
     "num_selection", "max_input_length", "separator", "device", "dtype",
 )  # fmt: skip
 """The settings of a run that all methods share."""
+OWN_HELP: dict[str, dict[str, Any]] = {
+    "task": {"help": "a task of `softprompt tasks`, one"},
+    "prompt_length": {"help": "prompt tokens, one length"},
+    "learning_rate": {
+        "help": "what every method tries; the selection chooses",
+        "default": "four of each method's own",
+    },
+    "select": {
+        "help": "what chooses step and rate: held-out training rows, or the dev set",
+        "default": "auto: held-out",
+        "choices": ("auto", "held-out", "dev"),
+    },
+}
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, metavar="M", help="hub id, local folder, smollm2-135m, …")
     command.add_argument("--methods", metavar="A,B,…", help="(default: all of them)")
     command.add_argument(
-        "--data", nargs="+", metavar="DIR", help="folder of the official files, or train=FILE dev=FILE"
+        "--data",
+        nargs="+",
+        metavar="DIR",
+        help="folder of the official files, or train=FILE dev=FILE (default: the hub)",
     )
     command.add_argument("--seeds", metavar="N,…", help="(default: 0,1,2; with --quick 0)")
     command.add_argument(
@@ -44,7 +60,7 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
         help="(default: results/compare.jsonl)",
     )
     command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
-    add_shared(command, "what all methods share", SHARED)
+    add_shared(command, "what all methods share", SHARED, OWN_HELP)
     add_threads(command)
 
 

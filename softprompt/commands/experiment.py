@@ -153,11 +153,12 @@ COMMAND = Command(
     run=_experiment,
     summary="run a figure or a table of the paper on your models",
     text=(
-        "Run one of the paper's figures or tables on frozen models of yours: every point that has no rows yet, all "
-        "points and seeds of one frozen model trained together. Interrupted, the same command goes on; a run that "
-        "fails is named at the end, and the others go on. Each prompt is scored by generating and by ranking the "
-        "labels; the vote of a point's prompts is beside them. In figure 1 and tables 1 and 2 every method has its own "
-        "four learning rates, as in softprompt compare."
+        "Run one of the paper's figures or tables on frozen models of yours: every point that has no rows yet. "
+        "Interrupted, the same command goes on; a run that fails is named at the end, and the others go on. In "
+        "figures 3a to 3d and table 3 all points and seeds of one frozen model train together, and each prompt is "
+        "scored by generating and by ranking the labels, the vote of a point's prompts beside them. In figure 1 and "
+        "tables 1 and 2 methods run one after another, as in softprompt compare: four learning rates each, scored one "
+        "way."
     ),
     examples=(
         "softprompt experiment",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,9 @@ TRAIN_FLAGS: dict[str, dict[str, Flag]] = {
         "targets": Flag(str, "template of the answer, such as '{label}'"),
         "labels": Flag(str, "the legal answers, if they are a fixed set", is_list=True, metavar="A,B,…"),
         "metric": Flag(str, "how answers are scored", "accuracy with labels, em without", METRICS),
-        "group_by": Flag(str, "column whose rows stay on one side of the held-out split", metavar="COLUMN"),
+        "group_by": Flag(
+            str, "column whose rows em scores together, all on one side of the held-out split", metavar="COLUMN"
+        ),
     },
     "how to train": {
         "preset": Flag(str, "where all other numbers come from", "fast", ("paper", "google-code", "fast")),
@@ -162,12 +164,14 @@ MACHINE = ("device", "dtype", "quantize")
 QUICK = {"steps": 20, "batch_size": 4, "evaluate_every": 10, "num_selection": 32, "max_train": 500, "max_dev": 100}
 
 
-def add_shared(command: argparse.ArgumentParser, title: str, names: Sequence[str]) -> None:
-    """Add a group with the flags of these settings of a run."""
+def add_shared(
+    command: argparse.ArgumentParser, title: str, names: Sequence[str], own: Mapping[str, Mapping[str, Any]] = {}
+) -> None:
+    """Add a group with the flags of these settings of a run. own: fields of the flags that are otherwise here."""
     group = command.add_argument_group(title)
     flags = {name: flag for section in TRAIN_FLAGS.values() for name, flag in section.items()}
     for name in names:
-        flags[name].add(group, name)
+        replace(flags[name], **own.get(name, {})).add(group, name)
 
 
 def shared_settings(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

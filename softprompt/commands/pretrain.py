@@ -10,7 +10,7 @@ from softprompt.commands.options import Command, Flag, add_threads, set_threads
 from softprompt.commands.terminal import Display, counted, say, type_of_products, writing
 
 FLAGS: dict[str, Flag] = {
-    "steps": Flag(int, "optimizer steps"),
+    "steps": Flag(int, "optimizer steps; must be given"),
     "batch_size": Flag(int, "texts a step", "64"),
     "micro_batch_size": Flag(int, "texts computed together", "8"),
     "input_length": Flag(int, "tokens of an input (pretrain), of a whole text (adapt)", "256"),
@@ -25,7 +25,7 @@ FLAGS: dict[str, Flag] = {
     "num_heldout": Flag(int, "held-out texts scored each time", "256"),
     "keep": Flag(int, "steps whose models are kept, 0 for the start", "none but the last", is_list=True),
 }
-"""The fields of PretrainConfig but the objective."""
+"""The fields of PretrainConfig but objective and z_loss."""
 
 PRETRAIN = {"objective": "span", "learning_rate": 2e-2, "schedule": "cosine", "warmup_steps": 200}
 # Constant, so that models kept at different steps compare.
@@ -72,7 +72,7 @@ def _add_adapt(command: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    _check_out(args)
+    _check(args)
     set_threads(args)
     from softprompt.loading import load
     from softprompt.shapes import new_model, read_model, shape_of
@@ -81,7 +81,7 @@ def _pretrain(args: argparse.Namespace) -> int:
     if args.model is not None:
         if args.size or args.vocabulary or args.tables_from:
             raise ValueError(
-                "--model has a size and a vocabulary of its own; leave out --size, --vocabulary and tables"
+                "--model has a size and a vocabulary of its own; leave out --size, --vocabulary and --tables-from"
             )
         return _run(args, *read_model(args.model), PRETRAIN, args.model)
     if not (args.size and args.vocabulary):
@@ -94,7 +94,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def _adapt(args: argparse.Namespace) -> int:
-    _check_out(args)
+    _check(args)
     set_threads(args)
     from softprompt.shapes import read_model
 
@@ -106,8 +106,6 @@ def _run(args: argparse.Namespace, model: Any, tokenizer: Any, defaults: dict[st
     from softprompt.pretraining import PretrainConfig, device_of_torchrun, machine_of_torchrun
 
     given = {field: getattr(args, field) for field in FLAGS if hasattr(args, field)}
-    if "steps" not in given:
-        raise ValueError("how many steps? give --steps")
     config = PretrainConfig(**(defaults | given))
     device = choose_device(device_of_torchrun(args.device))
     bfloat16 = "bfloat16" in str(choose_dtype(args.dtype, device))
@@ -173,8 +171,10 @@ def _corpus(args: argparse.Namespace, tokenizer: Any, config: Any) -> Any:
     return stream.split(2 * config.input_length * config.num_heldout)
 
 
-def _check_out(args: argparse.Namespace) -> None:
-    """Earlier results are not trained over by accident."""
+def _check(args: argparse.Namespace) -> None:
+    """The steps are said, and earlier results are not trained over by accident."""
+    if not hasattr(args, "steps"):
+        raise ValueError("how many steps? give --steps")
     out = Path(args.out)
     if args.resume or args.overwrite:
         return

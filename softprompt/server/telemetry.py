@@ -20,7 +20,10 @@ GAUGES = {
     "states_bytes": ("softprompt_prompt_states_bytes", "Bytes of the prompts' keys and values in memory"),
     "cache_bytes": ("softprompt_cache_bytes", "Bytes of the running batch's key-value cache"),
     "promised_bytes": ("softprompt_promised_bytes", "Bytes that the running batch's key-value cache may grow to"),
-    "max_memory": ("softprompt_max_memory_bytes", "What the three may take together"),
+    "max_memory": (
+        "softprompt_max_memory_bytes",
+        "Bytes that prompts, their keys and values, and the running batch may take together",
+    ),
 }
 COUNTERS = {
     "num_steps": ("softprompt_decoding_steps", "Decoding steps of the batch"),

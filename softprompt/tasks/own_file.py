@@ -118,8 +118,7 @@ def _cast(
         if labels is not None and not unlabelled and wanted not in labels:
             shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
             raise ValueError(f"unknown label {wanted!r}; the labels are {shown}{nearest(wanted, labels)}")
-        has_group = group_by is not None and (group_by in record or not unlabelled)  # what is not scored needs none
-        group = str(column(record, group_by)) if has_group else None
+        group = None if group_by is None else _group(record, group_by, needs_one=not unlabelled)
         return [
             Example(
                 inputs=inputs.fill(record),
@@ -132,6 +131,12 @@ def _cast(
         ]
 
     return cast
+
+
+def _group(record: Mapping[str, Any], name: str, *, needs_one: bool) -> str | None:
+    """What the record stands together with; what is only answered may lack the column, and an empty one is no group."""
+    value = column(record, name) if needs_one else record.get(name)
+    return None if value in (None, "") else str(value)
 
 
 def _stripped(prediction: str, example: Example) -> str | None:
