@@ -69,6 +69,14 @@ def test_each_metric_and_the_default_ones(metric, labels, scores):
     assert got == {name: pytest.approx(value) for name, value in scores.items()}
 
 
+@pytest.mark.parametrize("text", ["A", "the", "+", "a + b"])
+def test_an_answer_that_squad_leaves_nothing_of_is_right_and_legal(text):
+    for metric in ("em", "f1"):
+        task = file_task(inputs="{x}", targets="{y}", metric=metric)
+        assert task.metrics([f" {text}", "-"], [example(text), example(text, "1")]) == {metric: 0.5}
+        assert illegal_rate([text, " "], task) == 0.5
+
+
 def test_pearson_reads_numbers():
     task = file_task(inputs="{x}", targets="{y}", metric="pearson")
     rows = [example("1"), example("2", "1"), example("3", "2")]

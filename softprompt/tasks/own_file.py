@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 from string import Formatter
 from typing import Any
 
@@ -12,12 +13,12 @@ from softprompt.tasks.metrics import (
     f1_with_invalid,
     group_em,
     macro_f1,
-    normalize_squad,
     pearson,
     rouge,
     scored,
     squad_answer,
-    squad_metrics,
+    squad_words,
+    token_f1,
 )
 from softprompt.tasks.records import COMPRESSIONS, READERS
 from softprompt.tasks.task import (
@@ -150,10 +151,14 @@ def _accuracy(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
 def _f1(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
     """Of the second of two labels, the mean over more, and of words without labels."""
     if labels is None:
-        return lambda predictions, examples: {"f1": squad_metrics(predictions, examples)["f1"]}
+        return scored(answer, f1=_words_f1)
     if len(labels) == 2:
         return scored(answer, f1=partial(f1_with_invalid, positive=labels[1]))
     return scored(answer, macro_f1=partial(macro_f1, labels=labels))
+
+
+def _words_f1(answers: Sequence[str | None], right: Sequence[str]) -> float:
+    return fmean(token_f1(a or "", squad_words(r)) for a, r in zip(answers, right, strict=True))
 
 
 def _em(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
@@ -161,7 +166,7 @@ def _em(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
         check_labelled(predictions, examples)
         answers = [answer(*pair) for pair in zip(predictions, examples, strict=True)]
         if labels is None:
-            examples = [replace(e, references=(normalize_squad(e.references[0]),)) for e in examples]
+            examples = [replace(e, references=(squad_words(e.references[0]),)) for e in examples]
         return {"em": group_em(answers, examples)}
 
     return metrics
