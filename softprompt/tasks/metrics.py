@@ -137,14 +137,9 @@ def squad(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
     return {"em": float(np.mean(exact)), "f1": float(np.mean(overlap))}
 
 
-def squad_words(text: str) -> str:
-    """The text as SQuAD compares it, or in lower case where nothing would be left of it: "A", "the", "+"."""
-    return normalize_squad(text) or text.strip().lower()
-
-
 def squad_answer(prediction: str, example: Example) -> str | None:
-    """The prediction's `squad_words`; None if it has none."""
-    return squad_words(prediction) or None
+    """The prediction as SQuAD compares it; None if nothing is left."""
+    return normalize_squad(prediction) or None
 
 
 def squad_metrics(predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:

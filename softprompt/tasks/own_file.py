@@ -13,11 +13,10 @@ from softprompt.tasks.metrics import (
     f1_with_invalid,
     group_em,
     macro_f1,
+    normalize_squad,
     pearson,
     rouge,
     scored,
-    squad_answer,
-    squad_words,
     token_f1,
 )
 from softprompt.tasks.records import COMPRESSIONS, READERS
@@ -60,7 +59,7 @@ def file_task(
     legal = None if labels is None else tuple(labels)
     if legal is not None and (len(set(legal)) < max(len(legal), 1) or "" in legal):
         raise ValueError(f"labels must be one or more, all different and not empty, not {list(legal)}")
-    answer = label_answer(legal) if legal else squad_answer
+    answer = label_answer(legal) if legal else _squad_or_own
     metric = metric or ("accuracy" if legal else "em")
     if metric not in METRICS:
         raise ValueError(f"no metric named '{metric}'; there are {', '.join(METRICS)}{nearest(metric, METRICS)}")
@@ -144,6 +143,15 @@ def _stripped(prediction: str, example: Example) -> str | None:
     return prediction.strip() or None
 
 
+def _squad_or_own(prediction: str, example: Example) -> str | None:
+    return _words(prediction) or None
+
+
+def _words(text: str) -> str:
+    """The text as SQuAD compares it, or in lower case where nothing would be left of it: "A", "the", "+"."""
+    return normalize_squad(text) or text.strip().lower()
+
+
 def _accuracy(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
     return scored(answer, accuracy=accuracy)
 
@@ -158,7 +166,7 @@ def _f1(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
 
 
 def _words_f1(answers: Sequence[str | None], right: Sequence[str]) -> float:
-    return fmean(token_f1(a or "", squad_words(r)) for a, r in zip(answers, right, strict=True))
+    return fmean(token_f1(a or "", _words(r)) for a, r in zip(answers, right, strict=True))
 
 
 def _em(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
@@ -166,7 +174,7 @@ def _em(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
         check_labelled(predictions, examples)
         answers = [answer(*pair) for pair in zip(predictions, examples, strict=True)]
         if labels is None:
-            examples = [replace(e, references=(squad_words(e.references[0]),)) for e in examples]
+            examples = [replace(e, references=(_words(e.references[0]),)) for e in examples]
         return {"em": group_em(answers, examples)}
 
     return metrics
