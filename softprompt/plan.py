@@ -162,6 +162,8 @@ class Plan:
     init: dict[str, Any]
     run: str = ""
     """Which of the runs that train together it belongs to; '' for one alone."""
+    judging: dict[str, Any] = field(default_factory=dict)
+    """The metric and group_by of a task of one's own."""
 
 
 def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
@@ -170,6 +172,7 @@ def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
     base = _train_config(config, split, lm)
     lengths = config.prompt_length or (preset.prompt_length,)
     rates = config.learning_rate or (base.optimizer.learning_rate,)
+    judging = {"metric": config.metric, "group_by": config.group_by}
     plans = []
     for length, rate, seed in itertools.product(lengths, rates, config.seeds):
         values, init = initial_prompt(
@@ -185,7 +188,7 @@ def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
         )
         name = f"{split.task.name} p{length} lr{rate:g} seed{seed}"
         trained = replace(base, optimizer=replace(base.optimizer, learning_rate=rate))
-        plans.append(Plan(name, split, (length, rate), seed, trained, values, init))
+        plans.append(Plan(name, split, (length, rate), seed, trained, values, init, judging=judging))
     return plans
 
 
@@ -295,4 +298,5 @@ def _member(
         selection_rows=selection_rows,
         folds=fold_places,
         run=plan.run,
+        judging=plan.judging,
     )

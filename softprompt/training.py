@@ -104,6 +104,8 @@ class Member:
     evaluate_every, and leave with the last member they serve; one that fails counts 0 from there on."""
     run: str = ""
     """Which of the runs that train together it belongs to, for messages."""
+    judging: dict[str, Any] = field(default_factory=dict)
+    """How a task of one's own is scored: its metric and group_by, which the task itself does not say."""
 
     @property
     def title(self) -> str:
@@ -254,7 +256,9 @@ class _Run:
         def of(member: Member) -> dict[str, Any]:
             return {
                 "name": member.name,
-                "task": member.task.name,
+                "task": {name: getattr(member.task, name) for name in ("name", "version", "labels", "template")},
+                "judging": member.judging,
+                "text": member.form.to_json(),
                 "seed": member.seed,
                 "config": asdict(member.config),
                 "starting values": hashlib.sha256(member.values.detach().float().cpu().numpy().tobytes()).hexdigest(),
@@ -575,14 +579,14 @@ def _check_identity(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -
     """ValueError that names the first thing in which a checkpoint and a run differ."""
     for name, was, now in _differences(saved, wanted, ""):
         raise ValueError(
-            f"{path} is of another run: {name} was {was}, and is {now}; give the same settings, or start again "
+            f"{path} is of another run: {name} was {was!r}, and is {now!r}; give the same settings, or start again "
             "without --resume"
         )
 
 
 def _differences(saved: Any, wanted: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(saved, dict) and isinstance(wanted, dict):
-        for key in sorted(set(saved) | set(wanted)):
+        for key in wanted | saved:  # in the order of the identity: causes before what follows from them
             yield from _differences(saved.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
     elif isinstance(saved, list) and isinstance(wanted, list) and len(saved) == len(wanted):
         for place, (was, now) in enumerate(zip(saved, wanted, strict=True)):

@@ -480,6 +480,20 @@ def test_the_demo_scores_the_prompt_that_training_starts_from(tmp_path, llama, m
     assert torch.allclose(scored[0][1], llama.embeddings[llama.tokenizer.encode(" bad")].mean(0))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"metric": "f1"}, r"judging\.metric was None, and is 'f1'"),
+        ({"separator": " so:"}, r"text\.separator was '\\nanswer:', and is ' so:'"),
+    ],
+)
+def test_a_run_does_not_go_on_from_one_that_was_scored_or_read_otherwise(tmp_path, llama, changes, words):
+    config = own(tmp_path, select="dev")
+    train(config, lm=llama)
+    with pytest.raises(ValueError, match=f"is of another run: .*{words}; give the same settings"):
+        train(replace(config, resume=True, **changes), lm=llama)
+
+
 # What stops at once ---------------------------------------------------------------------------------------------
 
 

@@ -479,8 +479,24 @@ def test_a_resumed_run_takes_the_threads_of_the_first(llama, tmp_path):
             lambda own: replace(own, config=replace(own.config, optimizer=AdamW(learning_rate=0.2))),
             r"config\.optimizer\.learning_rate was 0\.1, and is 0\.2",
         ),
-        (lambda own: replace(own, rows=own.rows[1:]), r"members\[0\]\.training rows was \w+, and is \w+"),
-        (lambda own: replace(own, values=own.values + 1), r"members\[0\]\.starting values was \w+, and is \w+"),
+        (lambda own: replace(own, rows=own.rows[1:]), r"members\[0\]\.training rows was '\w+', and is '\w+'"),
+        (lambda own: replace(own, values=own.values + 1), r"members\[0\]\.starting values was '\w+', and is '\w+'"),
+        (
+            lambda own: replace(own, task=file_task(inputs="{text}", targets="{label}", labels=["sea", "town"])),
+            r"members\[0\]\.task\.labels\[1\] was 'film', and is 'town'",
+        ),
+        (
+            lambda own: replace(own, task=file_task(inputs="text: {text}", targets="{label}", labels=LABELS)),
+            r"members\[0\]\.task\.template\[0\] was '\{text\}', and is 'text: \{text\}'",
+        ),
+        (
+            lambda own: replace(own, judging={"metric": "f1"}),
+            r"members\[0\]\.judging\.metric was None, and is 'f1'",
+        ),
+        (
+            lambda own: replace(own, form=replace(own.form, separator=" ->")),
+            r"members\[0\]\.text\.separator was '\\nanswer:', and is ' ->'",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_the_difference(llama, tmp_path, change, words):
@@ -496,7 +512,7 @@ def test_a_checkpoint_of_another_model_or_dtype_is_refused(llama, tmp_path):
     with pytest.raises(ValueError, match="is of another run: fingerprint was"):
         fit(tiny_lm("llama", seed=3), [own], folder=tmp_path, resume=True)
     half = FrozenLM(llama.model.bfloat16(), llama.tokenizer._tokenizer, name="tiny-llama")
-    with pytest.raises(ValueError, match=r"dtype was torch\.float32, and is torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"dtype was 'torch\.float32', and is 'torch\.bfloat16'"):
         fit(half, [own], folder=tmp_path, resume=True)
 
 
