@@ -411,6 +411,8 @@ def _question(saved: SavedPrompts, number: int, item: Item, inputs_column: str |
     columns = {"inputs": item} if isinstance(item, str) else _kept(item) if isinstance(item, dict) else {}
     try:
         examples = examples_of(saved.task, item, inputs_column)
+        if not examples:
+            raise ValueError(f"the record has nothing in it to answer for {saved.task.name}; leave it out")
         for example in examples:
             if saved.scoring == "rank" and not (example.choices or saved.task.labels):
                 raise ValueError(f"{saved.task.name} has no labels to rank for this input; use --scoring generate")

@@ -415,6 +415,15 @@ def test_a_record_of_the_wrong_shape_is_an_error_line(lm, tmp_path):
     assert line["error"].startswith("not a record of superglue/multirc (TypeError: ")
 
 
+def test_a_record_without_anything_to_answer_is_an_error_line(lm, tmp_path):
+    form = default_format(lm, max_target_length=8)
+    folder = saved_prompt(tmp_path / "p", lm, task="superglue/multirc", labels=("False", "True"), text=form.to_json())
+    record = {"idx": 0, "passage": {"text": "a", "questions": []}}
+    nothing, line = answers(open_prompts(folder, model=lm), [(1, record), (2, "question: a")])
+    assert nothing["error"] == "the record has nothing in it to answer for superglue/multirc; leave it out"
+    assert line["prediction"] in ("False", "True")
+
+
 def test_free_text_without_labels_cannot_be_ranked(lm, tmp_path):
     form = default_format(lm, max_target_length=8)
     folder = saved_prompt(tmp_path / "p", lm, task="mrqa/squad", labels=(), text=form.to_json())

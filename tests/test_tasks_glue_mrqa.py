@@ -40,6 +40,16 @@ def test_sst2_and_sentence_polarity_share_their_text():
     assert get_task("sentence_polarity").labels == get_task("sst2").labels == ("negative", "positive")
 
 
+def test_sentence_polarity_answers_every_sentence_whether_it_is_train_or_dev():
+    cast = get_task("sentence_polarity").cast
+    records = [{"text": f"dull plot {number} ."} for number in range(60)]
+    labelled = [record | {"label": "negative"} for record in records]
+    assert {len(cast(record, "dev")) for record in labelled} == {0, 1}
+    assert [e.inputs for record in records for e in cast(record, "test")] == [
+        f"sentence: {record['text']}" for record in records
+    ]
+
+
 def test_glue_rte_keeps_sentence1_first():
     example = one("glue/rte", {"index": "4", "sentence1": "It rained.", "sentence2": "Wet.", "label": "entailment"})
     assert example.inputs == "sentence1: It rained. sentence2: Wet."
