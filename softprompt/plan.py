@@ -202,7 +202,7 @@ def _train_config(config: RunConfig, split: Split, lm: FrozenLM) -> TrainConfig:
     if not lm.is_encoder_decoder:
         given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
     if split.selected_on == "dev":
-        given.setdefault("num_selection", len(split.dev))
+        given.setdefault("num_selection", len(split.selection))  # a mixture has its dev rows there alone
     scored = [*split.train, *split.selection, *split.dev]
     if config.scoring == "rank":
         check_can_rank(split.task, scored)

@@ -293,6 +293,15 @@ def test_dev_chooses_where_it_is_asked_to_and_the_row_says_so(tmp_path, llama):
         train(own(tmp_path, {"dev": []}, select="dev"), lm=llama)
 
 
+def test_a_mixture_that_its_dev_rows_choose_is_scored_on_all_of_them(tmp_path, llama):
+    """As methods are compared on several tasks: the dev rows stand in `selection`, and `dev` is empty."""
+    task = get_task("boolq")
+    rows = [mixed(task, Example(inputs="text", targets="True", id=str(i), references=("True",))) for i in range(3)]
+    split = Split(mixture([task]), default_format(llama), rows, rows, [], [], "dev")
+    (plan,) = plan_prompts(own(tmp_path, init="vocab", num_selection=None, preset="paper"), split, llama)
+    assert plan.train.num_selection == 3
+
+
 def test_rows_say_what_chose(tmp_path, llama):
     for select in ("held-out", "cross-validation"):
         config = own(tmp_path, select=select, out=tmp_path / select)
