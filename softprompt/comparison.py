@@ -31,8 +31,8 @@ from softprompt.evaluation import Evaluation, Other, Result, append_rows, judge,
 from softprompt.files import write_tensors
 from softprompt.inference import Engine
 from softprompt.memory import peak_bytes, reset_peak
-from softprompt.methods import TUNERS, Method, PromptTuning, WeightTuning, make_tuning
-from softprompt.optimizers import PerWeight
+from softprompt.methods import PREFIX_TUNING, TUNERS, Method, PromptTuning, WeightTuning, make_tuning
+from softprompt.optimizers import Adafactor, AdamW, PerWeight
 from softprompt.plan import (
     Split,
     at_most,
@@ -57,9 +57,9 @@ EXPERIMENT = "compare"
 VALUES = "values.safetensors"  # in the folder of a trial
 NUM_RATES = 4  # learning rates that each method tries, in PROMPT_RATES and TUNERS
 
-# Learning rates to try for prompts: about the paper's 0.3 (section 3) with Adafactor, in an encoder-decoder; about
-# the fast preset's 0.03 with AdamW, in a decoder-only model.
-PROMPT_RATES = {True: (0.03, 0.1, 0.3, 1.0), False: (0.003, 0.01, 0.03, 0.1)}
+# Learning rates to try for prompts: about the paper's 0.3 (section 3) with Adafactor, and about the fast preset's 0.03
+# with AdamW.
+PROMPT_RATES: dict[type, tuple[float, ...]] = {Adafactor: (0.03, 0.1, 0.3, 1.0), AdamW: (0.003, 0.01, 0.03, 0.1)}
 
 # Tokens of examples in front, at most: what T5 was trained on (Raffel et al. 2020, section 3.1.1), and ours, so that a
 # processor gets through them.
@@ -91,6 +91,11 @@ class Trial:
     def score(self) -> float:
         """On the selection rows, at the best step."""
         return float("-inf") if self.fitted.score is None else self.fitted.score
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it stopped, of a loss that is no number, before anything was scored."""
+        return self.fitted.stopped is not None and self.fitted.score is None
 
 
 def check_methods(names: Sequence[str]) -> None:
@@ -304,19 +309,26 @@ class _Entry:
     def run(self) -> list[Result]:
         """Every rate on the first seed, the best of them on the others; each seed's rows."""
         first, *seeds = self.config.seeds
-        best: Trial | None = None
-        tried = []
-        for rate in self.rates:
-            trial = self.train(rate, first)
-            tried.append({"learning_rate": rate, "score": trial.fitted.score, "stopped": trial.fitted.stopped})
-            if best is None or trial.score > best.score:
-                best = trial
-        assert best is not None
+        trials = [self.train(rate, first) for rate in self.rates]
+        tried = [{"learning_rate": t.rate, "score": t.fitted.score, "stopped": t.fitted.stopped} for t in trials]
+        best = max(trials, key=lambda trial: trial.score)
+        if best.is_lost:
+            raise ValueError(f"{self.name} stopped before its first score at every rate: {best.fitted.stopped}")
         made = self.finish(best, tried)
         for seed in seeds:
-            made += self.finish(self.train(best.rate, seed), tried)
+            trial = self.train(best.rate, seed)
+            if trial.is_lost:
+                self.watch.message(f"{self.name}, seed {seed} has no row: {trial.fitted.stopped}")
+            else:
+                made += self.finish(trial, tried)
         shutil.rmtree(self.config.out / "trials" / self.name, ignore_errors=True)  # checkpoints of what is done
         return made
+
+    @property
+    def minutes(self) -> float | None:
+        """The bound on one trial: all of them have the run's together."""
+        num_trials = len(self.rates) + len(self.config.seeds) - 1
+        return None if self.config.minutes is None else self.config.minutes / num_trials
 
     def train(self, rate: float, seed: int) -> Trial:
         """One run on a model of its own, since a method may change it."""
@@ -338,7 +350,7 @@ class _Entry:
             method=method,
             folder=folder,
             resume=True,
-            minutes=self.config.minutes,
+            minutes=self.minutes,
             on_step=self.watch.step,
             on_score=lambda step, i, loss, score: self.watch.score(step, member.name, loss, score),
             on_message=self.watch.message,
@@ -406,7 +418,7 @@ def _entry(
     if only:
         scored = [other for other in scored if other.task.name == only]
     follow = bool(also) and not only
-    return _Entry(name, config, split, scored, follow, _rates(config, name, lm.is_encoder_decoder), watch, load)
+    return _Entry(name, config, split, scored, follow, _rates(config, name, split, lm), watch, load)
 
 
 def _without_overlap(split: Split, scored: Sequence[Other]) -> Split:
@@ -426,17 +438,18 @@ def _multi_task_entry(config: RunConfig, watch: Watch, load: Callable[[RunConfig
     devs = [[mixed(split.task, example) for example in split.dev] for split in splits]
     scored = [_other(s.task, "dev", dev, whole.form, lm) for s, dev in zip(splits, devs, strict=True)]
     config = replace(config, init="vocab")  # of a prompt, which is not trained
-    rates = _rates(config, MODEL_TUNING, lm.is_encoder_decoder)
+    rates = _rates(config, MODEL_TUNING, whole, lm)
     return _Entry(MODEL_TUNING, config, whole, scored, False, rates, watch, load)
 
 
-def _rates(config: RunConfig, name: str, is_encoder_decoder: bool) -> tuple[float, ...]:
+def _rates(config: RunConfig, name: str, split: Split, lm: FrozenLM) -> tuple[float, ...]:
     if config.learning_rate:
         return config.learning_rate
     if name == PROMPT_TUNING:
-        return PROMPT_RATES[is_encoder_decoder]
+        (plan,) = plan_prompts(replace(config, seeds=config.seeds[:1]), split, lm)
+        return PROMPT_RATES[type(plan.train.optimizer)]
     tuner = TUNERS[name]
-    return tuner.rates_of_t5 if is_encoder_decoder and tuner.rates_of_t5 else tuner.rates
+    return tuner.rates_of_t5 if lm.is_encoder_decoder and tuner.rates_of_t5 else tuner.rates
 
 
 def _ready(
@@ -479,7 +492,11 @@ def _scored(split: Split, lm: FrozenLM, other: Other, found: Evaluation) -> dict
         "value": found.headline,
         "illegal_rate": found.illegal_rate,
         "num_examples": len(found.predictions),
-        "notes": {**split.notes, "right": right_answers(other.task, other.examples, found.predictions)},
+        "notes": {
+            **split.notes,
+            "scored_cut": sum(row.was_cut for row in other.rows),
+            "right": right_answers(other.task, other.examples, found.predictions),
+        },
         **surroundings(lm.device, lm.dtype),
     }
 
@@ -494,6 +511,8 @@ def _about(config: RunConfig, name: str, lm: FrozenLM) -> dict[str, Any]:
         "fingerprint": lm.fingerprint,
         "num_parameters": lm.num_parameters,
         "settings": settings_of(config),
+        # PEFT's prefixes of a T5 stand before the decoder alone, the paper's before the encoder, too.
+        "is_variant": name == PREFIX_TUNING and lm.is_encoder_decoder,
     }
 
 
@@ -506,7 +525,12 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
     selection = split.selection[: plan.train.num_selection]
     length = CONTEXT_LENGTH[lm.is_encoder_decoder]
     if lm.max_length is not None:
-        length = min(length, lm.max_length - config.max_input_length)
+        length = min(length, lm.max_length - config.max_input_length - split.form.max_target_length)
+    if length <= 0:
+        raise ValueError(
+            f"{lm.name} takes {lm.max_length} tokens, which leaves no room for examples in front of inputs of "
+            f"{config.max_input_length}; give a smaller --max-input-length"
+        )
     scored = _other(split.task, "dev", split.dev, split.form, lm)
     made = []
     for shots in SHOTS:
@@ -554,7 +578,7 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
 def title_of(row: Result) -> str:
     """What a table calls the method of a row."""
     if row.config["method"] != PROMPT_DESIGN:
-        return row.config["method"]
+        return row.config["method"] + (" (PEFT's variant)" if row.config.get("is_variant") else "")
     return f"{PROMPT_DESIGN}, {shots_name(row.config['shots'])}"
 
 

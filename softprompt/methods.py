@@ -28,6 +28,7 @@ from softprompt.tasks.task import nearest
 
 Gradients = tuple[list[Tensor], list[float], int]
 """The gradient of each member's values, its summed loss over target tokens, and the tokens computed."""
+PREFIX_TUNING = "prefix-tuning"
 
 
 class PromptTuning:
@@ -370,7 +371,7 @@ def _prefix_tuning(lm: FrozenLM, prompt_length: int) -> WeightTuning:
         pairs = made.permute(2, 0, 3, 1, 4).split(2)  # one [2 1 h p e] a layer, as PeftModel.get_prompt cuts them
         return PromptStates([keys for keys, _ in pairs], [values for _, values in pairs], lengths)
 
-    return WeightTuning("prefix-tuning", lm, dict(encoder.named_parameters()), states=states)
+    return WeightTuning(PREFIX_TUNING, lm, dict(encoder.named_parameters()), states=states)
 
 
 TUNERS = {
@@ -378,7 +379,7 @@ TUNERS = {
     "model-tuning": Tuner(_model_tuning, (5e-6, 2e-5, 5e-5, 2e-4), (3e-4, 1e-3, 3e-3, 1e-2)),
     "lora": Tuner(_lora, (3e-4, 1e-3, 3e-3, 1e-2)),
     "ia3": Tuner(_ia3, (3e-3, 1e-2, 3e-2, 1e-1)),
-    "prefix-tuning": Tuner(_prefix_tuning, (1e-3, 3e-3, 1e-2, 3e-2)),
+    PREFIX_TUNING: Tuner(_prefix_tuning, (1e-3, 3e-3, 1e-2, 3e-2)),
     "p-tuning": Tuner(_p_tuning, (3e-4, 1e-3, 3e-3, 1e-2)),
 }
 

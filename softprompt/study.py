@@ -181,13 +181,23 @@ def run_experiment(
     return failures
 
 
+def _sharing_minutes(group: list[Planned]) -> list[Planned]:
+    """The points of one frozen model with their shares of the minutes: all that train together have one."""
+    if group[0].config.minutes is None:
+        return group
+    together = any(planned.point.method is None for planned in group)
+    alone = sum(len(_alone(planned)) for planned in group if planned.point.method != PROMPT_DESIGN)
+    share = group[0].config.minutes / max(together + alone, 1)
+    return [replace(planned, config=replace(planned.config, minutes=share)) for planned in group]
+
+
 def _by_model(planned: Sequence[Planned], load: Load) -> Iterator[list[Planned]]:
-    """The points of each frozen model, as `_on_what_is_there` has them."""
+    """The points of each frozen model, each with its share of the minutes, as `_on_what_is_there` has them."""
     groups: dict[str, list[Planned]] = {}
     for one in planned:
         groups.setdefault(one.config.model, []).append(one)
     for group in groups.values():
-        yield _on_what_is_there(group, load)
+        yield _on_what_is_there(_sharing_minutes(group), load)
 
 
 def _on_what_is_there(group: list[Planned], load: Load) -> list[Planned]:
@@ -270,8 +280,9 @@ def _run_method(name: str, planned: Planned, tasks: tuple[str, ...], rows: Path,
     """A method with its own trials, and its rows. Further seeds take the rate that was chosen for those there are."""
     assert planned.point.method is not None
     own = [r for r in _rows_there(planned, rows) if r.experiment == name and r.config["trained_on"] in tasks]
-    there = {(row.config["trained_on"], row.seed) for row in own}
-    seeds = tuple(seed for seed in planned.seeds if not {(task, seed) for task in tasks} <= there)
+    there = {(row.task, row.seed) for row in own}
+    wanted = _wanted(replace(planned, config=replace(planned.config, task=tasks)))
+    seeds = tuple(seed for seed in planned.seeds if not {pair for pair in wanted if pair[1] == seed} <= there)
     if not seeds:
         return
     config = replace(planned.config, task=tasks, out=planned.config.out / "+".join(tasks).replace("/", "-"))
@@ -311,8 +322,13 @@ def missing(
 
 
 def _wanted(planned: Planned) -> set[tuple[str, int]]:
-    """The tasks and seeds that a point's rows have."""
-    return {(task, seed) for task in planned.config.task for seed in planned.seeds}
+    """The tasks and seeds that a point's rows have: its own, and those of other tasks whose files are there."""
+    others = [name for name in planned.point.also if _has_scored(name, planned.config.data)]
+    return {(task, seed) for task in (*planned.config.task, *others) for seed in planned.seeds}
+
+
+def _has_scored(name: str, data: Data | None) -> bool:
+    return any(has_split(get_task(name), part, data) for part in ("dev", "train"))
 
 
 def _reuse(name: str, planned: Planned, rows: Path, watch: Watch) -> bool:
@@ -349,7 +365,24 @@ def _rows_there(planned: Planned, rows: Path) -> list[Result]:
         and row.config.get("trained_on", row.task) in config.task
         and row.config.get("also", []) == list(planned.point.also)
         and row.seed in (*config.seeds, VOTE)
+        and _of_same_trainings(row, planned)
+        and _is_as_long(row, config.minutes)
     ]
+
+
+def _of_same_trainings(row: Result, planned: Planned) -> bool:
+    """Whether the row's run had this point's tasks, where they train together, and its seeds, where they all draw."""
+    if planned.point.method == MULTI_TASK:
+        return row.config["task"] == list(planned.config.task)
+    return planned.point.method != PROMPT_DESIGN or row.config["seeds"] == list(planned.config.seeds)
+
+
+def _is_as_long(row: Result, minutes: float | None) -> bool:
+    """Whether the row's run came to its end, or was bounded by as many minutes as this one."""
+    bound, train = row.config.get("minutes"), row.config.get("train")
+    if bound is None or train is None or row.steps_run >= train["steps"]:
+        return True
+    return minutes is not None and minutes <= bound
 
 
 def _rows(name: str, planned: Planned, delivered: Sequence[Trained], lm: FrozenLM, watch: Watch) -> list[Result]:
@@ -511,7 +544,8 @@ def newest(rows: Sequence[Result]) -> list[Result]:
         return (row.experiment, *about, trained_on(row), row.task, row.scoring)
 
     def made_with(row: Result) -> tuple[Any, ...]:
-        return settings_of_row(row), row.config.get("fingerprint")
+        together = row.config["task"] if row.config.get("method") == MULTI_TASK else None
+        return settings_of_row(row), row.config.get("fingerprint"), together
 
     last = {point_of(row): made_with(row) for row in rows}
     kept = {(point_of(row), row.seed): row for row in rows if made_with(row) == last[point_of(row)]}

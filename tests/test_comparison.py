@@ -285,6 +285,54 @@ def test_equal_seconds_are_those_of_the_fastest_method(llama, base, tmp_path):
     assert title_of(fast) == "lora"
 
 
+def test_rates_for_prompts_are_those_of_their_optimizer(lm, base):
+    for preset, optimizer, middle in (("fast", "adamw", 0.03), ("paper", None, 0.3), ("fast", "adafactor", 0.3)):
+        config = replace(base, preset=preset, optimizer=optimizer, num_selection=8)
+        assert middle in comparison._entry(config, "prompt-tuning", {}, None, Watch(), lambda _: lm).rates
+
+
+def test_a_seed_that_diverged_has_no_row_and_a_method_that_did_at_every_rate_fails(base, tmp_path, monkeypatch):
+    told, train = [], comparison._Entry.train
+
+    def lost(entry, rate, seed):
+        trial = train(entry, rate, seed)
+        if (rate, seed) in {(1.0, 0), (0.1, 1)}:
+            trial = replace(trial, fitted=replace(trial.fitted, score=None, stopped="the loss at step 1 is no number"))
+        return trial
+
+    monkeypatch.setattr(comparison._Entry, "train", lost)
+    options = {"watch": Watch(message=told.append), "load": lambda _: tiny_lm("llama")}
+    rows = run_method(replace(base, learning_rate=(0.1, 1.0)), "model-tuning", **options)
+    assert [row.seed for row in rows] == [0] and rows[0].config["learning_rate"] == 0.1
+    assert told[-1] == "model-tuning, seed 1 has no row: the loss at step 1 is no number"
+    with pytest.raises(ValueError, match="model-tuning stopped before its first score at every rate: the loss at step"):
+        run_method(replace(base, learning_rate=(1.0,)), "model-tuning", **options)
+
+
+def test_minutes_are_shared_by_a_methods_trials(base, monkeypatch):
+    bounds = []
+    monkeypatch.setattr(comparison, "fit", lambda *_, minutes, **__: bounds.append(minutes) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_method(replace(base, minutes=6.0, seeds=(0, 1, 2)), "prompt-tuning", load=lambda _: tiny_lm("llama"))
+    assert bounds == [1.0], "four rates on the first seed, and two more seeds"
+
+
+def test_inputs_that_were_cut_where_they_were_scored_are_counted(base):
+    whole, cut = (
+        run_method(replace(base, learning_rate=(0.1,), seeds=(0,), max_input_length=length), "lora",
+                   load=lambda _: tiny_lm("llama"))[0]
+        for length in (512, 12)
+    )  # fmt: skip
+    assert whole.notes["scored_cut"] == 0 and cut.notes["scored_cut"] == 12
+
+
+def test_peft_s_variant_of_prefix_tuning_is_named_so(base):
+    for kind, title in (("t5", "prefix-tuning (PEFT's variant)"), ("llama", "prefix-tuning")):
+        config = replace(base, learning_rate=(0.01,), seeds=(0,), out=base.out / kind)
+        (row,) = run_method(config, "prefix-tuning", load=lambda _, kind=kind: tiny_lm(kind))
+        assert title_of(row) == title
+
+
 # In words -----------------------------------------------------------------------------------------------------------
 
 

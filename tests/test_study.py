@@ -19,6 +19,7 @@ from softprompt.experiments import EXPERIMENTS
 from softprompt.run import Watch, load_model, train, train_together
 from softprompt.study import (
     VOTE,
+    _by_model,
     _others_of,
     config_of_row,
     missing,
@@ -241,6 +242,55 @@ def test_figure_1_runs_each_method_with_its_own_trials(base, tmp_path):
     for number in (0, 1, 2, 4):
         again = tmp_path / "again" / str(number)
         assert rerun(rows[number], data=base.data, out=again) == rows[number].metrics
+
+
+def test_rows_of_another_mixture_or_other_draws_do_not_stand_for_this_one(base, tmp_path):
+    place, options = str(family(tmp_path / "family") / "lm"), {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "out"}
+    both = replace(base, seeds=(0,), learning_rate=(0.01,))
+    options["points"] = ["model tuning (multi-task)"]
+    assert run_experiment("figure-1", [place], both, **options) == []
+    assert not missing("figure-1", [place], both, **options)
+    alone = replace(both, task=TASKS[1:])
+    assert len(missing("figure-1", [place], alone, **options)) == 1
+    assert run_experiment("figure-1", [place], alone, **options) == []
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [row.config["task"] for row in rows] == [[*TASKS], [*TASKS], [*TASKS[1:]]]
+    assert len(newest(rows)) == 2, "one mixture to a table, the last"
+    options["points"] = ["prompt design"]
+    assert run_experiment("figure-1", [place], alone, **options) == []
+    assert len(missing("figure-1", [place], replace(alone, seeds=(0, 1)), **options)) == 1
+
+
+def test_minutes_are_shared_and_rows_they_cut_short_do_not_stand_for_a_longer_run(llama, base, tmp_path):
+    planned = plan_experiment("figure-1", ["tiny"], replace(base, minutes=14.0), tmp_path)
+    (group,) = _by_model(planned, load_model)
+    # Prompt tuning and model tuning of two tasks each, multi-task tuning once; prompt design trains nothing.
+    assert {one.config.minutes for one in group} == {14.0 / 5}
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study", "points": ["5"], "load": lambda _: llama}
+    base = replace(base, minutes=60.0)
+    assert run_experiment("figure-3a", ["tiny"], base, **options) == []
+    assert not missing("figure-3a", ["tiny"], replace(base, minutes=None), **options), "it came to its end"
+    cut = [replace(row, steps_run=2) for row in read_rows(tmp_path / "rows.jsonl")]
+    (tmp_path / "rows.jsonl").unlink()
+    append_rows(tmp_path / "rows.jsonl", cut)
+    assert [len(missing("figure-3a", ["tiny"], replace(base, minutes=m), **options)) for m in (60.0, 90.0, None)] == [
+        0, 1, 1,
+    ]  # fmt: skip
+
+
+def test_a_set_whose_file_comes_later_is_scored_then(base, tmp_path):
+    data = squad_and_bioasq(tmp_path / "questions")
+    (data / "mrqa" / "BioASQ").rename(tmp_path / "away")
+    base = replace(base, data=data, scoring="generate", seeds=(0,), max_dev=8, learning_rate=(0.1,))
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study", "points": ["prompt tuning"]}
+    place = str(family(tmp_path / "family") / "lm")
+    assert run_experiment("table-1", [place], base, **options) == []
+    assert not missing("table-1", [place], base, **options)
+    (tmp_path / "away").rename(data / "mrqa" / "BioASQ")
+    assert len(missing("table-1", [place], base, **options)) == 1
+    assert run_experiment("table-1", [place], base, **options) == []
+    assert {row.task for row in read_rows(tmp_path / "rows.jsonl")} == {"mrqa/squad", "mrqa/bioasq"}
+    assert not missing("table-1", [place], base, **options)
 
 
 def test_further_seeds_take_the_rate_that_was_chosen_and_nothing_is_made_twice(base, tmp_path):

@@ -31,6 +31,7 @@ OWN_HELP: dict[str, dict[str, Any]] = {
         "help": "what every method tries; the selection chooses",
         "default": "four of each method's own",
     },
+    "minutes": {"help": "bound on all trainings of a method together"},
     "select": {
         "help": "what chooses step and rate: held-out training rows, or the dev set",
         "default": "auto: held-out",
