@@ -70,11 +70,11 @@ class Verdict:
 def decide(rows: Sequence[Result], majority: Sequence[Result] = ()) -> list[Verdict]:
     """Every claim's verdict; those that were tested share Holm's correction.
 
-    rows: of several for the same point, the newest count. majority: rows of the majority class, which say what model
-    tuning has to beat for a task to test anything. Tasks without such a row of as many examples count as learnable,
-    and so do those that no model was tuned on.
+    rows: of several for the same point, the newest count; else their order does not matter. majority: rows of the
+    majority class, which say what model tuning has to beat for a task to test anything. Tasks without such a row of as
+    many examples count as learnable, and so do those that no model was tuned on.
     """
-    rows = [row for row in newest(rows) if "right" in row.notes]
+    rows = sorted((row for row in newest(rows) if "right" in row.notes), key=_place)
     dull = _unlearnable(rows, majority)
     rows = [row for row in rows if (size_of(row), trained_on(row)) not in dull]
     found = [claim.find([row for row in rows if row.experiment in claim.experiments]) for claim in CLAIMS]
@@ -86,6 +86,12 @@ def decide(rows: Sequence[Result], majority: Sequence[Result] = ()) -> list[Verd
         Verdict(claim, one and one.difference, word, one.tasks if one else ())
         for claim, one, word in zip(CLAIMS, found, words, strict=True)
     ]
+
+
+def _place(row: Result) -> str:
+    """What rows are sorted by, so that draws and ties are the same whatever the order of lines."""
+    about = (row.config.get(name) for name in ("asked", "frozen", "point", "shots"))
+    return repr((row.experiment, *about, trained_on(row), row.task, row.scoring, row.seed))
 
 
 def as_table(found: Sequence[Verdict]) -> list[list[str]]:
@@ -218,8 +224,8 @@ def _beats_design(rows: list[Result]) -> Found | None:
     """Prompt tuning minus the text prompt, of any number of shots, that the selection rows choose."""
 
     def terms(asked: str, task: str) -> list[Term | None]:
-        texts = sorted(_designs(_on(rows, asked, task)), key=lambda row: row.notes["selection_score"])
-        return [_term(1.0, _of(rows, "prompt tuning", asked, task)), _term(-1.0, texts[-1:])]
+        texts = _best(-1.0, _designs(_on(rows, asked, task)), lambda row: row.notes["selection_score"])
+        return [_term(1.0, _of(rows, "prompt tuning", asked, task)), *texts]
 
     return _found(_pooled(rows, terms))
 
@@ -286,9 +292,9 @@ def _vote_minus(best: bool) -> Callable[[list[Result]], Found | None]:
     def find(rows: list[Result]) -> Found | None:
         def terms(asked: str, task: str) -> list[Term | None]:
             own = [row for row in _on(rows, asked, task) if row.scoring == "rank"]
-            prompts = sorted((row for row in own if row.seed != VOTE), key=_selection_score)
-            votes, prompts = [row for row in own if row.seed == VOTE], prompts[-1:] if best else prompts
-            return [_term(1.0, votes), _term(-1.0, prompts)]
+            votes, prompts = ([row for row in own if (row.seed == VOTE) == is_vote] for is_vote in (True, False))
+            others = _best(-1.0, prompts, _selection_score) if best else [_term(-1.0, prompts)]
+            return [_term(1.0, votes), *others]
 
         return _found(_pooled(rows, terms))
 
@@ -297,6 +303,17 @@ def _vote_minus(best: bool) -> Callable[[list[Result]], Found | None]:
 
 def _selection_score(row: Result) -> float:
     return score_within(row, math.inf) or 0.0
+
+
+def _best(weight: float, rows: Sequence[Result], score: Callable[[Result], float]) -> list[Term | None]:
+    """The row with the best score. Where several tie for it, their mean: those of one point are drawn as its seeds."""
+    best = max(map(score, rows), default=None)
+    tied: dict[str, list[Result]] = {}
+    for row in rows:
+        if score(row) == best:
+            tied.setdefault(row.config["point"], []).append(row)
+    num_tied = sum(map(len, tied.values()))
+    return [_term(weight * len(own) / num_tied, own) for own in tied.values()] or [None]
 
 
 def _carries_over(*, at_largest_shift: bool) -> Callable[[list[Result]], Found | None]:
