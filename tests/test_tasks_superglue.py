@@ -34,6 +34,9 @@ def test_boolq_original_release_joins_title_and_passage():
     example = one("boolq", record, "train")
     assert example.inputs == "passage: Tin -- Tin is a metal. question: is tin a metal"
     assert (example.targets, example.id) == ("False", "")
+    unanswered = {key: value for key, value in record.items() if key != "answer"}
+    assert one("boolq", unanswered, "test").inputs == example.inputs, "what is asked reads as what was trained on"
+    assert one("boolq", unanswered, "test").targets == "<unk>"
 
 
 def test_test_records_without_a_label_are_unlabelled():

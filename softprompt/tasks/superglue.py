@@ -71,10 +71,10 @@ def _counts(train: int, dev: int, test: int) -> dict[str, int]:
 def cast_boolq(record: Record, split: str) -> list[Example]:
     """One example; the original release's title, and its 'answer', are put as SuperGLUE has them."""
     passage = text_column(record, "passage")
-    original = "title" in record and "answer" in record
+    original = "title" in record
     if original:
         passage = f"{text_column(record, 'title')} -- {passage}"
-    targets = label_of(record, split, BOOLEAN, *(("answer",) if original else ("label",)))
+    targets = label_of(record, split, BOOLEAN, *(("answer", "label") if original else ("label",)))
     example = Example(
         inputs=named({"passage": passage, "question": text_column(record, "question")}),
         targets=targets,
