@@ -446,7 +446,7 @@ def examples_of(task: Task, item: Item, inputs_column: str | None = None) -> lis
         return [_finished(text_column(item, inputs_column))]
     try:
         return task.cast(_without_targets(task, item), "test")
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise ValueError(f"not a record of {task.name} ({type(error).__name__}: {error})") from error
 
 

@@ -413,6 +413,10 @@ def test_a_record_of_the_wrong_shape_is_an_error_line(lm, tmp_path):
     folder = saved_prompt(tmp_path / "p", lm, task="superglue/multirc", labels=("False", "True"), text=form.to_json())
     (line,) = answers(open_prompts(folder, model=lm), [(1, {"passage": {"text": "a", "questions": 3}})])
     assert line["error"].startswith("not a record of superglue/multirc (TypeError: ")
+    folder = saved_prompt(tmp_path / "q", lm, task="glue/stsb", labels=(), text=form.to_json())
+    record = {"sentence1": "a", "sentence2": "b", "score": math.inf}
+    (line,) = answers(open_prompts(folder, model=lm, scoring="generate"), [(1, record)])
+    assert line["error"].startswith("not a record of glue/stsb (OverflowError: ")
 
 
 def test_a_record_without_anything_to_answer_is_an_error_line(lm, tmp_path):

@@ -336,6 +336,13 @@ def test_records_that_do_not_fit_are_told_with_file_and_line(tmp_path):
     bad = jsonl(tmp_path / "record.jsonl", {"idx": 0, "passage": {"text": "x"}, "qas": []})
     with pytest.raises(ValueError, match=r"record.jsonl, line 1: not a record of superglue/record \(KeyError"):
         read_examples(get_task("record"), "dev", {"dev": bad})
+    question = {"qid": "q", "question": "Who?", "detected_answers": [{"char_spans": []}]}
+    bad = jsonl(tmp_path / "squad.jsonl", {"context": "Ola sold fish.", "qas": [question]})
+    with pytest.raises(ValueError, match=r"squad.jsonl, line 1: not a record of mrqa/squad \(IndexError"):
+        read_examples(get_task("mrqa/squad"), "dev", {"dev": bad})
+    bad = text(tmp_path / "stsb.jsonl", '{"sentence1": "a", "sentence2": "b", "score": 1e999}')
+    with pytest.raises(ValueError, match=r"stsb.jsonl, line 1: not a record of glue/stsb \(OverflowError"):
+        read_examples(get_task("stsb"), "dev", {"dev": bad})
 
 
 def test_repeated_ids_and_files_without_examples_are_errors(tmp_path):

@@ -154,7 +154,7 @@ def _cast_records(task: Task, split: str, records: Numbered, path: Path) -> Iter
             examples = task.cast(record, split)
         except ValueError as error:
             raise ValueError(f"{place(path, number)}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{place(path, number)}: not a record of {task.name} ({reason})") from error
         yield from (example if example.id else replace(example, id=str(number)) for example in examples)
