@@ -75,6 +75,24 @@ def test_equal_inputs_without_a_source_stay_together():
     assert {e.inputs for e in train}.isdisjoint(e.inputs for e in held)
 
 
+def test_inputs_that_differ_in_case_and_punctuation_only_stay_together():
+    rows = examples(*[(f"{'Tt'[n % 2]}ext {n // 2}{'!' * (n % 2)}", "a", None) for n in range(40)])
+    for train, held in [hold_out(rows, LABELLED, seed=0), *folds(rows, LABELLED, seed=0)]:
+        assert {e.inputs.lower().rstrip("!") for e in train}.isdisjoint(e.inputs.lower().rstrip("!") for e in held)
+    of_sources = [replace(example, source=example.inputs) for example in rows]
+    train, held = hold_out(of_sources, LABELLED, seed=0)
+    assert {e.inputs.lower().rstrip("!") for e in train} & {e.inputs.lower().rstrip("!") for e in held}
+
+
+def test_inputs_without_twins_are_split_as_sources_of_their_own_are():
+    rows = labelled(a=119, b=115, c=16)
+    of_sources = [replace(example, source=example.inputs) for example in rows]
+    assert ids(hold_out(rows, LABELLED, seed=3)[1]) == ids(hold_out(of_sources, LABELLED, seed=3)[1])
+    assert [ids(held) for _, held in folds(rows, LABELLED, seed=3)] == [
+        ids(held) for _, held in folds(of_sources, LABELLED, seed=3)
+    ]
+
+
 def test_large_sources_still_leave_something_held_out():
     rows = examples(*[(f"question {n}", "a", f"passage {min(n // 4, 2)}") for n in range(20)])
     train, held = hold_out(rows, LABELLED, seed=0)

@@ -13,9 +13,9 @@ Split = tuple[list[Example], list[Example]]
 def hold_out(examples: Sequence[Example], task: Task, *, fraction: float = 0.1, seed: int) -> Split:
     """(examples to train on, examples held out), each in the order given; the seed alone decides.
 
-    Labels keep their shares, and examples of one source (or of equal inputs, where there is none) stay on one
-    side. Of a task whose sources nest (SST-2: phrases of sentences), sentences that are part of no other are
-    drawn; they are the held-out part, and every phrase of theirs leaves the training part.
+    Labels keep their shares, and examples of one source (where there is none, of inputs equal as in
+    `without_overlap`) stay on one side. Of a task whose sources nest (SST-2: phrases of sentences), sentences that
+    are part of no other are drawn; they are the held-out part, and every phrase of theirs leaves the training part.
 
     Raises ValueError for a fraction outside 0 to 1, or if a side would be empty.
     """
@@ -109,7 +109,7 @@ def _groups(examples: Sequence[Example], task: Task) -> list[list[int]]:
             groups[root].append(place)
     else:
         for place, example in enumerate(examples):
-            groups[example.inputs if example.source is None else example.source].append(place)
+            groups[folded(example.inputs) if example.source is None else example.source].append(place)
     return list(groups.values())
 
 
