@@ -3,7 +3,8 @@
 A method's answers are a table of scores: one row a seed, one column an example, such as 1 for right and 0 for wrong.
 Two things vary from one study to the next, which seeds and which examples; every draw here takes both anew, with
 replacement. Whatever was scored on the same examples has the same columns in a draw, whichever method, model or size it
-is of; and what the same trainings scored on several sets has the same rows.
+is of; and what the same trainings scored on several sets has the same rows. A draw of s seeds varies less than s seeds
+do, by (s - 1) / s, so what it differs from the mean of all is made larger to match.
 Shapes: s seeds, n examples, t draws.
 """
 
@@ -58,7 +59,8 @@ def interval(scores: Float[np.ndarray, "s n"], *, seed: int = 0, draws: int = NU
     """The mean score of a method with its interval. ValueError for a table with nothing in it."""
     table = _checked(scores)
     rng = np.random.default_rng(seed)
-    means = _means(table, *(_drawn(count, rng, draws) for count in table.shape))
+    s, n = table.shape
+    means = _means(table, _drawn_seeds(s, rng, draws), _drawn(n, rng, draws))
     return _interval(float(table.mean()), means)
 
 
@@ -101,7 +103,7 @@ def contrast(parts: Sequence[Sequence[Term]], *, seed: int = 0, draws: int = NUM
         table = _checked(scores)
         s, n = table.shape
         if (seeds, s) not in rows:
-            rows[seeds, s] = _drawn(s, rng, draws)
+            rows[seeds, s] = _drawn_seeds(s, rng, draws)
         if examples not in columns:
             columns[examples] = _drawn(n, rng, draws)
         if columns[examples].shape[1] != n:
@@ -199,6 +201,11 @@ def _drawn(count: int, rng: np.random.Generator, draws: int) -> Float[np.ndarray
     """How often each of so many is in each draw of as many, with replacement."""
     chosen = rng.integers(count, size=(draws, count)) + count * np.arange(draws)[:, None]
     return np.bincount(chosen.ravel(), minlength=draws * count).reshape(draws, count).astype(float)
+
+
+def _drawn_seeds(count: int, rng: np.random.Generator, draws: int) -> Float[np.ndarray, "t _"]:
+    """The weight of each seed in each draw, which varies as much as the seeds themselves do; one alone cannot."""
+    return 1 + (_drawn(count, rng, draws) - 1) * np.sqrt(count / max(count - 1, 1))
 
 
 def _means(

@@ -60,6 +60,25 @@ def test_chance_alone_is_significant_about_one_time_in_twenty():
     assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.10
 
 
+def seeds_that_differ(study):
+    """Two methods that do not differ: three seeds each, rates that vary by 3.5 points, as many examples as SST-2."""
+    rng = np.random.default_rng(study)
+    rates = rng.normal(0.8, 0.035, (2, 3, 1))
+    first, second = (rng.random((2, 3, 872)) < rates).astype(float)
+    return compare([first], [second], draws=300).p
+
+
+def test_three_seeds_that_differ_make_no_verdict_by_chance():
+    assert np.mean([seeds_that_differ(study) < 0.05 for study in range(300)]) <= 0.08
+
+
+def test_draws_of_seeds_vary_as_much_as_the_seeds_do():
+    rates = np.array([0.4, 0.5, 0.6])
+    found = interval(np.repeat(rates[:, None], 50, axis=1))
+    error = rates.std(ddof=1) / np.sqrt(3)
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(error, rel=0.1)
+
+
 def test_tasks_count_alike_whatever_their_size():
     large, small = np.ones((1, 1000)), np.zeros((1, 10))
     assert compare([large, small], [1 - large, small]).interval.mean == 0.5
