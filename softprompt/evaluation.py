@@ -131,6 +131,12 @@ class Other:
     labels: Mapping[str, str] = field(default_factory=dict)
     """What a label of the trained task is called there."""
 
+    def spread(self, most: int) -> Other:
+        """At most so many of them, evenly over the set, since files keep together what is about one text."""
+        count = min(most, len(self.examples))
+        places = [i * len(self.examples) // count for i in range(count)]
+        return replace(self, examples=[self.examples[i] for i in places], rows=[self.rows[i] for i in places])
+
     def answers(
         self,
         engine: Engine,
@@ -139,13 +145,11 @@ class Other:
         form: TextFormat,
         *,
         scoring: str,
-        most: int | None = None,
         progress: Progress | None = None,
     ) -> list[Prediction]:
-        """The answers to the first `most` of them with one of the engine's prompts. `form` is the trained task's."""
-        rows, examples = self.rows[:most], self.examples[:most]
-        worn = [prompt] * len(rows)
-        found = predict(engine, trained, examples, rows, worn, form, scoring=scoring, progress=progress)
+        """The answers to them with one of the engine's prompts. `form` is the trained task's."""
+        worn = [prompt] * len(self.rows)
+        found = predict(engine, trained, self.examples, self.rows, worn, form, scoring=scoring, progress=progress)
         return [replace(answer, text=self.labels.get(answer.text, answer.text)) for answer in found]
 
 

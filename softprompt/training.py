@@ -457,12 +457,10 @@ class _Run:
         engine, (worn,) = self.method.engine([state.values[i]], max_tokens=state.max_tokens)
         found = {}
         for other in member.others:
-            most = min(member.config.num_selection, len(other.rows))
-            told = on_phase(f"score {other.task.name}, along training", most) if on_phase else None
-            answers = other.answers(
-                engine, worn, member.task, member.form, scoring=member.config.scoring, most=most, progress=told
-            )
-            scores = example_scores(other.task, other.examples[:most], answers)
+            few = other.spread(member.config.num_selection)
+            told = on_phase(f"score {other.task.name}, along training", len(few.rows)) if on_phase else None
+            answers = few.answers(engine, worn, member.task, member.form, scoring=member.config.scoring, progress=told)
+            scores = example_scores(other.task, few.examples, answers)
             found[other.task.name] = [round(score, 3) for score in scores]
         return found
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from softprompt.evaluation import ensemble, judge, vote
+from softprompt.data import Row
+from softprompt.evaluation import Other, ensemble, judge, vote
 from softprompt.inference import Prediction
 from softprompt.tasks import UNLABELLED, Example, get_task
 
@@ -86,3 +87,11 @@ def test_multirc_votes_on_each_answer_and_is_then_scored_by_question():
     together = ensemble(task, options, members)
     assert [answer.text for answer in together] == ["True"] * 3
     assert (alone, judge(task, options, together).metrics["em"]) == ([0.0] * 3, 1.0)
+
+
+@pytest.mark.parametrize(("most", "kept"), [(4, [0, 2, 5, 7]), (10, range(10)), (50, range(10)), (1, [0])])
+def test_what_is_followed_along_training_is_spread_over_the_set(most, kept):
+    examples = [Example(inputs=str(n), targets="a", id=str(n), references=("a",)) for n in range(10)]
+    rows = [Row(ids=(n,), target=(), was_cut=False, index=n) for n in range(10)]
+    few = Other(task=get_task("glue/sst2"), part="dev", examples=examples, rows=rows).spread(most)
+    assert [int(example.id) for example in few.examples] == [row.ids[0] for row in few.rows] == list(kept)
