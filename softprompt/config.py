@@ -154,6 +154,8 @@ class RunConfig:
     """Go on from the checkpoint in `out`."""
 
     def __post_init__(self) -> None:
+        for name in ("task", "labels", "prompt_length", "learning_rate", "seeds"):
+            _check_tuple(name, getattr(self, name))
         if self.preset not in PRESETS:
             raise ValueError(
                 f"no preset named {self.preset!r}{nearest(self.preset, PRESETS)}; there are {', '.join(PRESETS)}"
@@ -165,13 +167,26 @@ class RunConfig:
             raise ValueError("give either task names, or templates for inputs and targets of your own files")
         if bool(self.inputs) != bool(self.targets):
             raise ValueError("a task of your own needs both inputs and targets templates")
+        for name in ("labels", "metric", "group_by"):
+            if self.task and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for files of your own, but the task is {self.task[0]}; leave {name} out")
         if self.scoring is not None:
             check_scoring(self.scoring)
         if not self.seeds:
             raise ValueError("give at least one seed")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {', '.join(map(str, self.seeds))} repeat; give different ones")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**63:
+                raise ValueError(f"seed is {seed}, but must be 0 or more and below 2 to the 63rd")
         for name in ("minutes", "max_train", "max_dev"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}, but must be above 0")
+
+
+def _check_tuple(name: str, value: object) -> None:
+    if value is None or isinstance(value, tuple):
+        return
+    wanted = tuple(value) if isinstance(value, list) else (value,)
+    raise ValueError(f"{name} is {value!r}, but must be a tuple; give {wanted!r}")

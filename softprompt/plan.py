@@ -51,9 +51,15 @@ class Split:
 
 
 def tasks_of(config: RunConfig) -> list[Task]:
-    """The tasks by name, or the one that the templates describe."""
+    """The tasks by name, or the one that the templates describe. ValueError for a task named twice."""
     if config.task:
-        return [get_task(name) for name in config.task]
+        tasks = {}
+        for name in config.task:
+            task = get_task(name)
+            if task.name in tasks:
+                raise ValueError(f"the task {task.name} is named twice; name it once")
+            tasks[task.name] = task
+        return list(tasks.values())
     assert config.inputs and config.targets
     own = file_task(
         inputs=config.inputs,

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import chain, groupby, product
@@ -444,6 +446,44 @@ def test_an_optimizer_asked_for_keeps_its_presets_other_settings(tmp_path, kind,
     assert plan.train.optimizer == wanted
     (slower,) = plan_prompts(replace(config, learning_rate=(0.01,)), split_of(config, lm), lm)
     assert slower.train.optimizer == replace(wanted, learning_rate=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": LABELS}, "labels is for files of your own, but the task is glue/sst2; leave labels out"),
+        ({"metric": "f1"}, "metric is for files of your own, but the task is glue/sst2; leave metric out"),
+        ({"group_by": "id"}, "group_by is for files of your own, but the task is glue/sst2; leave group_by out"),
+        ({"seeds": (0, -1)}, "seed is -1, but must be 0 or more and below 2 to the 63rd"),
+        ({"seeds": (2**63,)}, f"seed is {2**63}, but must be 0 or more and below 2 to the 63rd"),
+    ],
+)
+def test_a_configuration_that_cannot_mean_what_it_says_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**{"model": "tiny", "task": ("glue/sst2",), **changes})
+
+
+def test_one_value_or_a_list_where_a_tuple_is_wanted_is_told_so():
+    """In a process of its own, without the checks of types that tests run under."""
+    code = """
+from softprompt.config import RunConfig
+for changes in ({"task": "glue/sst2"}, {"prompt_length": 4}, {"seeds": [0, 1]}):
+    try:
+        RunConfig(**{"model": "tiny", "task": ("glue/sst2",), **changes})
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "task is 'glue/sst2', but must be a tuple; give ('glue/sst2',)",
+        "prompt_length is 4, but must be a tuple; give (4,)",
+        "seeds is [0, 1], but must be a tuple; give (0, 1)",
+    ]
+
+
+def test_a_task_named_twice_is_refused():
+    with pytest.raises(ValueError, match="the task glue/sst2 is named twice; name it once"):
+        tasks_of(RunConfig(model="tiny", task=("glue/sst2", "sst2")))
 
 
 def test_an_optimizer_one_letter_off_is_refused_before_training(tmp_path, llama):
