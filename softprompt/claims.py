@@ -18,7 +18,17 @@ from softprompt import paper
 from softprompt.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING, score_within
 from softprompt.evaluation import Result
 from softprompt.params import FIGURE_LENGTHS, counts, t5
-from softprompt.significance import NOT_SEEN, SEEN, Difference, Term, contrast, deviations, learnable, verdicts
+from softprompt.significance import (
+    NOT_SEEN,
+    SEEN,
+    Difference,
+    Term,
+    contrast,
+    deviations,
+    learnable,
+    sign_flips,
+    verdicts,
+)
 from softprompt.study import VOTE, family_of, newest, size_of, trained_on
 
 MAJORITY = "majority"  # the method of rows of benchmarks/baselines.py that answer the commonest label
@@ -102,7 +112,8 @@ def as_table(found: Sequence[Verdict]) -> list[list[str]]:
         cells = ["counted" if verdict.claim.holds else "-", "-", "-"]
         if one is not None:
             low, high = (f"{100 * value:+.1f}" for value in (one.interval.low, one.interval.high))
-            cells = [f"{100 * one.interval.mean:+.1f}", f"{low} to {high}", f"{one.p:.3f}"]
+            bounds = f"{low} to {high}" if math.isfinite(one.interval.low) else "-"
+            cells = [f"{100 * one.interval.mean:+.1f}", bounds, f"{one.p:.3f}"]
         tasks = ", ".join(name.split("/")[-1] for name in verdict.tasks) or "-"
         lines.append([str(verdict.claim.number), verdict.claim.text, *cells, word, tasks])
     return lines
@@ -395,22 +406,25 @@ def _nearest_steps(first: dict[int, Table], second: dict[int, Table]) -> tuple[i
 
 
 def _of_neighbours(first: str, second: str) -> Callable[[list[Result]], Found | None]:
-    """One number of a prompt's neighbourhood minus another; prompts of one point, model and task are its seeds."""
+    """One number of a prompt's neighbourhood minus another: the mean over prompts, then over points, models and tasks.
+
+    Prompts of one seed on a model have the same random directions, so they change their sign together.
+    """
 
     def find(rows: list[Result]) -> Found | None:
-        groups: dict[tuple[str, ...], dict[int, Result]] = {}
+        groups: dict[tuple[str, ...], dict[int, float]] = {}
         for row in rows:
             numbers = row.notes.get("neighbourhood", {})
             if first in numbers and second in numbers:
-                key = (row.config["asked"], row.config["point"], row.task)
-                groups.setdefault(key, {})[row.seed] = row
-        parts = []
-        for own in groups.values():
-            prompts = [own[seed] for seed in sorted(own)]
-            tables = [np.array([[row.notes["neighbourhood"][name]] for row in prompts]) for name in (first, second)]
-            pair = (_term(w, prompts, table) for w, table in zip((1.0, -1.0), tables, strict=True))
-            parts.append([term for term in pair if term])
-        return _found(parts)
+                key = (row.task, row.config["asked"], row.config["point"])
+                groups.setdefault(key, {})[row.seed] = numbers[first] - numbers[second]
+        shares: dict[tuple[str, int], float] = {}
+        for (_, asked, _), own in groups.items():
+            for seed, difference in own.items():
+                shares[asked, seed] = shares.get((asked, seed), 0.0) + difference / len(own) / len(groups)
+        tasks = tuple(dict.fromkeys(task for task, *_ in groups))
+        difference = None if set(tasks) <= TOO_SMALL else sign_flips(list(shares.values()))
+        return Found(difference, tasks) if difference else None
 
     return find
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +30,7 @@ SEEN, NOT_SEEN, NOISE, UNTESTABLE = "seen", "not seen", "within noise", "not tes
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it lies with a probability of `LEVEL`."""
+    """A mean and where it lies with a probability of `LEVEL`; anywhere where nothing bounds it."""
 
     mean: float
     low: float
@@ -41,7 +43,7 @@ class Difference:
 
     interval: Interval
     p: float
-    """Two-sided: how often draws lie on the other side of zero, doubled."""
+    """Two-sided: how often draws lie on the other side of zero, doubled; or how often flips go as far either way."""
 
 
 class Term(NamedTuple):
@@ -137,6 +139,26 @@ def deviations(
         chance += dealt[:, : len(one)].std(1, ddof=1) - dealt[:, len(one) :].std(1, ddof=1)
         mean += float(one.std(ddof=1) - other.std(ddof=1))
     return _difference(mean / len(first), (mean - chance) / len(first))
+
+
+def sign_flips(differences: Sequence[float], *, seed: int = 0, draws: int = NUM_DRAWS) -> Difference | None:
+    """Whether the sum of a few differences, one of each pair, is more than chance: how often it is as large when any of
+    them change their sign.
+
+    Of all changes, or of so many drawn ones where there are more. Three differences give 0.25 at least, and bound
+    nothing. None for no differences.
+    """
+    if not differences:
+        return None
+    values = np.array(differences)
+    if 2 ** len(values) <= draws:
+        signs = np.array(list(product((1, -1), repeat=len(values))))
+    else:
+        drawn = np.random.default_rng(seed).choice((1, -1), size=(draws, len(values)))
+        signs = np.concatenate([np.ones((1, len(values))), drawn])
+    total = float(values.sum())
+    as_far = np.abs(signs @ values) >= abs(total) * (1 - 1e-9)
+    return Difference(Interval(total, -inf, inf), float(as_far.mean()))
 
 
 def _residuals(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -202,14 +202,20 @@ def test_neighbours_are_compared_prompt_by_prompt():
     def near(seed, point, **numbers):
         return row("figure-3b", point, 0.7, seed, notes={"neighbourhood": numbers})
 
-    rows = [near(s, "vocab", cosine=0.3 + s / 100, cosine_of_random=0.1, labels_near_sampled=0.1) for s in range(3)]
-    found = words(rows)
+    def sampled(seeds):
+        return [near(s, "vocab", cosine=0.3 + s / 100, cosine_of_random=0.1, labels_near_sampled=0.1) for s in seeds]
+
+    found = words(sampled(range(8)))
     assert (found[18], found[19]) == ("seen", "not testable here")
-    rows += [
-        near(s, "class-labels", cosine=0.3, cosine_of_random=0.1, labels_near_labels=0.1 * s, labels_near_sampled=0.1)
+    rows = sampled(range(3)) + [
+        near(s, "class-labels", cosine=0.2, cosine_of_random=0.1, labels_near_labels=1.0, labels_near_sampled=0.0)
         for s in range(3)
     ]
-    assert words(rows)[19] == "within noise"
+    found = {verdict.claim.number: verdict for verdict in decide(rows)}
+    assert found[18].difference.interval.mean == pytest.approx((0.21 + 0.1) / 2)
+    # Three seeds, whatever their number of starts, can show no more.
+    assert [(found[n].difference.p, found[n].word) for n in (18, 19)] == [(0.25, "within noise")] * 2
+    assert as_table(decide(rows))[19][2:6] == ["+100.0", "-", "0.250", "within noise"]
 
 
 def test_a_task_that_model_tuning_does_not_learn_tests_nothing():

@@ -17,6 +17,7 @@ from softprompt.significance import (
     holm,
     interval,
     learnable,
+    sign_flips,
     verdicts,
 )
 
@@ -190,3 +191,17 @@ def test_a_hundred_scores_do_not_vary_more_than_three_by_chance():
     found = [deviations(*own, draws=300) for own in kinds]
     assert np.mean([one.p < 0.05 for one in found]) <= 0.09
     assert np.mean([one.interval.low > 0 for one in found]) <= 0.06
+
+
+def test_three_differences_of_one_sign_are_no_verdict_and_eight_are():
+    three = sign_flips([0.3, 0.2, 0.4])
+    assert three.p == 0.25 and three.interval.mean == pytest.approx(0.9)
+    assert sign_flips([-0.1] * 8).p == 2 / 2**8 and sign_flips([]) is None
+    assert sign_flips([0.5, -0.5]).p == 1.0
+
+
+def test_many_differences_change_their_signs_by_draws():
+    rng = np.random.default_rng(0)
+    assert sign_flips(list(rng.normal(1, 1, 30))).p == pytest.approx(1 / 2001)
+    ps = np.array([sign_flips(list(rng.normal(size=14)), draws=400).p for _ in range(200)])
+    assert 0.02 <= np.mean(ps < 0.05) <= 0.09
