@@ -5,8 +5,9 @@
 
 The seeds of a task train together, at most --minutes. The held-out part of the training file chooses step and
 setting, and the official dev set is scored once. A row for each seed goes to results/smollm2_tasks.jsonl, and the
-table made from it and results/baselines.jsonl to results/smollm2_tasks.md. A task whose rows stand there with the
-same settings is not trained again; --resume goes on from the checkpoint of a run that was interrupted.
+table made from it and results/baselines.jsonl is printed (benchmarks/tables.py puts it into README). A task whose rows
+stand there with the same settings is not trained again; --resume goes on from the checkpoint of a run that was
+interrupted.
 """
 
 from __future__ import annotations
@@ -311,7 +312,6 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command with --resume goes on")
-    write_whole(given.rows.with_suffix(".md"), made)
     print(made)
 
 

@@ -70,7 +70,7 @@ def _sst2_line(split: str, prompts: str, row: dict[str, Any]) -> str:
 
 
 def tasks(results: Path) -> str:
-    """Seven tasks beside their baselines."""
+    """Tasks beside their baselines."""
     if not read(results / "smollm2_tasks.jsonl"):
         return nothing_yet("benchmarks/smollm2_study.py")
     return tasks_table(results / "smollm2_tasks.jsonl", results / "baselines.jsonl")

@@ -837,3 +837,23 @@ def test_every_command_of_the_documents_can_be_read(document, line):
     from softprompt.cli import _parsed
 
     assert callable(_parsed(shlex.split(line, comments=True)[1:]).run)
+
+
+def test_the_three_commands_of_readme_for_a_task_of_your_own_do_what_they_say(run, here, monkeypatch):
+    lines = [shlex.split(line)[1:] for name, line in COMMAND_LINES if name == "README.md" and "runs/reviews" in line]
+    words = [["./llama" if word == "smollm2-135m" else word for word in line] for line in lines]
+    readme = (ROOT / "README.md").read_text()
+    (asked,) = re.findall(r'^echo "(.*)" \| softprompt (predict --prompt runs/reviews --scores)$', readme, re.M)
+    for name, count in (("reviews", 40), ("more", 8)):
+        rows = [
+            f"a film that is {'warm' if i % 2 else 'dull'} {i},{'positive' if i % 2 else 'negative'}"
+            for i in range(count)
+        ]
+        (here / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    train, evaluate = words
+    assert run(*train, *SHORT)[0] == 0
+    code, out, err = run(*evaluate)
+    assert code == 0 and "accuracy" in out, err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(asked[0].encode() + b"\n")))
+    code, out, err = run(*asked[1].split())
+    assert code == 0 and set(json.loads(out)["probabilities"]) == {"positive", "negative"}, err
