@@ -486,6 +486,14 @@ def test_flags_override_the_recipe(here):
     assert config.data == {"train": ["train.jsonl"], "dev": ["dev.jsonl"]}
 
 
+def test_a_dev_file_goes_with_the_training_file_of_a_recipe(run, here):
+    Path("r.yaml").write_text(RECIPE)
+    assert configured("--config", "r.yaml", "--dev", "d.jsonl").data == {"train": ["train.jsonl"], "dev": ["d.jsonl"]}
+    Path("r.yaml").write_text("model: m\ntask: cb\ndata: folder\n")
+    _, _, err = run("train", "--config", "r.yaml", "--dev", "d.jsonl")
+    assert err.startswith("softprompt train: --dev goes with --data train=FILE; the official files in a folder")
+
+
 def test_a_recipe_may_name_a_folder_and_several_tasks(here):
     Path("r.yaml").write_text("model: m\ntask: [glue/rte, cb]\ndata: folder\n")
     config = configured("--config", "r.yaml")

@@ -74,8 +74,10 @@ def run_config(args: argparse.Namespace) -> Any:
     settings = _recipe(Path(args.config)) if args.config else {}
     for flags in TRAIN_FLAGS.values():
         settings |= {name: getattr(args, name) for name in flags if hasattr(args, name)}
-    if args.data or args.dev:
+    if args.data:
         settings["data"] = read_data(args.data, split="train", dev=args.dev)
+    elif args.dev:
+        settings["data"] = _with_dev(settings.get("data"), args.dev)
     if "model" not in settings:
         raise ValueError(
             "which model? give --model with a hub id, a local folder, a GGUF file, smollm2-135m or bundled/t5-mini"
@@ -86,6 +88,13 @@ def run_config(args: argparse.Namespace) -> Any:
         raise ValueError("where are your files? give --data train=FILE[,FILE] dev=FILE")
     settings["task"] = tuple(settings.get("task", ()))
     return RunConfig(**settings)
+
+
+def _with_dev(data: Any, dev: str) -> Any:
+    """The recipe's data, with the dev set of --dev."""
+    if data is None or isinstance(data, Mapping):
+        return {**(data or {}), **read_data(None, split="train", dev=dev)}
+    return read_data([str(data)], split="train", dev=dev)
 
 
 def _recipe(path: Path) -> dict[str, Any]:
