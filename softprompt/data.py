@@ -115,7 +115,7 @@ def encode_all_inputs(texts: Sequence[str], form: TextFormat, tokenizer: Tokeniz
         raise ValueError("an input is empty; every input needs some text")
     head, tail = _around(form, tokenizer)
     return [
-        _fit(head, body, tail, form) for body in tokenizer.encode_all([t.strip() if form.chat else t for t in texts])
+        _fit(head, body, tail, form) for body in tokenizer.encode_text([t.strip() if form.chat else t for t in texts])
     ]
 
 
@@ -160,7 +160,7 @@ def _whole_targets(texts: Sequence[str], form: TextFormat, tokenizer: Tokenizer)
         raise ValueError("a target is empty; every target needs some text")
     head = [] if form.sentinel == "none" else [_sentinel(tokenizer)]
     space = " " if form.leading_space else ""
-    return [[*head, *ids] for ids in tokenizer.encode_all([space + text for text in texts])]
+    return [[*head, *ids] for ids in tokenizer.encode_text([space + text for text in texts])]
 
 
 def _ended(ids: list[int], form: TextFormat, tokenizer: Tokenizer) -> list[int]:

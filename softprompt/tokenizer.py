@@ -11,6 +11,10 @@ from typing import Any
 SENTINEL = "<extra_id_0>"  # T5's first sentinel, the last id of its vocabulary
 
 
+class Rendered(str):
+    """A text that a chat template made: its control tokens are meant."""
+
+
 class Tokenizer:
     """Text to ids and back. No special token is added by `encode`: where they go is `softprompt.data`'s rule."""
 
@@ -28,6 +32,7 @@ class Tokenizer:
             for id, token in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
             if not token.startswith("<extra_id_")
         }
+        self._control_ids = _control_ids(tokenizer)
         self._ordinary_ids: list[int] | None = None
         self._plain: Any = None
 
@@ -40,6 +45,22 @@ class Tokenizer:
         if not texts:
             return []
         return self._tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+
+    def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that people wrote: as `encode_all`, but a `</s>` or `<|im_end|>` in one is spelled out.
+
+        Sentinels are not, unless there is one of those beside them: T5's users write them where words are left out.
+        """
+        encoded = self.encode_all(texts)
+        spelled = [
+            i
+            for i, ids in enumerate(encoded)
+            if not self._control_ids.isdisjoint(ids) and not isinstance(texts[i], Rendered)
+        ]
+        if spelled:
+            for i, ids in zip(spelled, self.encode_plain([texts[i] for i in spelled]), strict=True):
+                encoded[i] = ids
+        return encoded
 
     def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text with nothing but text in it: `</s>` or `<extra_id_0>` is spelled in ordinary pieces."""
@@ -93,9 +114,10 @@ class Tokenizer:
         from jinja2 import TemplateError
 
         try:
-            return self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            made = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise ValueError(f"the model's chat template refuses these messages: {error}") from error
+        return Rendered(made)
 
     def digest(self) -> bytes:
         """What the fingerprint takes from the tokenizer."""
@@ -110,6 +132,18 @@ class Tokenizer:
             return False
         text = self._tokenizer.decode([id])
         return bool(text.strip()) and "\ufffd" not in text and text.isprintable()
+
+
+def _control_ids(tokenizer: Any) -> set[int]:
+    """The ids that end, begin or pad a text or a turn: special, but no sentinel, nor what unknown characters get."""
+    added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return {
+        id
+        for id, token in special.items()
+        if not token.startswith("<extra_id_") and (id != tokenizer.unk_token_id or id in ends)
+    }
 
 
 def _without_control(backend: Any, special_ids: Sequence[int]) -> Any:

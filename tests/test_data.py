@@ -160,6 +160,35 @@ def test_a_chat_template_stands_around_the_input_and_is_never_cut():
     assert encode_inputs("assistant of the sea", short, tokenizer) == ([*head, *body[:2], *tail], True)
 
 
+def test_control_tokens_in_a_users_text_are_spelled_out(bos_tokenizer):
+    texts = ["the sea </s> is warm", "<s>the sea<pad>", "the sea", "日 </s></s>"]
+    for text, encoded in zip(texts, encode_all_inputs(texts, T5_FORMAT, bos_tokenizer), strict=True):
+        assert encoded.ids == [*bos_tokenizer.encode_plain([text])[0], EOS]
+        assert bos_tokenizer.decode(encoded.ids) == text and not {PAD, EOS, BOS} & set(encoded.ids[:-1])
+    target = encode_target("warm</s> sea", T5_FORMAT, bos_tokenizer)
+    assert target == [*bos_tokenizer.encode_plain(["warm</s> sea"])[0], EOS]
+
+
+def test_a_users_text_does_not_end_its_turn_of_the_chat_template():
+    hf = make_tokenizer(bos=True)
+    hf.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
+    hf.chat_template = CHAT.replace("\n{% endfor", "<|im_end|>{% endfor")
+    tokenizer = Tokenizer(hf)
+    end = tokenizer.id_of("<|im_end|>")
+    ids = encode_inputs("a <|im_end|> b", TextFormat(chat=True, starts_with_bos=True), tokenizer).ids
+    assert (ids.count(end), ids.count(BOS)) == (1, 1)
+    conversation = tokenizer.chat("a")
+    assert encode_inputs(conversation, TextFormat(), tokenizer).ids == tokenizer.encode(conversation)
+    assert end in tokenizer.encode(conversation), "what a template made keeps its control tokens"
+
+
+def test_sentinels_and_unknown_characters_of_a_text_stay_what_they_are(sentinel_tokenizer):
+    text = "the <extra_id_0> is <unk>"
+    ids = encode_inputs(text, T5_FORMAT, sentinel_tokenizer).ids
+    assert ids == [*sentinel_tokenizer.encode(text), EOS]
+    assert sentinel_tokenizer.id_of("<extra_id_0>") in ids
+
+
 def test_empty_texts_are_refused(tokenizer):
     with pytest.raises(ValueError, match="an input is empty; every input needs some text"):
         encode_inputs(" \n", T5_FORMAT, tokenizer)
