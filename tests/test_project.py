@@ -66,6 +66,11 @@ def test_tasks_know_no_torch():
         assert "torch" not in {name.split(".")[0] for name in imported(path)}, path.name
 
 
+def test_the_list_of_files_in_the_design_is_that_of_the_imports():
+    rows = re.findall(r"^\| `(\w+)(?:\.py|/)` \|", (ROOT / "docs" / "design.md").read_text(), re.M)
+    assert [name for name in rows if name != "playground"] == [name for name in LAYERS if not name.startswith("__")]
+
+
 def test_every_layer_is_a_file():
     there = {layer(path) for path in FILES}
     assert there == set(LAYERS)
