@@ -46,6 +46,13 @@ class _Trainings(NamedTuple):
     is_vote: bool
 
 
+class _Examples(NamedTuple):
+    """What a table's columns are: two runs with other --max-dev have scored other examples of a task."""
+
+    task: str
+    num: int
+
+
 class Found(NamedTuple):
     """A difference, and the tasks that it pools."""
 
@@ -122,15 +129,21 @@ def as_table(found: Sequence[Verdict]) -> list[list[str]]:
 def _unlearnable(rows: Sequence[Result], majority: Sequence[Result]) -> set[tuple[Path, str]]:
     """Places and tasks where model tuning itself hardly beats the majority class.
 
-    A model that was not tuned on a task is taken for like those that were, if none of these learned it.
+    Runs of other experiments, or of other numbers of examples, are judged one by one; one that learned the task is
+    enough. A model that was not tuned on a task is taken for like those that were, if none of these learned it.
     """
     known = {(row.task, len(row.notes["right"])): _right([row]) for row in majority}
     tuned = [row for row in rows if row.config.get("method") == MODEL_TUNING and trained_on(row) == row.task]
-    learned: dict[tuple[Path, str], bool] = {}
-    for place, frozen, task in dict.fromkeys((size_of(row), row.config["frozen"], row.task) for row in tuned):
-        own = _right([row for row in tuned if (row.config["frozen"], row.task) == (frozen, task)])
-        commonest = known.get((task, own.shape[1]))
-        learned[place, task] = learned.get((place, task), False) or commonest is None or learnable(own, commonest)
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for row in tuned:
+        key = (row.config["frozen"], row.task, row.experiment, str(len(row.notes["right"])))
+        groups.setdefault(key, []).append(row)
+    judged: dict[tuple[Path, str], list[bool]] = {}
+    for own in groups.values():
+        commonest = known.get((own[0].task, len(own[0].notes["right"])))
+        one = [] if commonest is None else [learnable(_right(own), commonest)]
+        judged.setdefault((size_of(own[0]), own[0].task), []).extend(one)
+    learned = {key: any(found) or not found for key, found in judged.items()}
     hopeless = {task for _, task in learned} - {task for (_, task), can in learned.items() if can}
     untuned = {(size_of(row), trained_on(row)) for row in rows} - set(learned)
     return {key for key, can in learned.items() if not can} | {key for key in untuned if key[1] in hopeless}
@@ -146,17 +159,27 @@ def _right(rows: Sequence[Result]) -> Table:
 
 
 def _term(weight: float, rows: Sequence[Result], table: Table | None = None) -> Term | None:
-    """One point's scores on one task, of all seeds: the right answers, or a table of these rows; None for no rows."""
-    if not rows:
+    """One point's scores on one task, of all seeds: the right answers, or a table of these rows.
+
+    None for no rows, and for seeds scored on other numbers of examples.
+    """
+    if not rows or len({len(row.notes["right"]) for row in rows}) > 1:
         return None
     row = rows[0]
     runs = _Trainings(row.config["asked"], row.config["point"], trained_on(row), row.seed == VOTE)
-    return Term(weight, _right(rows) if table is None else table, runs, row.task)
+    table = _right(rows) if table is None else table
+    return Term(weight, table, runs, _Examples(row.task, table.shape[1]))
 
 
 def _trainings(term: Term) -> _Trainings:
     assert isinstance(term.seeds, _Trainings)
     return term.seeds
+
+
+def _is_paired(part: Sequence[Term]) -> bool:
+    """Whether whatever is of one task was scored on the same examples."""
+    examples = {term.examples for term in part if isinstance(term.examples, _Examples)}
+    return len(examples) == len({one.task for one in examples})
 
 
 def _of(rows: Sequence[Result], point: str, asked: str, task: str, scoring: str | None = None) -> list[Result]:
@@ -186,7 +209,8 @@ def _pooled(rows: Sequence[Result], terms: Callable[[str, str], Sequence[Term | 
 
 
 def _found(parts: Sequence[Sequence[Term]]) -> Found | None:
-    """The pooled difference; None for no parts, or none but tasks that are too small."""
+    """The pooled difference of the parts that are paired; None for none of these, or but tasks that are too small."""
+    parts = [part for part in parts if _is_paired(part)]
     tasks = tuple(dict.fromkeys(_trainings(term).task for part in parts for term in part))
     difference = None if set(tasks) <= TOO_SMALL else contrast(parts)
     return Found(difference, tasks) if difference else None
@@ -235,7 +259,7 @@ def _beats_design(rows: list[Result]) -> Found | None:
     """Prompt tuning minus the text prompt, of any number of shots, that the selection rows choose."""
 
     def terms(asked: str, task: str) -> list[Term | None]:
-        texts = _best(-1.0, _designs(_on(rows, asked, task)), lambda row: row.notes["selection_score"])
+        texts = _best(-1.0, _designs(_on(rows, asked, task)), lambda row: row.notes.get("selection_score"))
         return [_term(1.0, _of(rows, "prompt tuning", asked, task)), *texts]
 
     return _found(_pooled(rows, terms))
@@ -247,7 +271,8 @@ def _varies_with_wording(rows: list[Result]) -> Found | None:
     for asked, task in dict.fromkeys((row.config["asked"], row.task) for row in rows):
         own = _on(rows, asked, task)
         tried = [one for row in _designs(own) for one in row.config["tried"] if "calibrated" not in one["design"]]
-        prompts = [row.notes["selection_score"] for row in own if row.config["point"] == "prompt tuning"]
+        scores = [row.notes.get("selection_score") for row in own if row.config["point"] == "prompt tuning"]
+        prompts = [score for score in scores if score is not None]
         if len(tried) > 1 and len(prompts) > 1:
             first.append(np.array([one["score"] for one in tried]))
             second.append(np.array(prompts))
@@ -312,16 +337,18 @@ def _vote_minus(best: bool) -> Callable[[list[Result]], Found | None]:
     return find
 
 
-def _selection_score(row: Result) -> float:
-    return score_within(row, math.inf) or 0.0
+def _selection_score(row: Result) -> float | None:
+    return score_within(row, math.inf)
 
 
-def _best(weight: float, rows: Sequence[Result], score: Callable[[Result], float]) -> list[Term | None]:
-    """The row with the best score. Where several tie for it, their mean: those of one point are drawn as its seeds."""
-    best = max(map(score, rows), default=None)
+def _best(weight: float, rows: Sequence[Result], score: Callable[[Result], float | None]) -> list[Term | None]:
+    """The row with the best score, of those that have one. Where several tie for it, their mean: those of one point are
+    drawn as its seeds.
+    """
+    scores = [one for one in map(score, rows) if one is not None]
     tied: dict[str, list[Result]] = {}
     for row in rows:
-        if score(row) == best:
+        if scores and score(row) == max(scores):
             tied.setdefault(row.config["point"], []).append(row)
     num_tied = sum(map(len, tied.values()))
     return [_term(weight * len(own) / num_tied, own) for own in tied.values()] or [None]
@@ -361,12 +388,13 @@ def _at_matched_steps(rows: Sequence[Result]) -> dict[str, tuple[Term, Term]]:
     methods = (PROMPT_TUNING, MODEL_TUNING)
     rows_of = [[row for row in rows if row.config["method"] == method] for method in methods]
     first, second = (along_training(own) for own in rows_of)
-    homes = [task for task in first if task in second and any(trained_on(row) == task for row in rows)]
+    both = [task for task in first if task in second and _num_scored(first[task]) == _num_scored(second[task])]
+    homes = [task for task in both if any(trained_on(row) == task for row in rows)]
     if not homes:
         return {}
     steps = _nearest_steps(first[homes[0]], second[homes[0]])
     found = {}
-    for task in [task for task in first if task in second]:
+    for task in both:
         made = [
             _term(sign, [row for row in own if row.task == task], along[task][step])
             for sign, own, along, step in zip((1.0, -1.0), rows_of, (first, second), steps, strict=True)
@@ -385,15 +413,22 @@ def matched_differences(rows: Sequence[Result]) -> dict[str, float]:
 
 
 def along_training(rows: Sequence[Result]) -> dict[str, dict[int, Table]]:
-    """By task and step, the examples' scores along training, one row a seed; steps that every seed has."""
+    """By task and step, the examples' scores along training, one row a seed; steps that every seed has, of as many
+    examples.
+    """
     found: dict[str, dict[int, Table]] = {}
     for task in dict.fromkeys(row.task for row in rows):
         own = sorted((row for row in rows if row.task == task), key=lambda row: row.seed)
         of_seeds = [{one["step"]: one["scores"] for one in row.notes.get("along", [])} for row in own]
-        steps = set.intersection(*map(set, of_seeds))
+        steps = sorted(set.intersection(*map(set, of_seeds)))
+        steps = [step for step in steps if len({len(scores[step]) for scores in of_seeds}) == 1]
         if steps:
-            found[task] = {step: np.array([scores[step] for scores in of_seeds]) for step in sorted(steps)}
+            found[task] = {step: np.array([scores[step] for scores in of_seeds]) for step in steps}
     return found
+
+
+def _num_scored(along: dict[int, Table]) -> int:
+    return next(iter(along.values())).shape[1]
 
 
 def _nearest_steps(first: dict[int, Table], second: dict[int, Table]) -> tuple[int, int]:

@@ -256,6 +256,61 @@ def test_such_a_task_is_not_pooled_with_those_that_test_something():
     assert words(objectives)[9] == "seen" and words(objectives + small, majority)[9] == "not testable here"
 
 
+def cut(one, num=200):
+    """A row as --max-dev writes it."""
+    return replace(one, notes=one.notes | {"right": one.notes["right"][:num]})
+
+
+def test_what_was_scored_on_other_examples_is_not_compared():
+    rows = figure_1()
+    # One point, or one size: no pair, no test; and claims that need neither are decided as without it.
+    tuned = [cut(one) if one.config["method"] == "model-tuning" else one for one in rows]
+    assert words(tuned)[1] == "not testable here" and words(tuned)[2] == words(rows)[2]
+    small = [cut(one) if one.config["asked"] == "runs/f/micro/lm" else one for one in rows]
+    assert words(small)[1] == "not testable here" and words(small)[2] == words(rows)[2]
+    # Half of a point's seeds.
+    seeds = [cut(one) if one.seed == 0 and one.config["method"] == "prompt-tuning" else one for one in rows]
+    assert words(seeds)[1] == "not testable here" and words(seeds)[3] == words(rows)[3]
+    prompt = {"squad": (0.3, 0.5), "race": (0.3, 0.5), "drop": (0.1, 0.4)}
+    along = carried_over(prompt, prompt)
+    for one in along:
+        if one.config["method"] == "model-tuning" and one.task == "mrqa/race":
+            one.notes["along"] = [{**at, "scores": at["scores"][:50]} for at in one.notes["along"]]
+    assert {v.claim.number: v.difference for v in decide(along)}[13].interval.mean == pytest.approx(0)
+
+
+def test_each_run_says_for_itself_whether_a_task_is_learnt():
+    majority = [row("baselines", "majority", 0.89)]
+    copies = [replace(one, experiment="table-2") for one in figure_1() if one.config["method"] == "model-tuning"]
+    assert words(figure_1() + copies, majority)[1] == "not testable here"
+    short = [cut(one) for one in copies]  # no majority row of as many: it has nothing to say
+    assert words(figure_1() + short, majority)[1] == "not testable here"
+    assert words(figure_1() + short, [row("baselines", "majority", 0.5)])[1] == "seen"
+    # Seeds that vary too much to say, once as well as in two experiments.
+    shares = {0: 0.5, 1: 0.6, 2: 0.7}
+    tuned = [replace(one, notes=one.notes | {"right": right(shares[one.seed], 0)}) for one in copies]
+    other = [one for one in figure_1() if one.config["method"] != "model-tuning"]
+    both = other + [replace(one, experiment="figure-1") for one in tuned] + tuned
+    assert words(both, [row("baselines", "majority", 0.5)])[1] == "not testable here"
+
+
+def test_a_run_without_a_selection_score_is_left_out():
+    def lost(one):
+        return replace(one, notes=one.notes | {"selection_score": None, "history": []})
+
+    rows = figure_1()
+    text = [lost(one) if one.config.get("shots") == 4 else one for one in rows]
+    beats = {verdict.claim.number: verdict.difference for verdict in decide(text)}[2]
+    prompts = np.mean([right(share, seed).count("1") / NUM for share in (0.6, 0.85) for seed in range(3)])
+    assert beats.interval.mean == pytest.approx(prompts - right(0.55, 0).count("1") / NUM)
+    prompt = [lost(one) if one.seed == 2 and one.config["method"] == "prompt-tuning" else one for one in rows]
+    assert words(prompt)[3] == words(rows)[3]
+    nothing = [lost(one) for one in rows]
+    assert (words(nothing)[2], words(nothing)[3]) == ("not testable here", "not testable here")
+    votes = [row("table-3", "five prompts", 0.7, seed) for seed in (*range(5), VOTE)]
+    assert words([lost(one) for one in votes])[17] == "not testable here"
+
+
 def test_the_three_smallest_sets_decide_nothing_alone():
     def lengths(*tasks):
         points = (("1", 0.5), ("20", 0.9))
