@@ -27,7 +27,8 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    # Paper, section 3 and 3.2; dropout and z-loss from the authors' gin files (features.md 2.1).
+    # Paper, section 3 and 3.2; dropout and z-loss from the authors' gin files (t5x's finetune.gin and
+    # google-research/prompt-tuning's t5_1_1_prompt.gin).
     "paper": Preset(
         prompt_length=100,
         init="class-labels",
@@ -43,7 +44,7 @@ PRESETS: dict[str, Preset] = {
             scoring="generate",
         ),
     ),
-    # What the released code does where it differs: features.md 2.1 to 2.3.
+    # What google-research/prompt-tuning does where it differs: prompt_finetune.gin, finetune.gin, prompts.py.
     "google-code": Preset(
         prompt_length=100,
         init="uniform",

@@ -43,7 +43,7 @@ class TextFormat:
     chat: bool = False
     """Whether the input is set into the model's chat template."""
     max_input_length: int = 512
-    """Tokens of an input with its end, the prompt not counted (features.md 2.1: 512 in the authors' runs)."""
+    """Tokens of an input with its end, the prompt not counted (512 in the authors' demo scripts)."""
     max_target_length: int = 64
     """Tokens of a target with its end of sequence, and of a generated answer. A longer target is cut before its end
     of sequence, as T5's is (seqio's append_eos_after_trim)."""

@@ -25,7 +25,7 @@ NUM_NEAREST = 5  # paper, section 7: the top 5
 # When a row is worth a word of warning. All ours.
 UNMOVED = 1e-6  # 1 - cosine with its start
 TWINS = 0.999  # cosine of two rows
-TOO_LONG = 100.0  # times the vocabulary's median norm; the authors' released prompts reach about 5 (features.md 5.3)
+TOO_LONG = 100.0  # times the vocabulary's median norm; the authors' three released prompts reach about 5
 
 
 @dataclass(frozen=True)

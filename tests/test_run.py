@@ -341,7 +341,7 @@ def test_training_examples_may_be_bounded_by_a_seeded_shuffle(tmp_path, llama):
 # Settings -------------------------------------------------------------------------------------------------------
 
 
-ADAFACTOR = {  # features.md 2.1; the names are ours
+ADAFACTOR = {  # t5_1_1_prompt.gin; the names are ours
     "learning_rate": 0.3,
     "decay_rate": 0.8,
     "weight_decay": 1e-5,
@@ -357,7 +357,7 @@ ADAFACTOR = {  # features.md 2.1; the names are ours
 
 
 def test_the_papers_preset_is_the_papers():
-    """Paper, section 3 (paper.md); dropout, z-loss and evaluations from the authors' gin files (features.md 2.1)."""
+    """Paper, section 3; dropout, z-loss and evaluations from the authors' gin files."""
     paper = PRESETS["paper"]
     assert (paper.prompt_length, paper.init, paper.uniform_low) == (100, "class-labels", -0.5)
     assert asdict(paper.train) == {
@@ -375,7 +375,7 @@ def test_the_papers_preset_is_the_papers():
 
 
 def test_google_codes_preset_is_what_the_released_code_does():
-    """features.md, 2.1 to 2.3: batch, steps, the checkpoint's own steps, and U[0, 0.5) to start from."""
+    """prompt_finetune.gin, finetune.gin, prompts.py: batch, steps, the checkpoint's own steps, and U[0, 0.5) to start."""
     paper, google = PRESETS["paper"], PRESETS["google-code"]
     assert (google.prompt_length, google.init, google.uniform_low) == (100, "uniform", 0.0)
     changed = {"preset": "google-code", "steps": 50_000, "batch_size": 128}
