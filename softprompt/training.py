@@ -185,7 +185,11 @@ def fit(
     """
     run = _Run(method or PromptTuning(lm), members, max_tokens, on_message)
     keeper = _Keeper(folder / CHECKPOINT if folder else None, run, clock, checkpoint_every_s)
-    state = keeper.read() if resume and keeper.is_there() else run.start()
+    if resume and keeper.is_there():
+        state = keeper.read()
+    else:
+        keeper.forget()
+        state = run.start()
     started = clock() - state.seconds
     try:
         while True:
@@ -495,6 +499,11 @@ class _Keeper:
 
     def is_there(self) -> bool:
         return self.path is not None and self.path.exists()
+
+    def forget(self) -> None:
+        """Remove the checkpoint of an earlier run, so that no one goes on from it for this one."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def write(self, state: _State, *, now: bool) -> None:
         """Write a checkpoint now, or if the last is old. A disk that is full is told and training goes on."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -349,6 +350,44 @@ def test_an_unfinished_run_is_not_started_over_by_accident(run, here):
         2,
         "softprompt train: out holds an unfinished run; --resume goes on with it, --overwrite starts again\n",
     )
+
+
+def test_resuming_where_a_prompt_is_but_no_checkpoint_does_not_train_over_it(run, here, prompts):
+    assert run(*training("--out", "p0", "--resume")) == (
+        2,
+        "",
+        "softprompt train: p0 holds a prompt already; give another --out, or --overwrite\n",
+    )
+
+
+def test_prompts_of_the_run_that_is_overwritten_do_not_stay_beside_the_new_ones(run, here, prompts):
+    """And nothing else goes: no folder that has more in it, and none that this program would have named otherwise."""
+    assert run(*training("--out", "out", "--seeds", "0,1,2"))[0] == 0
+    shutil.copytree("p0", "out/other-seed-0")
+    (here / "out" / "own-seed-1" / "notes.txt").write_text("mine")
+    code, _, err = run(*training("--out", "out", "--seeds", "3,4", "--overwrite"))
+    assert code == 0
+    assert sorted(path.name for path in (here / "out").glob("*-seed-*")) == [
+        "other-seed-0", "own-seed-1", "own-seed-3", "own-seed-4",
+    ]  # fmt: skip
+    assert [line for line in err.splitlines() if line.startswith("removed")] == [
+        "removed out/own-seed-0, a prompt of an earlier run",
+        "removed out/own-seed-2, a prompt of an earlier run",
+    ]
+
+
+def test_stopped_before_training_begins_is_told_and_leaves_all_as_it_was(run, here, monkeypatch):
+    (here / "out").mkdir()
+    (here / "out" / "checkpoint.safetensors").write_bytes(b"of the run before")
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softprompt.run.prepare", stopped)
+    code, _, err = run(*training("--out", "out", "--overwrite"))
+    assert code == 130
+    assert err.splitlines()[-1] == "softprompt train: stopped before training began; out is as it was"
+    assert (here / "out" / "checkpoint.safetensors").read_bytes() == b"of the run before"
 
 
 def test_resuming_nothing_starts_and_says_so(run, here):

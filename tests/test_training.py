@@ -453,6 +453,17 @@ def test_a_run_without_resume_starts_again(llama, tmp_path):
     assert steps[0] == 1
 
 
+def test_a_run_that_starts_again_leaves_no_checkpoint_of_the_one_before(llama, tmp_path):
+    interrupted(llama, member(llama), tmp_path, at=2)
+    seen = []
+
+    def on_step(step, loss, tokens):
+        seen.append((tmp_path / CHECKPOINT).exists())
+
+    fit(llama, [member(llama)], folder=tmp_path, on_step=on_step)
+    assert seen[0] is False and (tmp_path / CHECKPOINT).exists()
+
+
 def test_resume_without_a_checkpoint_starts_at_the_beginning(llama, tmp_path):
     (fitted,) = fit(llama, [member(llama)], folder=tmp_path / "new", resume=True)
     assert fitted.steps_run == 6

@@ -59,6 +59,8 @@ def _train(args: argparse.Namespace) -> int:
     try:
         with writing(config.out):
             delivered = train(config, lm=lm, watch=display.watch())
+            if args.overwrite:
+                _remove_earlier(config.out, delivered)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(display, config)) from None
     finally:
@@ -129,7 +131,7 @@ def _recipe_data(value: Any) -> Any:
 
 def _check_out(config: Any, overwrite: bool) -> None:
     """Earlier results are not trained over by accident."""
-    if config.resume or overwrite:
+    if overwrite or (config.resume and (config.out / CHECKPOINT).exists()):
         return
     if any(config.out.glob(f"*/{PROMPT_FILE}")) or (config.out / PROMPT_FILE).exists():
         raise ValueError(f"{config.out} holds a prompt already; give another --out, or --overwrite")
@@ -137,7 +139,31 @@ def _check_out(config: Any, overwrite: bool) -> None:
         raise ValueError(f"{config.out} holds an unfinished run; --resume goes on with it, --overwrite starts again")
 
 
+def _remove_earlier(out: Path, delivered: Sequence[Any]) -> None:
+    """Remove the prompts of an earlier run in `out`: folders TASK-seed-N that hold such a prompt and nothing else."""
+    from softprompt.prompt import CARD, CONFIG, README, WEIGHTS, load_prompt
+
+    kept = {one.folder for one in delivered}
+    for folder in sorted(out.glob("*-seed-*")):
+        if folder in kept or folder.is_symlink() or not folder.is_dir():
+            continue
+        files = list(folder.iterdir())
+        if {file.name for file in files} != {CARD, CONFIG, README, WEIGHTS}:
+            continue
+        try:
+            card = load_prompt(folder).card
+        except ValueError:
+            continue
+        if card.task and folder.name == f"{card.task.replace('/', '-')}-seed-{card.seed}":
+            for file in files:
+                file.unlink()
+            folder.rmdir()
+            say(f"removed {folder}, a prompt of an earlier run")
+
+
 def _stopped(display: Display, config: Any) -> str:
+    if not display.steps:
+        return f"stopped before training began; {config.out} is as it was"
     if not (config.out / CHECKPOINT).exists():
         return "stopped before the first checkpoint; nothing was kept"
     done = f"stopped at step {display.at} of {display.steps}"
