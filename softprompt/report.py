@@ -222,13 +222,21 @@ def _what_was_run(rows: Sequence[Result]) -> str:
 
 def _hours(rows: Sequence[Result]) -> float:
     """Of training and choosing: prompts that train together share their seconds, methods tried other rates too."""
-    seconds = 0.0
-    for out in dict.fromkeys(row.config["out"] for row in rows):
-        own = [row for row in rows if row.config["out"] == out]
+    together: dict[tuple[Any, ...], float] = {}
+    alone: dict[str, list[Result]] = {}
+    for row in rows:
+        if row.config.get("method") is not None:
+            alone.setdefault(row.config["out"], []).append(row)
+            continue
+        # Whatever trains together is scored at the same moments, whichever point it is of.
+        first = next(iter(row.notes.get("history", ())), {}).get("seconds", row.seconds)
+        key = (row.config["frozen"], row.commit, first)
+        together[key] = max(together.get(key, 0.0), row.seconds)
+    seconds = sum(together.values())
+    for own in alone.values():
         runs = {(row.seed, row.config.get("shots")): row.seconds for row in own}
-        method = own[0].config.get("method")
-        rates = len(own[0].config.get("tried", ())) if method not in (None, PROMPT_DESIGN) else 1
-        seconds += max(runs.values()) if method is None else sum(runs.values()) + (rates - 1) * max(runs.values())
+        rates = 1 if own[0].config["method"] == PROMPT_DESIGN else len(own[0].config.get("tried", ()))
+        seconds += sum(runs.values()) + (rates - 1) * max(runs.values())
     return seconds / 3600
 
 

@@ -125,6 +125,16 @@ def test_each_family_of_models_has_its_own_line_in_figure_1():
 def test_hours_count_every_training_once():
     together = [row("figure-3a", point, seed) for point in ("1", "20") for seed in (0, 1, VOTE)]
     assert _hours(together) == 1.0
+    places = [replace(one, config=one.config | {"out": f"runs/{one.config['point']}"}) for one in together]
+    assert _hours(places) == 1.0, "points that train together have folders of their own"
+    assert _hours([*places, row("figure-3a", "20", 2, frozen="mini")]) == 2.0
+    # One stopped before the other; another seed was added by a later run.
+    histories = [(3600.0, 60.0), (1800.0, 60.0), (3600.0, 61.0)]
+    apart = [
+        replace(row("figure-3a", "20", seed), seconds=seconds, notes={"history": [{"seconds": first}]})
+        for seed, (seconds, first) in enumerate(histories)
+    ]
+    assert _hours(apart[:2]) == 1.0 and _hours(apart) == 2.0
     tuned = {"method": "model-tuning", "tried": [{}, {}, {}, {}], "out": "runs/tuned"}
     assert _hours([row("figure-1", "model tuning", seed, **tuned) for seed in (0, 1, 2)]) == 4 + 2
     words = {"method": "prompt-design", "tried": [{}] * 30, "out": "runs/words"}
