@@ -64,15 +64,16 @@ def convert(
     model_name: str | None = None,
     model_fingerprint: str | None = None,
     decoder_only: bool = False,
+    overwrite: bool = False,
 ) -> SoftPrompt:
     """Read a prompt of one kind, write it as another, bit for bit; returns it.
 
     `decoder_only` is `read_prompt`'s. `model_name` and `model_fingerprint` go into the card of a prompt that records
-    none.
+    none. `overwrite`: replace a prompt at the destination.
 
     Raises:
-        ValueError: what `read_prompt` and `write_prompt` refuse, source and destination the same, or a
-            prompt that names another model already.
+        ValueError: what `read_prompt` and `write_prompt` refuse, source and destination the same, a prompt
+            at the destination, or one that names another model already.
     """
     _known(to_kind, WRITERS)
     if Path(source).resolve() == Path(destination).resolve():
@@ -85,8 +86,18 @@ def convert(
             raise ValueError(f"{source} was trained for {recorded}, so {name} cannot be {value}; leave it out")
     card = replace(prompt.card, **{name: value for name, value in given.items() if value is not None})
     prompt = SoftPrompt(prompt.values, card)
+    if not overwrite:
+        _check_free(prompt, Path(destination), to_kind)
     write_prompt(prompt, destination, to_kind)
     return prompt
+
+
+def _check_free(prompt: SoftPrompt, path: Path, kind: str) -> None:
+    """ValueError where a prompt of the kind stands already."""
+    tgis = TGIS_NAMES[prompt.card.is_encoder_decoder]
+    files = {"t5x": [path], "peft": [path / CONFIG, path / WEIGHTS], "tgis": [path / tgis]}[kind]
+    if any(file.is_file() for file in files):
+        raise ValueError(f"{path} holds a prompt already; give another --out, or --overwrite")
 
 
 def detect_kind(path: str | Path) -> str:

@@ -793,6 +793,16 @@ def test_a_prompt_goes_round_through_all_forms(run, prompts):
     assert (code, err) == (2, "softprompt convert: there is no file or folder none\n")
 
 
+def test_a_prompt_is_converted_over_another_only_with_overwrite(run, prompts):
+    words = ["convert", "p1", "--to", "peft", "--out", "p0"]
+    assert run(*words)[2] == "softprompt convert: p0 holds a prompt already; give another --out, or --overwrite\n"
+    assert run(*words, "--overwrite")[0] == 0
+    assert load_prompt("p0").sha256 == load_prompt("p1").sha256
+    assert run("convert", "p1", "--to", "vocabulary", "--out", "v", "--overwrite")[2] == (
+        "softprompt convert: --overwrite is for a prompt alone; --to vocabulary needs a new folder\n"
+    )
+
+
 def test_a_t5x_files_kind_of_model_is_the_models_or_the_flags(run, prompts, here):
     run("convert", "p1", "--to", "t5x", "--out", "a.npy")
     to_tgis = ["convert", "a.npy", "--to", "tgis", "--out"]

@@ -172,6 +172,18 @@ def test_convert_does_not_write_over_its_source(tmp_path):
         convert(tmp_path, tmp_path, to_kind="peft")
 
 
+@pytest.mark.parametrize("kind", ["t5x", "peft", "tgis"])
+def test_convert_replaces_a_prompt_only_if_told_to(kind, tmp_path):
+    save_prompt(prompt(), tmp_path / "a")
+    earlier = SoftPrompt(prompt().values + 1, prompt().card)
+    write_prompt(earlier, tmp_path / "b", kind)
+    with pytest.raises(ValueError, match="b holds a prompt already; give another --out, or --overwrite"):
+        convert(tmp_path / "a", tmp_path / "b", to_kind=kind)
+    assert read_prompt(tmp_path / "b").sha256 == earlier.sha256
+    convert(tmp_path / "a", tmp_path / "b", to_kind=kind, overwrite=True)
+    assert read_prompt(tmp_path / "b").sha256 == prompt().sha256
+
+
 @pytest.mark.parametrize("named", [{"to_kind": "pefd"}, {"to_kind": "t5x", "from_kind": "pefd"}])
 def test_an_unknown_format_offers_the_nearest(named, tmp_path):
     save_prompt(prompt(), tmp_path / "a")

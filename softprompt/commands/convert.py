@@ -20,6 +20,7 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
         "--decoder-only", action="store_true",
         help="a T5X file is a decoder-only model's (default: as --model is; without it, an encoder-decoder's)",
     )  # fmt: skip
+    command.add_argument("--overwrite", action="store_true", help="replace a prompt that is at --out already")
     command.add_argument(
         "--dtype", choices=types, default="auto", help="of a model with prompts as vocabulary (default: its own)"
     )
@@ -40,7 +41,7 @@ def _convert(args: argparse.Namespace) -> int:
     decoder_only = _is_decoder_only(args, source)
     kinds = {"to_kind": args.to_kind, "from_kind": args.from_kind, "decoder_only": decoder_only}
     with writing(args.out):
-        prompt = convert(source, args.out, model_name=args.model, **kinds)
+        prompt = convert(source, args.out, model_name=args.model, overwrite=args.overwrite, **kinds)
     wearer = "an encoder-decoder" if prompt.card.is_encoder_decoder else "a decoder-only model"
     tokens = counted(prompt.length, "prompt token")
     print(f"{args.out}: {tokens} of width {prompt.width} for {wearer}, {args.to_kind}")
@@ -63,6 +64,8 @@ def _is_decoder_only(args: argparse.Namespace, source: str) -> bool:
 
 
 def _to_vocabulary(args: argparse.Namespace) -> int:
+    if args.overwrite:
+        raise ValueError("--overwrite is for a prompt alone; --to vocabulary needs a new folder")
     from softprompt.export import export_vocabulary
     from softprompt.formats import read_prompt
 
