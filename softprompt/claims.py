@@ -163,7 +163,7 @@ def _term(weight: float, rows: Sequence[Result], table: Table | None = None) -> 
 
     None for no rows, and for seeds scored on other numbers of examples.
     """
-    if not rows or len({len(row.notes["right"]) for row in rows}) > 1:
+    if not rows or (table is None and len({len(row.notes["right"]) for row in rows}) > 1):
         return None
     row = rows[0]
     runs = _Trainings(row.config["asked"], row.config["point"], trained_on(row), row.seed == VOTE)
