@@ -218,6 +218,26 @@ def test_scores_along_training_are_drawn_method_by_method(tmp_path):
     assert _paths([r for r in rows if r.task == "mrqa/squad"]) == {}
 
 
+def test_two_sizes_of_a_family_keep_names_of_their_own(tmp_path):
+    rows = [
+        replace(
+            row("table-1", method, 0, 0.5, task=f"mrqa/{task}", method=method, trained_on="mrqa/squad", asked=asked),
+            notes={"along": [{"step": 1, "scores": [share, 0.0]}]},
+        )
+        for asked in ("family/micro/lm", "family/mini/lm")
+        for method in ("prompt-tuning", "model-tuning")
+        for task, share in (("squad", 0.5), ("race", 0.4))
+    ]
+    methods, sizes = ("prompt-tuning", "model-tuning"), ("micro/lm", "mini/lm")
+    assert set(_paths(rows)) == {f"{method}, mrqa/squad ({size})" for method in methods for size in sizes}
+    votes = [row("table-3", "five prompts", seed, asked=f"family/{size}") for size in sizes for seed in (0, VOTE)]
+    text = write_report([*rows, *votes], tmp_path).read_text()
+    for size in sizes:
+        assert f"<td>{size}</td><td>mrqa/squad</td><td>mrqa/race</td><td>accuracy</td>" in text
+        assert f"<td>{size}</td><td>mrqa/squad</td><td>mrqa/race</td><td>+0.0</td>" in text
+        assert f"<td>{size}</td><td>glue/sst2</td><td>generate</td><td>50.0</td>" in text
+
+
 def test_a_mean_is_called_what_it_is():
     names = ("boolq", "cb", "copa", "multirc", "rte", "wic", "wsc")
     seven = [row(task=f"superglue/{name}") for name in names]
