@@ -194,7 +194,7 @@ def run_method(
     watch = watch or Watch()
     if name == PROMPT_DESIGN:
         lm = load(config)
-        made = _designed(config, _prepared(config, tasks_of(config)[0], lm), lm, watch)
+        made = _designed(config, prepared(config, tasks_of(config)[0], lm), lm, watch)
     else:
         made = _entry(config, name, also or {}, only, watch, load).run()
     return [replace(row, config=row.config | {"also": list(also or {})}) for row in made]
@@ -232,8 +232,11 @@ def _mixed(config: RunConfig, splits: Sequence[Split], lm: FrozenLM) -> Split:
     return Split(task, form, train, selection, [], [], splits[0].selected_on, notes)
 
 
-def _prepared(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
-    """A task's data, with a dev set and without folds."""
+def prepared(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
+    """A task's data as methods are compared on it: with a dev set and without folds.
+
+    ValueError for what a comparison cannot have: cross-validation, or several prompt lengths.
+    """
     split = prepare(replace(config, select="held-out") if config.select == "auto" else config, task, lm)
     if split.folds:
         raise ValueError("methods cannot be compared by cross-validation; give --select held-out or dev")
@@ -412,7 +415,7 @@ def _entry(
     """A method on its task. The model that is loaded here is let go: every trial has one of its own."""
     (task,) = tasks_of(config)
     lm = load(config)
-    split = _prepared(config, task, lm)
+    split = prepared(config, task, lm)
     scored = _to_score(config, also, split, lm, watch)
     split = _without_overlap(split, scored)
     if only:
@@ -433,7 +436,7 @@ def _without_overlap(split: Split, scored: Sequence[Other]) -> Split:
 def _multi_task_entry(config: RunConfig, watch: Watch, load: Callable[[RunConfig], FrozenLM]) -> _Entry:
     """Model tuning on a mixture, as `_entry`."""
     lm = load(config)
-    splits = [_prepared(config, task, lm) for task in tasks_of(config)]
+    splits = [prepared(config, task, lm) for task in tasks_of(config)]
     whole = _mixed(config, splits, lm)
     devs = [[mixed(split.task, example) for example in split.dev] for split in splits]
     scored = [_other(s.task, "dev", dev, whole.form, lm) for s, dev in zip(splits, devs, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -38,7 +39,12 @@ class Split:
     dev: list[Example]
     selected_on: str
     notes: dict[str, Any] = field(default_factory=dict)
+    """What a row says of the data; `examples` is a digest of them all, so that a later run knows the same split."""
     _rows: tuple[list[Row], list[Row]] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.train, self.selection, *itertools.chain(*self.folds), self.dev)
+        self.notes.setdefault("examples", _digest_of(parts))
 
     def encoded(self, lm: FrozenLM) -> tuple[list[Row], list[Row]]:
         """The rows to train on and those that choose, encoded once for all runs of the data."""
@@ -116,6 +122,16 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
         return Split(task, form, examples, [], parts, dev, "cross-validation", notes)
     kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
     return Split(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+
+
+def _digest_of(parts: Sequence[Sequence[Example]]) -> str:
+    """Eight digits that change with any example of a part, its text, or its place."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)}\n".encode())
+        for example in part:
+            digest.update(f"{example.id}\t{example.inputs}\t{example.targets}\n".encode())
+    return digest.hexdigest()[:8]
 
 
 def _cut_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM) -> int:

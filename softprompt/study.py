@@ -25,6 +25,7 @@ from softprompt.comparison import (
     NUM_RATES,
     PROMPT_DESIGN,
     folder_of,
+    prepared,
     run_method,
     run_multi_task,
     settings_of,
@@ -36,7 +37,7 @@ from softprompt.evaluation import Evaluation, Result, append_rows, can_rank, ens
 from softprompt.experiments import EXPERIMENTS
 from softprompt.experiments.point import Point
 from softprompt.inspection import neighbourhood
-from softprompt.plan import dev_examples, tasks_of
+from softprompt.plan import dev_examples, prepare, tasks_of
 from softprompt.prompt_design import shots_name
 from softprompt.run import ROWS, CannotStart, Trained, Watch, evaluate, load_model, train, train_together
 from softprompt.tasks import Example, Task, get_task, has_split
@@ -480,10 +481,12 @@ def rerun(
     """Run what made a row once more, and score it as the row was: the metrics. The new prompt is in `out`.
 
     The same on the same machine and threads, but for the rounding of what it was batched with.
-    ValueError as `config_of_row` and `train` have it, for data without a dev set, and for another model than the row's
-    under the same name.
+    ValueError as `config_of_row` and `train` have it, for data without a dev set or that is split into other examples
+    now, and for another model than the row's under the same name.
     """
     config = config_of_row(row, data=data, out=out)
+    lm = _checked(row, lm or load_model(config))
+    _check_examples(row, config, lm)
 
     def load(config: RunConfig) -> FrozenLM:
         return _checked(row, load_model(config))
@@ -495,7 +498,6 @@ def rerun(
         also, method = _others_of(row), row.config["method"]
         made = run_method(config, method, also=also, only=row.task, watch=watch, load=load)
         return next(one.metrics for one in made if one.config.get("shots") == row.config.get("shots"))
-    lm = _checked(row, lm or load_model(config))
     (delivered,) = train(config, lm=lm, watch=watch)
     if delivered.dev is None:
         raise ValueError("there is no dev set to score on; give one with the data")
@@ -529,6 +531,21 @@ def _checked(row: Result, lm: FrozenLM) -> FrozenLM:
             f"has {wanted}; put that model there"
         )
     return lm
+
+
+def _check_examples(row: Result, config: RunConfig, lm: FrozenLM) -> None:
+    """ValueError where the data is split into other examples now than in the row's run, as far as the row tells."""
+    if row.config.get("method") == MULTI_TASK or row.config.get("also"):
+        return  # of a mixture, or less what stands in other sets
+    (task,) = tasks_of(config)
+    split = (prepared if "method" in row.config else prepare)(config, task, lm)
+    known = {"examples": split.notes["examples"], "train_used": len(split.train)}
+    for name, found in known.items():
+        if row.notes.get(name, found) != found:
+            raise ValueError(
+                f"the row's run had other examples of {task.name} than there are now ({name} is {found}, and in the "
+                f"row {row.notes[name]}); give the same files, and softprompt at the row's commit {row.commit[:7]}"
+            )
 
 
 # What was found -------------------------------------------------------------------------------------------------

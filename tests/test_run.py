@@ -304,6 +304,15 @@ def test_a_mixture_that_its_dev_rows_choose_is_scored_on_all_of_them(tmp_path, l
     assert plan.train.num_selection == 3
 
 
+def test_rows_that_new_ones_cannot_be_added_to_are_refused_before_training(tmp_path, llama):
+    config, steps = own(tmp_path), []
+    config.out.mkdir()
+    (config.out / "results.jsonl").write_text('{"accuracy": 0.9}\n')
+    with pytest.raises(ValueError, match=r"results\.jsonl, line 1"):
+        train(config, lm=llama, watch=Watch(step=lambda *told: steps.append(told)))
+    assert not steps and [path.name for path in config.out.iterdir()] == ["results.jsonl"]
+
+
 def test_rows_say_what_chose(tmp_path, llama):
     for select in ("held-out", "cross-validation"):
         config = own(tmp_path, select=select, out=tmp_path / select)
@@ -375,7 +384,7 @@ def test_the_papers_preset_is_the_papers():
 
 
 def test_google_codes_preset_is_what_the_released_code_does():
-    """prompt_finetune.gin, finetune.gin, prompts.py: batch, steps, the checkpoint's own steps, and U[0, 0.5) to start."""
+    """prompt_finetune.gin, finetune.gin, prompts.py: batch, steps, the checkpoint's steps, and U[0, 0.5) to start."""
     paper, google = PRESETS["paper"], PRESETS["google-code"]
     assert (google.prompt_length, google.init, google.uniform_low) == (100, "uniform", 0.0)
     changed = {"preset": "google-code", "steps": 50_000, "batch_size": 128}

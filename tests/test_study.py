@@ -497,6 +497,25 @@ def test_a_row_is_run_again_from_what_it_says(llama, base, tmp_path):
         rerun(changed, data=base.data, out=tmp_path / "other", lm=llama)
 
 
+def test_a_row_of_other_examples_is_not_run_again(llama, base, tmp_path):
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study", "points": ["vocab"], "load": lambda _: llama}
+    assert run_experiment("figure-3b", ["tiny"], replace(base, task=TASKS[1:], seeds=(0,)), **options) == []
+    row = read_rows(tmp_path / "rows.jsonl")[0]
+    older = replace(row, notes={name: value for name, value in row.notes.items() if name != "examples"})
+    file = base.data / "glue" / "SST-2" / "train.tsv"
+    text = file.read_text()
+    for changed, cases in (
+        (text.replace("day 3\t1", "day 3\t0"), [(row, r"examples is [0-9a-f]{8}, and in the row [0-9a-f]{8}")]),
+        (text + "one more\t1\n", [(row, "examples is"), (older, "train_used is 541, and in the row 540")]),
+    ):
+        assert changed != text
+        file.write_text(changed)
+        for one, reason in cases:
+            with pytest.raises(ValueError, match=f"had other examples of glue/sst2 than there are now .{reason}"):
+                rerun(one, data=base.data, out=tmp_path / "again", lm=llama)
+    assert not (tmp_path / "again").exists()
+
+
 def test_the_rerun_command(data, tmp_path, capsys):
     lm = tiny_lm("t5")
     lm.model.save_pretrained(tmp_path / "model")
