@@ -92,6 +92,7 @@ def train_together(
     splits, plans = [], []
     for config in configs:
         try:
+            read_rows(config.out / ROWS)  # refuses now, before hours of training, what new rows cannot be added to
             splits.append([_prepared(config, task, lm, known, watch) for task in tasks_of(config)])
             plans.append([plan for split in splits[-1] for plan in plan_prompts(config, split, lm)])
             check_plans(plans[-1], lm)
