@@ -408,7 +408,12 @@ def predict_records(
 
 
 def _question(saved: SavedPrompts, number: int, item: Item, inputs_column: str | None) -> _Question:
-    columns = {"inputs": item} if isinstance(item, str) else _kept(item) if isinstance(item, dict) else {}
+    columns = _columns(item)
+    for name, kept in zip(item if isinstance(item, dict) else (), columns, strict=False):
+        if name != kept:
+            warnings.warn(
+                f"the input's column {name!r} is kept as {kept!r}: the answer has one of its own", stacklevel=2
+            )
     try:
         examples = examples_of(saved.task, item, inputs_column)
         if not examples:
@@ -421,17 +426,16 @@ def _question(saved: SavedPrompts, number: int, item: Item, inputs_column: str |
         return _Question(number, columns, [], [], str(error))
 
 
-def _kept(record: dict[str, Any]) -> dict[str, Any]:
-    """The record's columns as its answer holds them: none has the name of one of the answer's."""
-    names = {name: name for name in record}
+def _columns(item: Item) -> dict[str, Any]:
+    """What an item's answer begins with: its columns, of which none has the name of one of the answer's."""
+    if not isinstance(item, dict):
+        return {"inputs": item} if isinstance(item, str) else {}
+    names = {name: name for name in item}
     for name in names.keys() & ANSWER_COLUMNS:
         names[name] = f"{KEPT_AS}{name}"
-        while names[name] in record:
+        while names[name] in item:
             names[name] = f"{KEPT_AS}{names[name]}"
-        warnings.warn(
-            f"the input's column {name!r} is kept as {names[name]!r}: the answer has one of its own", stacklevel=2
-        )
-    return {names[name]: value for name, value in record.items()}
+    return {names[name]: value for name, value in item.items()}
 
 
 def examples_of(task: Task, item: Item, inputs_column: str | None = None) -> list[Example]:
@@ -563,35 +567,35 @@ def predict_file(
 ) -> Written:
     """Answer a file (or the lines of an open one) into a JSONL file, one line for each item, in order.
 
-    Lines go to OUTPUT.partial, which takes OUTPUT's name at the end; resume skips what stands there already. The
-    counts include those lines. Raises ValueError if either file is there and neither `resume` nor `overwrite` is
-    given, for a partial file begun with other settings, and, if `strict`, for the first bad item.
+    Lines go to OUTPUT.partial, which takes OUTPUT's name at the end; resume skips what stands there already, and
+    leaves a whole OUTPUT as it is. The counts include those lines. A file's settings stand beside it, in
+    FILE.settings. Raises ValueError if either file is there and neither `resume` nor `overwrite` is given, for
+    one to resume that was made with other settings or of other items, and, if `strict`, for the first bad item.
     """
     output = Path(output)
     partial = output.with_name(f"{output.name}.partial")
     if not overwrite and not resume:
         _refuse_existing(output, partial)
-    written = Written()
+    settings, items = _settings(saved, source, with_probabilities, inputs_column), _items_of(source)
     if resume and output.exists() and not partial.exists():
-        return _count(output)
-    settings = _settings(saved, source, with_probabilities, inputs_column)
-    settings_file = output.with_name(f"{partial.name}.settings")
+        return _finished_before(output, settings, items)
+    written = Written()
     if resume and partial.exists():
-        _check_settings(settings_file, partial, settings)
-        written = _count(partial)
+        _check_settings(partial, settings)
+        _cut_torn_line(partial)
+        written = _count(partial, items)
     else:
         partial.unlink(missing_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        settings_file.write_text(json.dumps(settings))
+        _settings_file(partial).write_text(json.dumps(settings))
     if progress and written.num_rows:
         progress(written.num_rows)
-    items = itertools.islice(_items_of(source), written.num_rows, None)
     answers = predict_records(
         saved, items, with_probabilities=with_probabilities, inputs_column=inputs_column, strict=strict
     )
     _append(partial, answers, written, progress)
     os.replace(partial, output)
-    settings_file.unlink(missing_ok=True)
+    os.replace(_settings_file(partial), _settings_file(output))
     return written
 
 
@@ -607,13 +611,15 @@ def _refuse_existing(output: Path, partial: Path) -> None:
 
 
 def _settings(saved: SavedPrompts, source: Any, with_probabilities: bool, inputs_column: str | None) -> dict[str, Any]:
-    """What must be the same for a partial file to be gone on with."""
+    """What must be the same for a file of answers to be gone on with."""
     return {
         "prompts": [prompt.sha256 for prompt in saved.prompts],
         "model": saved.lm.fingerprint,
         "dtype": str(saved.lm.dtype),
         "quantize": saved.lm.quantization,
         "task": saved.task.name,
+        "templates": list(saved.task.template or ()),
+        "labels": list(saved.task.labels or ()),
         "scoring": saved.scoring,
         "scores": with_probabilities,
         "inputs-column": inputs_column,
@@ -621,30 +627,59 @@ def _settings(saved: SavedPrompts, source: Any, with_probabilities: bool, inputs
     }
 
 
-def _check_settings(path: Path, partial: Path, wanted: Mapping[str, Any]) -> None:
-    if not path.is_file():
-        raise ValueError(f"{partial} has no {path.name} beside it, so it cannot be gone on with; use --overwrite")
-    kept = json.loads(path.read_text())
+def _settings_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.settings")
+
+
+def _check_settings(path: Path, wanted: Mapping[str, Any]) -> None:
+    if not _settings_file(path).is_file():
+        raise ValueError(
+            f"{path} has no {_settings_file(path).name} beside it, so it cannot be gone on with; use --overwrite"
+        )
+    kept = json.loads(_settings_file(path).read_text())
     for name, value in wanted.items():
-        if kept.get(name) != value:
+        if kept.get(name, value) != value:
             raise ValueError(
-                f"{partial} was begun with {name} {kept.get(name)}, and now it is {value}; "
+                f"{path} was begun with {name} {kept[name]}, and now it is {value}; "
                 "give the same settings, or start again with --overwrite"
             )
 
 
-def _count(path: Path) -> Written:
-    """The whole lines of a file of answers; a line that a kill left torn is cut off."""
-    written, end = Written(), 0
-    with open(path, "r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                file.truncate(end)
-                break
-            end += len(line)
-            written.num_rows += 1
-            written.num_errors += "error" in json.loads(line)
+def _finished_before(output: Path, settings: Mapping[str, Any], items: Iterator[tuple[int, Item]]) -> Written:
+    _check_settings(output, settings)
+    written = _count(output, items)
+    if next(items, None) is not None:
+        raise ValueError(
+            f"{output} answers {written.num_rows} rows and the input has more; start again with --overwrite"
+        )
     return written
+
+
+def _cut_torn_line(partial: Path) -> None:
+    """Cut off a last line that a kill left torn."""
+    with open(partial, "r+b") as file:
+        file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+
+
+def _count(path: Path, items: Iterator[tuple[int, Item]]) -> Written:
+    """The lines of a file of answers, which must be those of the items to come; these are taken."""
+    written = Written()
+    with open(path, "rb") as file:
+        for line in file:
+            answer, asked = _item(line), next(items, None)
+            if not isinstance(answer, dict) or asked is None or not _is_of(answer, asked[1]):
+                raise ValueError(
+                    f"line {written.num_rows + 1} of {path} does not answer that row of the input; "
+                    "give the input that it was made of, or start again with --overwrite"
+                )
+            written.num_rows += 1
+            written.num_errors += "error" in answer
+    return written
+
+
+def _is_of(answer: Mapping[str, Any], item: Item) -> bool:
+    own = {name: value for name, value in answer.items() if name not in ANSWER_COLUMNS}
+    return to_line(own) == to_line(_columns(item))
 
 
 def _append(partial: Path, answers: Iterable[dict[str, Any]], written: Written, progress: Progress | None) -> None:

@@ -617,7 +617,7 @@ def test_a_file_is_answered_line_by_line_and_whole(lm, folders, dev, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert (written.num_rows, written.num_errors, sum(seen)) == (20, 0, 20)
     assert [line["id"] for line in lines] == [f"r{i}" for i in range(20)]
-    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl", "out.jsonl.settings"]
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"id": "r8", "te'])
@@ -683,6 +683,69 @@ def test_another_prompt_does_not_go_on_with_a_partial_file(lm, folders, dev, tmp
     (tmp_path / "out.jsonl.partial.settings").unlink()
     with pytest.raises(ValueError, match=r"has no out\.jsonl\.partial\.settings beside it"):
         predict_file(open_prompts(folders[0], model=lm), broken, output, resume=True)
+
+
+def test_other_templates_or_labels_do_not_go_on_with_a_partial_file(lm, tmp_path):
+    folder, output = saved_prompt(tmp_path / "p", lm), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="line 1"):
+        predict_file(open_prompts(folder, model=lm), [b"{"], output, strict=True)
+    for labels, inputs, name in [(["good", "bad"], "{text}", "templates"), (["bad", "good"], "text: {text}", "labels")]:
+        task = file_task(inputs=inputs, targets="{label}", labels=labels)
+        with pytest.raises(ValueError, match=rf"was begun with {name} \[.*\], and now it is \[.*same settings"):
+            predict_file(open_prompts(folder, model=lm, task=task), [b"{"], output, resume=True)
+
+
+ROWS = [{"text": "warm"}, {"text": "dull", "error": 1}, {"text": "sea", "n": 0.1}]
+
+
+@pytest.mark.filterwarnings("ignore:the input's column 'error'")
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ([{"text": "cold"}, *ROWS[1:]], 1),
+        ([ROWS[0], {"text": "dull", "error": 2}, ROWS[2]], 2),
+        ([*ROWS[:2], {"text": "sea"}], 3),
+        (ROWS[:2], 3),
+    ],
+)
+def test_answers_to_another_input_are_not_gone_on_with(lm, folders, tmp_path, rows, line):
+    saved, output = open_prompts(folders[0], model=lm), tmp_path / "out.jsonl"
+    source = written(tmp_path / "in.jsonl", ROWS)
+    predict_file(saved, source, output)
+    before = output.read_bytes()
+    written(source, rows)
+    message = rf"line {line} of .*{{}} does not answer that row of the input; give the input that it was made of"
+    with pytest.raises(ValueError, match=message.format(r"out\.jsonl")):
+        predict_file(saved, source, output, resume=True)
+    assert output.read_bytes() == before
+    for name in ("out.jsonl", "out.jsonl.settings"):
+        (tmp_path / name).rename(tmp_path / name.replace("jsonl", "jsonl.partial", 1))
+    with pytest.raises(ValueError, match=message.format(r"out\.jsonl\.partial")):
+        predict_file(saved, source, output, resume=True)
+
+
+def test_a_finished_file_of_another_prompt_or_of_fewer_rows_is_not_taken_for_the_answer(lm, folders, tmp_path):
+    saved, output = open_prompts(folders[0], model=lm), tmp_path / "out.jsonl"
+    lines = [b"text: warm\n", b"text: sea\n"]
+    predict_file(saved, lines, output)
+    assert predict_file(saved, iter(lines), output, resume=True).num_rows == 2
+    with pytest.raises(ValueError, match=r"out\.jsonl was begun with prompts \[.*\], and now it is \[.*--overwrite"):
+        predict_file(open_prompts(folders[1], model=lm), lines, output, resume=True)
+    with pytest.raises(ValueError, match=r"out\.jsonl answers 2 rows and the input has more; start again with --over"):
+        predict_file(saved, [*lines, b"text: dull\n"], output, resume=True)
+
+
+def test_a_file_that_predict_did_not_write_is_left_as_it_is(lm, folders, dev, tmp_path):
+    saved, output = open_prompts(folders[0], model=lm), tmp_path / "single.json"
+    output.write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match=r"single\.json has no single\.json\.settings beside it.*use --overwrite"):
+        predict_file(saved, dev, output, resume=True)
+    assert output.read_text() == '{"mine": 1}'
+    predict_file(saved, dev, output, overwrite=True)
+    output.write_text("mine")
+    with pytest.raises(ValueError, match=r"line 1 of .*single\.json does not answer that row of the input"):
+        predict_file(saved, dev, output, resume=True)
+    assert output.read_text() == "mine"
 
 
 def test_a_full_disk_says_what_was_written_and_keeps_it(llama, tmp_path):
