@@ -113,7 +113,7 @@ def _paper_lines(name: str) -> list[Line]:
 def _our_lines(rows: Sequence[Result], scoring: str) -> list[Line]:
     """Each point's mean over tasks, with the deviation over seeds, by the frozen model's size."""
     lines = []
-    rows = [row for row in rows if row.seed != VOTE and (row.scoring == scoring or "method" in row.config)]
+    rows = _drawn_rows(rows, scoring)
     for name, family in dict.fromkeys((row.config["point"], family_of(row)) for row in rows):
         own = [row for row in rows if (row.config["point"], family_of(row)) == (name, family)]
         found = []
@@ -151,12 +151,12 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
                 "of the others. Where one line lies above another, it carries over better at equal quality at home."
             )
     else:
-        shown = _of_common_tasks(rows)
+        shown, is_common = _of_common_tasks(_drawn_rows(rows, scoring))
         section.picture = _picture(_paper_lines(name), _our_lines(shown, scoring), _mean_of(shown))
         how = {"generate": "answers generated, an illegal one is wrong", "rank": "labels ranked"}[scoring]
+        what = "the mean over the tasks that every model and point has" if is_common else "each over its own tasks"
         section.text.append(
-            f"Left: the paper. Right: the rows, {how}, the mean over the tasks that every model has. Bands are "
-            f"deviations over seeds. {_sizes(shown)}"
+            f"Left: the paper. Right: the rows, {how}, {what}. Bands are deviations over seeds. {_sizes(shown)}"
         )
     section.text += _not_run(name, rows)
     return section
@@ -175,13 +175,20 @@ def _not_run(name: str, rows: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _of_common_tasks(rows: Sequence[Result]) -> list[Result]:
-    """The rows of tasks that every frozen model has, or all where there is none: other means compare nothing."""
-    tasks = [
-        {row.task for row in rows if row.config["frozen"] == frozen} for frozen in {r.config["frozen"] for r in rows}
-    ]
-    common = set.intersection(*tasks)
-    return [row for row in rows if not common or row.task in common]
+def _drawn_rows(rows: Sequence[Result], scoring: str) -> list[Result]:
+    """The rows that a figure draws: no votes, and of prompts that are scored both ways the one."""
+    return [row for row in rows if row.seed != VOTE and (row.scoring == scoring or "method" in row.config)]
+
+
+def _of_common_tasks(rows: Sequence[Result]) -> tuple[list[Result], bool]:
+    """The rows of tasks that every point of every frozen model has, since other means compare nothing, and whether
+    there is such a task; where there is none, all rows.
+    """
+    tasks: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        tasks.setdefault((row.config["frozen"], row.config["point"]), set()).add(row.task)
+    common = set.intersection(*tasks.values()) if tasks else set()
+    return [row for row in rows if not common or row.task in common], bool(common)
 
 
 def _sizes(rows: Sequence[Result]) -> str:

@@ -247,10 +247,19 @@ def test_a_mean_is_called_what_it_is():
     assert _mean_of(seven[:5]) == "mean score, 5 tasks"
 
 
-def test_models_are_compared_on_the_tasks_that_all_of_them_have():
+def test_models_and_points_are_compared_on_the_tasks_that_all_of_them_have(tmp_path):
     rows = [row(frozen="micro"), row(frozen="mini"), row(frozen="mini", task="glue/mrpc")]
-    assert {r.task for r in _of_common_tasks(rows)} == {"glue/sst2"}
-    assert _of_common_tasks(rows[:1] + rows[2:]) == rows[:1] + rows[2:]
+    shown, is_common = _of_common_tasks(rows)
+    assert {r.task for r in shown} == {"glue/sst2"} and is_common
+    assert _of_common_tasks(rows[:1] + rows[2:]) == (rows[:1] + rows[2:], False)
+    # Two points of one model.
+    more = [row(point="1", value=0.5), row(point="20", value=0.6), row(point="20", value=0.8, task="glue/mrpc")]
+    shown, _ = _of_common_tasks(more)
+    assert [(line.name, line.points[0][1].mean) for line in _our_lines(shown, "generate")] == [("1", 50), ("20", 60)]
+    text = write_report(more, tmp_path).read_text()
+    assert "the mean over the tasks that every model and point has" in text
+    text = write_report([more[0], more[2]], tmp_path).read_text()
+    assert "each over its own tasks" in text and "every model and point" not in text
 
 
 def test_sizes_are_told_beside_the_papers(tmp_path):
