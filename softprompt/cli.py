@@ -9,6 +9,7 @@ import argparse
 import atexit
 import contextlib
 import gc
+import io
 import os
 import sys
 import warnings
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     atexit.register(gc.freeze)  # Python's end would look for cycles among a million objects that are to go anyway
+    _write_utf8()
     with _notes_for_warnings():
         name = "softprompt"
         try:
@@ -48,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             say(f"{name}: {one_line(error)}")
             return BAD_INPUT
+
+
+def _write_utf8() -> None:
+    """Standard output takes every character, also where the system writes to pipes in an alphabet of its own."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -704,6 +704,15 @@ def test_lines_and_records_come_out_in_order(run, prompts, monkeypatch):
     assert err.splitlines()[-1] == "2 rows answered, 2 not (their lines hold an error)"
 
 
+def test_answers_are_utf8_whatever_the_system_writes_to_pipes(prompts, monkeypatch):
+    write(Path("in.jsonl"), [{"text": "海 é"}, {"text": "warm"}])
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["predict", "--model", "./llama", "--prompt", "p0", "--input", "in.jsonl"]) == 0
+    lines = out.buffer.getvalue().decode().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["海 é", "warm"]
+
+
 def test_a_file_is_answered_into_a_file(run, prompts):
     words = ["predict", "--model", "./llama", "--prompt", "p0", "--input", "dev.jsonl", "--output", "out.jsonl"]
     code, out, err = run(*words)
