@@ -14,7 +14,15 @@ from torch import Tensor
 
 from softprompt.backbone import FrozenLM
 from softprompt.config import PRESETS, Preset, RunConfig
-from softprompt.data import Row, TextFormat, check_length, default_format, encode_examples, target_lengths
+from softprompt.data import (
+    Row,
+    TextFormat,
+    check_length,
+    default_format,
+    encode_examples,
+    encode_target,
+    target_lengths,
+)
 from softprompt.evaluation import can_rank, check_can_rank
 from softprompt.optimizers import Optimizer, kind_of
 from softprompt.prompt import initial_prompt
@@ -24,6 +32,7 @@ from softprompt.training import Member, TrainConfig
 SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
 SMALL = 500  # ours, docs/design.md: below this many examples the held-out part is cross-validation folds
 MOST_TARGET_TOKENS = 512  # ours: as many as of an input; greedy decoding writes up to the longest target's length
+MOST_TRIED = 2_000  # ours: different targets that are written and read back before training, in under a second
 NUM_FOLDS = 3  # ours: members of the same run, so each costs as much as one more seed
 
 
@@ -111,6 +120,8 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     labels = task.labels or tuple(dict.fromkeys(example.targets for example in examples))
     form = format_of(config, task, lm, labels)
     notes["targets_cut"] = _cut_targets(task, examples, form, lm)
+    if (config.scoring or PRESETS[config.preset].train.scoring) == "generate" or not can_rank(task, examples):
+        _warn_of_lost_targets(task, examples, form, lm)
     if config.select == "dev":
         if not dev:
             raise ValueError(f"--select dev, but {task.name} has no dev file; give dev=FILE or use held-out")
@@ -146,6 +157,27 @@ def _cut_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: 
             stacklevel=2,
         )
     return num_cut
+
+
+def _warn_of_lost_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM) -> None:
+    """Warn of targets that the tokenizer does not give back as the same answer, as one that makes '1' of '①'."""
+    different: dict[str, Example] = {}
+    for example in examples:
+        different.setdefault(example.targets, example)
+    texts = list(different)[:MOST_TRIED]
+    lost = {}
+    for text, length in zip(texts, target_lengths(texts, form, lm.tokenizer), strict=True):
+        written = form.answer_of(lm.tokenizer.decode(encode_target(text, form, lm.tokenizer)).strip())
+        is_whole = length <= form.max_target_length
+        if is_whole and task.answer(written, different[text]) != task.answer(text, different[text]):
+            lost[text] = written
+    if lost:
+        text, written = next(iter(lost.items()))
+        warnings.warn(
+            f"{len(lost):,} of {len(texts):,} different training targets of {task.name} do not come back from the "
+            f"tokenizer of {lm.name}: {text!a} comes back as {written!a}, which is never right; write them otherwise",
+            stacklevel=2,
+        )
 
 
 def dev_examples(config: RunConfig, task: Task, part: str = "dev") -> list[Example]:

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import chain, groupby, product
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 from test_training import spoil, taught
+from tokenizers import normalizers
 
 from softprompt import plan, run, training
 from softprompt.backbone import FrozenLM
@@ -243,6 +245,27 @@ def test_a_task_without_a_test_file_loses_nothing_to_it(tmp_path, llama):
 def test_official_training_files_lose_what_stands_in_their_dev_and_test_files(data_folder, llama, task, dev, test):
     split = split_of(RunConfig(model="tiny", task=(task,), data=data_folder), llama)
     assert (split.notes["overlap_with_dev"], split.notes["overlap_with_test"]) == (dev, test)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [({"labels": None}, 2), ({"labels": ("one", "①", "a\u0301"), "scoring": "generate"}, 2), ({"scoring": "rank"}, 0)],
+)
+def test_targets_that_the_tokenizer_does_not_give_back_are_told_before_training(tmp_path, changes, count):
+    """Those that are ranked need not come back, and no one writes those of a tokenizer that gives all back."""
+    tokenizer = make_tokenizer(bos=True)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    lm = FrozenLM(make_model("llama"), tokenizer, name="tiny-nfkc")
+    labels = ("one", "①", "a\u0301")
+    config = own(tmp_path, {"train": films("train", 30, labels), "dev": []}, **{"labels": labels, **changes})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        split_of(config, lm)
+        split_of(config, tiny_lm("llama"))
+    assert [str(warning.message) for warning in caught] == [
+        f"{count} of 3 different training targets of own do not come back from the tokenizer of tiny-nfkc: "
+        r"'\u2460' comes back as '1', which is never right; write them otherwise"
+    ] * (count > 0)
 
 
 # Selection ------------------------------------------------------------------------------------------------------
