@@ -34,6 +34,8 @@ METHODS: dict[str, Callable[[Architecture, int], float]] = {
     "prompt design": lambda a, p: p,
 }
 """Numbers that a task needs of its own, of a model and a prompt length: as the paper's figure 4 counts them."""
+PAPERS = {name: f"{name} (the paper's count)" for name in METHODS if name.startswith("prefix tuning")}
+"""What these are called where other models are counted, whose prefixes are PEFT's."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,22 @@ def _mean(method: str, architecture: Architecture) -> float:
 
 
 def counts(architecture: Architecture, lengths: Sequence[int]) -> list[tuple[str, list[float]]]:
-    """Every method's numbers for one model, a column for each prompt length. ValueError for a length below 1."""
+    """Every method's numbers for one model, a column for each prompt length. ValueError for a length below 1.
+
+    Prefix tuning is named as the paper's: this package's is PEFT's module, which has other numbers (`prefix_numbers`).
+    """
     if wrong := [length for length in lengths if length < 1]:
         raise ValueError(f"a prompt of {wrong[0]} tokens cannot be; give lengths of 1 or more")
-    return [(method, [float(count(architecture, length)) for length in lengths]) for method, count in METHODS.items()]
+    return [
+        (PAPERS.get(method, method), [float(count(architecture, length)) for length in lengths])
+        for method, count in METHODS.items()
+    ]
+
+
+def prefix_numbers(length: int, num_layers: int, key_heads: int, head_width: int) -> int:
+    """What this package's prefix tuning trains and stores: keys and values of `length` tokens in every layer.
+
+    num_layers: of the decoder, in an encoder-decoder. key_heads: those of keys and values, which may be fewer than the
+    queries'.
+    """
+    return 2 * length * num_layers * key_heads * head_width

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from conftest import T5, make_llama, make_tokenizer
+from conftest import T5, make_llama, make_tokenizer, tiny_lm
 from transformers import T5Config, T5ForConditionalGeneration
 
 from softprompt.cli import main
+from softprompt.methods import make_tuning
 from softprompt.paper import SIZES as PAPER_SIZES
 from softprompt.paper import TABLE_4
-from softprompt.params import counts, figure_4, t5, table_4
-from softprompt.shapes import SIZES, read_architecture
+from softprompt.params import counts, figure_4, prefix_numbers, t5, table_4
+from softprompt.shapes import SIZES, Architecture, read_architecture
 
 MISPRINTS = {  # reference of each: arithmetic on the row itself
     ("small", 20): ("prints 10,420 trainable", "prints 76,971,572 in all"),
@@ -62,6 +63,19 @@ def test_a_prompt_of_pefts_has_as_many_numbers():
     assert get_peft_model(model, config).get_nb_trainable_parameters()[0] == wanted
 
 
+@pytest.mark.parametrize(
+    ("kind", "layers", "heads", "width"), [("t5", 2, 2, 8), ("llama", 2, 1, 8), ("gpt2", 2, 2, 8), ("gemma3", 2, 1, 8)]
+)
+def test_prefix_tuning_has_as_many_numbers_as_its_module_and_the_papers_is_called_so(kind, layers, heads, width):
+    lm = tiny_lm(kind)
+    found = make_tuning("prefix-tuning", lm, prompt_length=5, seed=0)
+    assert prefix_numbers(5, layers, heads, width) == len(found.start)
+    assert sum(values.numel() for values in found.in_use(found.start).values()) == len(found.start)
+    papers = dict(counts(Architecture(kind, lm.width, layers * (1 + lm.is_encoder_decoder), 0), [5]))
+    assert papers["prefix tuning, inference (the paper's count)"] != [len(found.start)]
+    assert "prefix tuning, inference" not in papers
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_models_size_is_read_from_its_configuration(tmp_path, tied):
     config = T5Config(**T5 | {"scale_decoder_outputs": tied})
@@ -87,8 +101,11 @@ def test_the_command(capsys, tmp_path):
     assert "prefix tuning, inference on Small: the paper counts 6 + 6 layers" in shown
     assert main(["params", "--model", "bundled/t5-mini", "--prompt-length", "20,100", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["methods"]["prefix tuning, inference (the paper's count)"] == [20 * 256 * 10, 100 * 256 * 10]
     assert found["methods"]["prompt tuning"] == [20 * 256, 100 * 256]
     assert found["num_parameters"] == SIZES["mini"].num_parameters + 2 * 8_192 * 256
+    assert main(["params", "--model", "bundled/t5-mini"]) == 0
+    assert "What softprompt compare trains is PEFT's:\n2 x p x layers x heads of keys" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

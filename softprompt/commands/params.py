@@ -10,6 +10,11 @@ from softprompt.commands.terminal import table
 
 LENGTHS = Flag(int, "prompt tokens, with --model", "1,5,20,50,100,150", is_list=True)  # those of the paper's table 4
 
+PREFIXES = (
+    "The paper's count of prefix tuning is of its own T5: p x width x (layers + 1). What softprompt compare trains is "
+    "PEFT's:\n2 x p x layers x heads of keys x their width, in an encoder-decoder those of the decoder alone."
+)
+
 
 def _add_params(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="M", help="count for this model (default: the paper's five T5 1.1)")
@@ -46,6 +51,7 @@ def _params(args: argparse.Namespace) -> int:
     head = ["a task's parameters", *(f"p = {length}" for length in lengths), f"share at {lengths[-1]}"]
     rows = [[method, *map(_count, own), f"{100 * own[-1] / found.num_parameters:.4g} %"] for method, own in counts]
     print(table([head, *rows]))
+    print(f"\n{PREFIXES}")
     return 0
 
 
