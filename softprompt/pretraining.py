@@ -31,18 +31,17 @@ from torch.nn import functional as F
 
 from softprompt.backbone import scales_outputs
 from softprompt.corpus import TokenStream
-from softprompt.files import refusals, remove_leftovers, write_tensors, write_whole
+from softprompt.files import CHECKPOINT, refusals, remove_leftovers, write_tensors, write_whole
 from softprompt.loading import quiet
 from softprompt.objectives import SpanLengths, draw_split, prefix_lm, span_corruption, span_lengths
 from softprompt.optimizers import rate_multiplier
 from softprompt.tasks.task import nearest
 from softprompt.tokenizer import Tokenizer
-from softprompt.training import uninterrupted
+from softprompt.training import threads_kept, uninterrupted
 from softprompt.vocabulary import check_sentinels
 
 OBJECTIVES = ("span", "prefix-lm")
 OPTIMIZERS = ("adamw", "adafactor")
-CHECKPOINT = "checkpoint.safetensors"
 CURVE = "curve.jsonl"
 STEPS = "steps"  # the folder of the models that --keep names
 MODEL = "model"  # what a model is called, in its folder, while it is written
@@ -448,6 +447,8 @@ class Pretraining:
                     f"{self.checkpoint} is of another run: {key} was {saved.get(key)}, and is {wanted[key]}; give the "
                     "same settings, or start again without --resume"
                 )
+        if threads != torch.get_num_threads():
+            self.hooks.message(threads_kept(threads, torch.get_num_threads()))
         torch.set_num_threads(threads)
         self._restore(tensors)
         self.state = state

@@ -30,13 +30,11 @@ from torch import Tensor
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, order_of_step
 from softprompt.evaluation import Other, example_scores, judge, predict
-from softprompt.files import write_tensors
+from softprompt.files import CHECKPOINT, write_tensors
 from softprompt.inference import MAX_TOKENS, OUT_OF_MEMORY, Progress, is_out_of_memory
 from softprompt.methods import Method, PromptTuning
 from softprompt.optimizers import Adafactor, Optimizer
 from softprompt.tasks import Example, Task
-
-CHECKPOINT = "checkpoint.safetensors"
 
 # Ours: a member has diverged when this many steps in a row have a loss above this many times both its first step's
 # and that of guessing each token from the whole vocabulary. One bad step is no reason, nor is a bad start.
@@ -529,14 +527,25 @@ class _Keeper:
                 f"{self.path} is no checkpoint of softprompt, or a damaged one ({error}); start again without --resume"
             ) from None
         _check_identity(self.path, saved, json.loads(json.dumps(self.run.identity)))
-        self.run.threads = plain["threads"]
-        torch.set_num_threads(self.run.threads)
+        threads = plain["threads"]
+        if threads != self.run.threads:
+            self.run.on_message(threads_kept(threads, self.run.threads))
+        self.run.threads = threads
+        torch.set_num_threads(threads)
         return _restored(plain, tensors)
 
     def _plain(self, state: _State) -> dict[str, Any]:
         fitted = [{f.name: getattr(kept, f.name) for f in fields(kept) if f.name != "values"} for kept in state.fitted]
         rest = {name: getattr(state, name) for name in _PLAIN}
         return {"identity": self.run.identity, "threads": self.run.threads, "fitted": fitted, **rest}
+
+
+def threads_kept(began: int, now: int) -> str:
+    """What is told where a run goes on with other processor threads than it is given."""
+    return (
+        f"going on with as many threads as this run began with, {began} and not {now}, so that sums round alike; "
+        "start again without --resume for another number"
+    )
 
 
 def _tensors(state: _State) -> dict[str, Tensor]:

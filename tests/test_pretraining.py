@@ -361,6 +361,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(tokenizer, 
     assert softprompt.load(tmp_path / "steps" / "4").is_encoder_decoder
 
 
+def test_a_resumed_run_says_that_it_keeps_the_number_of_threads(tokenizer, text, tmp_path):
+    threads, told = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(3)
+        stopped(tokenizer, text, tmp_path, step=2)
+        torch.set_num_threads(1)
+        trained(tokenizer, text, SPAN, tmp_path, resume=True, hooks=Hooks(message=told.append))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert "going on with as many threads as this run began with, 3 and not 1" in told[0]
+
+
 def test_a_model_on_a_full_disk_is_one_line(tokenizer, tmp_path):
     words = r"^could not write \S+model \(File too large\); the model is not there$"
     with full_disk(), pytest.raises(OSError, match=words):

@@ -469,14 +469,19 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(llama, tmp_path):
     assert fitted.steps_run == 6
 
 
-def test_a_resumed_run_takes_the_threads_of_the_first(llama, tmp_path):
-    own, threads = member(llama), torch.get_num_threads()
+def test_a_resumed_run_takes_the_threads_of_the_first_and_says_so(llama, tmp_path):
+    own, threads, told = member(llama), torch.get_num_threads(), []
     try:
         torch.set_num_threads(3)
         interrupted(llama, own, tmp_path, at=2)
         torch.set_num_threads(1)
-        fit(llama, [own], folder=tmp_path, resume=True)
+        fit(llama, [own], folder=tmp_path, resume=True, on_message=told.append)
         assert torch.get_num_threads() == 3
+        fit(llama, [own], folder=tmp_path, resume=True, on_message=told.append)
+        assert told == [
+            "going on with as many threads as this run began with, 3 and not 1, so that sums round alike; start again "
+            "without --resume for another number"
+        ]
     finally:
         torch.set_num_threads(threads)
 
