@@ -184,6 +184,8 @@ def test_the_command_shows_all_of_it(folder, capsys):
     ("words", "reason"),
     [
         (["--data", "x"], "--data is for --ablate; add it, or leave --data out"),
+        (["--split", "test"], "--split is for --ablate; add it, or leave --split out"),
+        (["--limit", "5"], "--limit is for --ablate; add it, or leave --limit out"),
         (["--nearest", "0"], "count is 0, but must be 1 or more"),
         (["--ablate", "--data", "x", "--limit", "0"], "--limit is 0, but must be 1 or more"),
         (["--model", "smollm2-135m"], "the prompt was trained for bundled/t5-mini"),

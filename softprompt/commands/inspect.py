@@ -17,10 +17,8 @@ def _add_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument("--nearest", type=int, default=5, metavar="N", help="tokens shown of each row (default: 5)")
     command.add_argument("--ablate", action="store_true", help="also score the prompt without each of its rows")
     add_data(command)
-    command.add_argument("--split", default="dev", metavar="S", help="what --ablate scores (default: dev)")
-    command.add_argument(
-        "--limit", type=int, default=LIMIT, metavar="N", help=f"examples --ablate scores (default: {LIMIT})"
-    )
+    command.add_argument("--split", metavar="S", help="what --ablate scores (default: dev)")
+    command.add_argument("--limit", type=int, metavar="N", help=f"examples --ablate scores (default: {LIMIT})")
     command.add_argument("--json", action="store_true", help="one JSON object")
     add_threads(command)
 
@@ -33,8 +31,9 @@ def _inspect(args: argparse.Namespace) -> int:
     from softprompt.inspection import inspect_prompt
     from softprompt.prompt import load_prompt
 
-    if args.data and not args.ablate:
-        raise ValueError("--data is for --ablate; add it, or leave --data out")
+    for name in ("data", "split", "limit"):
+        if getattr(args, name) is not None and not args.ablate:
+            raise ValueError(f"--{name} is for --ablate; add it, or leave --{name} out")
     prompt = load_prompt(args.prompt)
     say_if_slow(args.model or prompt.card.model_name)
     saved, lm = _model(args, prompt)
@@ -65,15 +64,16 @@ def _ablated(args: argparse.Namespace, saved: Any) -> dict[str, Any]:
     from softprompt.inspection import ablate
     from softprompt.tasks import read_split
 
-    if args.limit < 1:
-        raise ValueError(f"--limit is {args.limit}, but must be 1 or more")
-    examples = read_split(saved.task, args.split, read_data(args.data, split=args.split)).examples[: args.limit]
+    split, limit = args.split or "dev", LIMIT if args.limit is None else args.limit
+    if limit < 1:
+        raise ValueError(f"--limit is {limit}, but must be 1 or more")
+    examples = read_split(saved.task, split, read_data(args.data, split=split)).examples[:limit]
     display = Display()
     try:
         whole, without = ablate(saved, examples, watch=display.watch())
     finally:
         display.close()
-    return {"split": args.split, "num_examples": len(examples), "score": whole, "without": without}
+    return {"split": split, "num_examples": len(examples), "score": whole, "without": without}
 
 
 def _page(folder: str, prompt: Any, found: Any, ablation: dict[str, Any] | None) -> str:
