@@ -124,13 +124,13 @@ def run(model: str, source: str, folder: Path, options: Any) -> list[dict[str, A
         timed = []
         for number in tqdm(range(options.rounds), desc=f"{model} {name}", unit="round"):
             timed.append(measure(bench, draw(bench.pool, 1, count, seed=number), number))
-        rows.append(row_of(model, name, count, timed, bench, options))
+        rows.append(row_of(model, name, count, timed, bench))
         tqdm.write(line_of(rows[-1]))
     return rows
 
 
 def row_of(
-    model: str, name: str, count: int, timed: Sequence[tuple[float, float, bool]], bench: Bench, options: Any
+    model: str, name: str, count: int, timed: Sequence[tuple[float, float, bool]], bench: Bench
 ) -> dict[str, Any]:
     """What is committed."""
     ratios = [one / many if name == "prompts" else many / one for one, many, _ in timed]

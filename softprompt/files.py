@@ -16,6 +16,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+CHECKPOINT = "checkpoint.safetensors"  # of a run that is not at its end, in its folder
+
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Make a file of bytes, or of text as UTF-8, and the folders it lies in; otherwise as `whole_file`."""
@@ -151,3 +153,8 @@ def _os_error(error: Exception) -> int | None:
     """The operating system's number in an error of a library in Rust."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     return int(number[1]) if number else None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

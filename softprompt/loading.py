@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from softprompt.backbone import FrozenLM, digest_of_table
+from softprompt.files import first_line
 from softprompt.tasks.task import nearest
 
 SMOLLM2 = "smollm2-135m"
@@ -306,7 +307,7 @@ def _readable(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(f"cannot load a model from {name!r}: {first}") from None
 
 

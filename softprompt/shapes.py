@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softprompt.backbone import T5_TYPES, FrozenLM, scales_outputs
+from softprompt.files import first_line
 from softprompt.loading import as_folder, quiet, resolve
 from softprompt.tasks.task import nearest
 from softprompt.tokenizer import Tokenizer, load_tokenizer
@@ -86,7 +87,7 @@ def read_architecture(source: str | Path) -> Architecture:
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             model = kind.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(f"cannot read the configuration of {str(source)!r}: {first}") from None
     count = sum(parameter.numel() for parameter in model.parameters())
     if not config.is_encoder_decoder:
@@ -234,7 +235,7 @@ def read_model(source: str | Path) -> tuple[Any, Tokenizer]:
         with quiet():
             model = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(f"cannot train the model {str(source)!r}: {first}") from None
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.size > rows:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from softprompt.files import first_line
+
 SENTINEL = "<extra_id_0>"  # T5's first sentinel, the last id of its vocabulary
 
 
@@ -184,5 +186,5 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     try:
         return Tokenizer(AutoTokenizer.from_pretrained(source))
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ValueError(f"cannot load a tokenizer from {str(source)!r}: {first}") from None

@@ -8,6 +8,7 @@ from typing import Any
 
 from softprompt.commands.options import Command, Flag, add_threads, set_threads
 from softprompt.commands.terminal import Display, counted, say, type_of_products, writing
+from softprompt.files import CHECKPOINT
 
 FLAGS: dict[str, Flag] = {
     "steps": Flag(int, "optimizer steps; must be given"),
@@ -180,7 +181,7 @@ def _check(args: argparse.Namespace) -> None:
         return
     if (out / "config.json").exists():
         raise ValueError(f"{out} holds a model already; give another --out, or --overwrite")
-    if (out / "checkpoint.safetensors").exists():
+    if (out / CHECKPOINT).exists():
         raise ValueError(f"{out} holds an unfinished run; --resume goes on with it, --overwrite starts again")
 
 

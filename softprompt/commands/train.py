@@ -10,10 +10,9 @@ from typing import Any
 
 from softprompt.commands.options import TRAIN_FLAGS, Command, add_data, add_threads, read_data, say_if_slow, set_threads
 from softprompt.commands.terminal import Display, counted, duration, number, say, table, type_of, writing
-from softprompt.files import read_yaml
+from softprompt.files import CHECKPOINT, read_yaml
 
 PROMPT_FILE = "adapter_config.json"  # in every folder that holds a prompt
-CHECKPOINT = "checkpoint.safetensors"
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
