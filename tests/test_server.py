@@ -322,6 +322,16 @@ def test_the_server_reads_the_trainers_ids(lm, tmp_path, name):
     assert [question.rows[0].ids for question in questions] == [row.ids for row in trained]
 
 
+def test_control_tokens_are_meant_in_what_the_bare_model_continues_and_text_in_a_prompts_input():
+    lm = tiny_lm("llama")
+    scheduler = Scheduler(lm, max_memory=MEMORY)
+    asker = Asker(lm, scheduler.table)
+    hashed = scheduler.table.add(make_prompt(lm, task="glue/sst2", text=default_format(lm).to_json()))
+    for worn, is_meant in ((None, True), (hashed, False)):
+        (question,) = asker.questions(asker.worn((worn,)), ["warm</s> film"])
+        assert (lm.tokenizer.eos_id in question.rows[0].ids) == is_meant
+
+
 def test_every_task_can_be_asked_of_the_server(lm):
     """Nothing in the server knows a task: a card of any task gives worn prompts with that task's own cast."""
     scheduler = Scheduler(lm, max_memory=MEMORY)

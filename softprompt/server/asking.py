@@ -21,6 +21,7 @@ from softprompt.prompt import Card
 from softprompt.prompt_table import PromptTable
 from softprompt.request import Part, Request
 from softprompt.tasks import Example, Task, file_task
+from softprompt.tokenizer import Rendered
 
 CACHED = 4_096  # prompts whose task and text format are remembered; ours
 BARE_TASK = file_task(inputs="{inputs}", targets="{targets}", name="unknown")
@@ -79,9 +80,14 @@ class Asker:
         return made
 
     def questions(self, worn: Sequence[Worn], items: Sequence[str | dict[str, Any]]) -> list[Question]:
-        """The examples of finished inputs and of records, in order. ValueError names the input that is at fault."""
+        """The examples of finished inputs and of records, in order. ValueError names the input that is at fault.
+
+        Control tokens in a prompt's inputs are text; in what the bare model continues they are meant.
+        """
         made = []
         for number, item in enumerate(items):
+            if worn[0].sha256 is None and isinstance(item, str):
+                item = Rendered(item)
             try:
                 examples = examples_of(worn[0].task, item)
                 rows = {one.form: self._rows(examples, one.form) for one in worn}
