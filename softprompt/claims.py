@@ -120,7 +120,7 @@ def as_table(found: Sequence[Verdict]) -> list[list[str]]:
         if one is not None:
             low, high = (f"{100 * value:+.1f}" for value in (one.interval.low, one.interval.high))
             bounds = f"{low} to {high}" if math.isfinite(one.interval.low) else "-"
-            cells = [f"{100 * one.interval.mean:+.1f}", bounds, f"{one.p:.3f}"]
+            cells = [f"{100 * one.interval.mean:+.1f}", bounds, f"{one.p:.3f}" if one.p >= 0.001 else "<0.001"]
         tasks = ", ".join(name.split("/")[-1] for name in verdict.tasks) or "-"
         lines.append([str(verdict.claim.number), verdict.claim.text, *cells, word, tasks])
     return lines

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-NUM_DRAWS = 2_000  # ours: the error of a p-value near 0.05 is then 0.005
+NUM_DRAWS = 10_000  # ours: Holm's correction asks of a dozen claims for a p-value of 0.004, whose error is then 0.0009
+DRAWS_AT_ONCE = 1_000  # ours: of ten thousand examples they take 80 MB
 LEVEL = 0.95
 SIGNIFICANT = 0.05
 LEARNABLE = (
@@ -59,11 +60,9 @@ class Term(NamedTuple):
 
 def interval(scores: Float[np.ndarray, "s n"], *, seed: int = 0, draws: int = NUM_DRAWS) -> Interval:
     """The mean score of a method with its interval. ValueError for a table with nothing in it."""
-    table = _checked(scores)
-    rng = np.random.default_rng(seed)
-    s, n = table.shape
-    means = _means(table, _drawn_seeds(s, rng, draws), _drawn(n, rng, draws))
-    return _interval(float(table.mean()), means)
+    found = contrast([[Term(1.0, scores, "seeds", "examples")]], seed=seed, draws=draws)
+    assert found is not None
+    return found.interval
 
 
 def compare(
@@ -97,10 +96,17 @@ def contrast(parts: Sequence[Sequence[Term]], *, seed: int = 0, draws: int = NUM
     if not parts:
         return None
     rng = np.random.default_rng(seed)
+    starts = range(0, draws, DRAWS_AT_ONCE)
+    total = np.concatenate([_totals(parts, rng, min(DRAWS_AT_ONCE, draws - start)) for start in starts])
+    mean = sum(weight * float(_checked(scores).mean()) for part in parts for weight, scores, *_ in part)
+    return _difference(mean / len(parts), total / len(parts))
+
+
+def _totals(parts: Sequence[Sequence[Term]], rng: np.random.Generator, draws: int) -> Float[np.ndarray, " t"]:
+    """The weighted sum of all terms in each draw."""
     rows: dict[Hashable, np.ndarray] = {}
     columns: dict[Hashable, np.ndarray] = {}
     total = np.zeros(draws)
-    mean = 0.0
     for weight, scores, seeds, examples in (term for part in parts for term in part):
         table = _checked(scores)
         s, n = table.shape
@@ -111,8 +117,7 @@ def contrast(parts: Sequence[Sequence[Term]], *, seed: int = 0, draws: int = NUM
         if columns[examples].shape[1] != n:
             raise ValueError(f"{columns[examples].shape[1]} and {n} examples; compare methods on the same examples")
         total += weight * _means(table, rows[seeds, s], columns[examples])
-        mean += weight * float(table.mean())
-    return _difference(mean / len(parts), total / len(parts))
+    return total
 
 
 def deviations(

@@ -338,6 +338,7 @@ def test_rows_made_again_count_once_and_those_of_other_settings_not_at_all():
 
 def test_the_table_has_a_line_for_each_claim():
     lines = as_table(decide(figure_1()))
+    assert lines[1][4] == "<0.001", "the smallest that so many draws can give is no zero"
     assert len(lines) == 1 + len(CLAIMS)
     assert lines[1][0] == "1" and lines[1][2].startswith("+") and lines[1][-2:] == ["seen", "sst2"]
     assert lines[4][2:] == ["-", "-", "-", "not testable here", "-"]
