@@ -528,12 +528,7 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
     selection = split.selection[: plan.train.num_selection]
     length = CONTEXT_LENGTH[lm.is_encoder_decoder]
     if lm.max_length is not None:
-        length = min(length, lm.max_length - config.max_input_length - split.form.max_target_length)
-    if length <= 0:
-        raise ValueError(
-            f"{lm.name} takes {lm.max_length} tokens, which leaves no room for examples in front of inputs of "
-            f"{config.max_input_length}; give a smaller --max-input-length"
-        )
+        length = max(min(length, lm.max_length - config.max_input_length - split.form.max_target_length), 0)
     scored = _other(split.task, "dev", split.dev, split.form, lm)
     made = []
     for shots in SHOTS:

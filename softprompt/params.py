@@ -125,14 +125,18 @@ def _mean(method: str, architecture: Architecture) -> float:
 def counts(architecture: Architecture, lengths: Sequence[int]) -> list[tuple[str, list[float]]]:
     """Every method's numbers for one model, a column for each prompt length. ValueError for a length below 1.
 
-    Prefix tuning is named as the paper's: this package's is PEFT's module, which has other numbers (`prefix_numbers`).
+    Prefix tuning is named as the paper's, and beside it, of a real model, is what this package's has: PEFT's module.
     """
     if wrong := [length for length in lengths if length < 1]:
         raise ValueError(f"a prompt of {wrong[0]} tokens cannot be; give lengths of 1 or more")
-    return [
+    rows = [
         (PAPERS.get(method, method), [float(count(architecture, length)) for length in lengths])
         for method, count in METHODS.items()
     ]
+    if architecture.states is not None:
+        ours = [float(prefix_numbers(length, *architecture.states)) for length in lengths]
+        rows.insert(1, ("prefix tuning (softprompt compare's)", ours))
+    return rows
 
 
 def prefix_numbers(length: int, num_layers: int, key_heads: int, head_width: int) -> int:

@@ -68,6 +68,8 @@ class Architecture:
     """Of encoder and decoder together."""
     num_parameters: int
     """The tables of the vocabulary included."""
+    states: tuple[int, int, int] | None = None
+    """Layers (of the decoder, in an encoder-decoder), heads of their keys, width of each; None for a shape alone."""
 
     @classmethod
     def of_shape(cls, name: str, shape: Shape, vocabulary: int) -> Architecture:
@@ -92,10 +94,14 @@ def read_architecture(source: str | Path) -> Architecture:
     count = sum(parameter.numel() for parameter in model.parameters())
     if not config.is_encoder_decoder:
         text = config.get_text_config()
-        return Architecture(name, text.hidden_size, text.num_hidden_layers, count)
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        layers = text.num_hidden_layers
+        return Architecture(name, text.hidden_size, layers, count, (layers, heads, width))
     if config.model_type != "umt5" and not scales_outputs(config):  # transformers 5 ties the two tables of every new T5
         count += config.vocab_size * config.d_model
-    return Architecture(name, config.d_model, config.num_layers + config.num_decoder_layers, count)
+    states = (config.num_decoder_layers, config.num_heads, config.d_kv)
+    return Architecture(name, config.d_model, config.num_layers + config.num_decoder_layers, count, states)
 
 
 def shape_of(size: str) -> Shape:

@@ -570,7 +570,10 @@ def newest(rows: Sequence[Result]) -> list[Result]:
 
 
 def table(rows: Sequence[Result]) -> str:
-    """Rows of one experiment as a table: each point by each scoring, the tasks' means and deviations over seeds."""
+    """Rows of one experiment as a table: each point by each scoring, the tasks' means and deviations over seeds.
+
+    What pools tasks (the mean, the rate of illegal answers, the vote) is over those that every line has.
+    """
     rows = newest(rows)
     tasks = list(dict.fromkeys(row.task for row in rows))
     lines = [
@@ -578,17 +581,31 @@ def table(rows: Sequence[Result]) -> str:
         f"|---|---|---|{'--:|' * (len(tasks) + 3)}",
     ]
     models = list(dict.fromkeys(row.config["asked"] for row in rows))
-    kinds = dict.fromkeys((r.config["asked"], r.config["point"], r.scoring) for r in rows)
+    kinds = dict.fromkeys(map(_line_of, rows))
+    common = set.intersection(*({r.task for r in rows if _line_of(r) == kind} for kind in kinds))
     for asked, point, scoring in sorted(kinds, key=lambda kind: models.index(kind[0])):
-        own = [r for r in rows if (r.config["asked"], r.config["point"], r.scoring) == (asked, point, scoring)]
-        prompts, votes = [r for r in own if r.seed != VOTE], [r for r in own if r.seed == VOTE]
-        cells = [spread([100 * row.value for row in prompts if row.task == task]) for task in tasks]
-        mean = 100 * fmean(row.value for row in prompts)
-        illegal = fmean(row.illegal_rate for row in prompts)
-        vote = f"{100 * fmean(row.value for row in votes):.1f}" if votes else "-"
-        shown = "/".join(Path(asked).parts[-2:])
-        lines.append(f"| {shown} | {point} | {scoring} | {' | '.join(cells)} | {mean:.1f} | {illegal:.0%} | {vote} |")
+        own = [row for row in rows if _line_of(row) == (asked, point, scoring)]
+        prompts = [row for row in own if row.seed != VOTE]
+        pooled = [row for row in own if row.task in common]
+        cells = [
+            "/".join(Path(asked).parts[-2:]),
+            point,
+            scoring,
+            *(spread([100 * row.value for row in prompts if row.task == task]) for task in tasks),
+            _mean([100 * row.value for row in pooled if row.seed != VOTE], ".1f"),
+            _mean([row.illegal_rate for row in pooled if row.seed != VOTE], ".0%"),
+            _mean([100 * row.value for row in pooled if row.seed == VOTE], ".1f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _line_of(row: Result) -> tuple[str, str, str]:
+    return row.config["asked"], row.config["point"], row.scoring
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    return f"{fmean(values):{form}}" if values else "-"
 
 
 def size_of(row: Result) -> Path:

@@ -66,11 +66,15 @@ def test_a_prompt_of_pefts_has_as_many_numbers():
 @pytest.mark.parametrize(
     ("kind", "layers", "heads", "width"), [("t5", 2, 2, 8), ("llama", 2, 1, 8), ("gpt2", 2, 2, 8), ("gemma3", 2, 1, 8)]
 )
-def test_prefix_tuning_has_as_many_numbers_as_its_module_and_the_papers_is_called_so(kind, layers, heads, width):
+def test_prefix_tuning_has_as_many_numbers_as_its_module_and_the_papers_is_called_so(
+    tmp_path, kind, layers, heads, width
+):
     lm = tiny_lm(kind)
     found = make_tuning("prefix-tuning", lm, prompt_length=5, seed=0)
     assert prefix_numbers(5, layers, heads, width) == len(found.start)
     assert sum(values.numel() for values in found.in_use(found.start).values()) == len(found.start)
+    lm.model.save_pretrained(tmp_path)
+    assert dict(counts(read_architecture(tmp_path), [5]))["prefix tuning (softprompt compare's)"] == [len(found.start)]
     papers = dict(counts(Architecture(kind, lm.width, layers * (1 + lm.is_encoder_decoder), 0), [5]))
     assert papers["prefix tuning, inference (the paper's count)"] != [len(found.start)]
     assert "prefix tuning, inference" not in papers
