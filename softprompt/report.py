@@ -217,13 +217,15 @@ def _what_was_run(rows: Sequence[Result]) -> str:
     partial = "" if shares[0] == 1 else f"; as little as {shares[0]:.0%} of the official training data"
     cut = sum(row.notes.get("train_cut", 0) for row in rows if row.seed != VOTE)
     trained = sum(row.notes.get("train_used", 0) for row in rows if row.seed != VOTE)
+    scored = [(row.notes["scored_cut"], row.num_examples) for row in rows if "scored_cut" in row.notes]
+    cut_there = f", {sum(n for n, _ in scored) / sum(n for _, n in scored):.1%} of scored ones" if scored else ""
     chosen, machines = (
         ", ".join(dict.fromkeys(names))
         for names in ((row.selection for row in rows), (f"{row.device}, {row.dtype}" for row in rows))
     )
     return (
         f"{tasks}; {seeds} seeds; prompts chosen by {chosen} rows; about {_hours(rows):.1f} hours on {machines}; "
-        f"{cut / max(trained, 1):.1%} of training inputs cut{partial}."
+        f"{cut / max(trained, 1):.1%} of training inputs cut{cut_there}{partial}."
     )
 
 

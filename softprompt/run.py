@@ -255,6 +255,8 @@ def _score_once(
     values = [trained.prompt.values for _, trained in kept]
     scoring = kept[0][0].train.scoring
     scores = evaluate(lm, values, split.task, split.dev, split.form, scoring=scoring, watch=watch)
+    inputs = encode_examples(split.dev, split.form, lm.tokenizer, with_targets=False)
+    split.notes["scored_cut"] = sum(row.was_cut for row in inputs)
     delivered, rows = [], []
     for (plan, trained), dev in zip(kept, scores, strict=True):
         prompt = SoftPrompt(trained.prompt.values, _card(config, lm, plan, trained.fitted, dev))

@@ -38,7 +38,7 @@ def row(
         "steps_run": 200,
         "seconds": 3600.0,
         "seed": seed,
-        "notes": {"share_of_official": 0.5, "train_cut": 10, "train_used": 100},
+        "notes": {"share_of_official": 0.5, "train_cut": 10, "train_used": 100, "scored_cut": 1},
         "device": "a processor",
         "dtype": "float32",
         "commit": "abc1234",
@@ -97,7 +97,7 @@ def test_ours_and_the_papers_numbers_are_there(page):
 def test_what_was_run_and_what_was_not_is_said(page):
     text = page.read_text()
     assert "glue/sst2; 3 seeds; prompts chosen by held-out rows; about 2.0 hours on a processor, float32;" in text
-    assert "10.0% of training inputs cut; as little as 50% of the official training data" in text
+    assert "10.0% of training inputs cut, 0.1% of scored ones; as little as 50% of the official training data" in text
     assert "Not run here: softprompt experiment figure-3b --models M makes its rows." in text
     # What the rows of a model lack is named too, and time and machines are those of all of them.
     assert "family/micro has no rows of 5, 100, 150." in text

@@ -232,6 +232,7 @@ def test_what_stands_in_dev_or_test_is_not_trained_on_and_is_counted_and_told(tm
     assert f"own: {counts}" in told
     (row,) = read_rows(config.out / "results.jsonl")
     assert (row.notes["overlap_with_dev"], row.notes["overlap_with_test"], row.notes["train_used"]) == (1, 2, 27)
+    assert row.notes["scored_cut"] == 0
     split = split_of(config, llama)
     assert {"3", "6", "7"}.isdisjoint(example.id for example in split.train)
 
