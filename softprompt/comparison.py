@@ -228,7 +228,7 @@ def _mixed(config: RunConfig, splits: Sequence[Split], lm: FrozenLM) -> Split:
         "share_of_official": min(split.notes.get("share_of_official") or 1.0 for split in splits),
         "targets_cut": sum(split.notes["targets_cut"] for split in splits),
     }
-    form = format_of(config, task, lm, targets)
+    form = format_of(config, lm, targets)
     return Split(task, form, train, selection, [], [], splits[0].selected_on, notes)
 
 

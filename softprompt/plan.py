@@ -86,7 +86,7 @@ def tasks_of(config: RunConfig) -> list[Task]:
     return [own]
 
 
-def format_of(config: RunConfig, task: Task, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
+def format_of(config: RunConfig, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
     """How a run's text becomes ids; the target length is that of the longest label or training target, up to 512."""
     changes: dict[str, Any] = {"max_input_length": config.max_input_length}
     if config.sentinel != "none":
@@ -118,7 +118,7 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     if not examples:
         raise ValueError(f"{task.name} has no training examples left; give more data")
     labels = task.labels or tuple(dict.fromkeys(example.targets for example in examples))
-    form = format_of(config, task, lm, labels)
+    form = format_of(config, lm, labels)
     notes["targets_cut"] = _cut_targets(task, examples, form, lm)
     if (config.scoring or PRESETS[config.preset].train.scoring) == "generate" or not can_rank(task, examples):
         _warn_of_lost_targets(task, examples, form, lm)
