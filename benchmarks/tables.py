@@ -383,6 +383,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "figure_3a": partial(study, name="figure-3a"),
     "figure_3b": partial(study, name="figure-3b"),
     "section_7": section_7,
+    "table_1": partial(study, name="table-1"),
     "table_2": partial(study, name="table-2"),
     "table_3": partial(study, name="table-3"),
     "figure_3c": partial(study, name="figure-3c"),

@@ -284,7 +284,7 @@ def _to_score(config: RunConfig, also: Also, split: Split, lm: FrozenLM, watch: 
         try:
             examples = dev_examples(config, task, part)
         except ValueError as error:
-            split.notes.setdefault("not_run", {})[name] = str(error)
+            split.notes.setdefault("not_run", {})[name] = str(error).replace(str(config.data), "DATA")  # rows travel
             watch.message(f"{name} is not run: {error}")
             continue
         found.append(_other(task, part, examples, split.form, lm, labels))
