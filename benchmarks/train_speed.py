@@ -30,7 +30,7 @@ from sides import DOCUMENTED_BATCH, SHAPES, SMOLLM2, Layout, Side, Worker, count
 from softprompt.backbone import FrozenLM
 from softprompt.data import Row, TextFormat, default_format, encode_examples
 from softprompt.evaluation import surroundings
-from softprompt.files import locked
+from softprompt.files import append_whole
 from softprompt.inference import MAX_TOKENS
 from softprompt.loading import load
 from softprompt.tasks import get_task, read_examples
@@ -325,9 +325,7 @@ def line_of(case: Case, ours: Timed, rival: Timed, row: dict[str, Any]) -> str:
 
 def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to a JSONL file, beside others that do so at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file, locked(file):
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    append_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 # The command --------------------------------------------------------------------------------------------------

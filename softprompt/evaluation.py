@@ -6,9 +6,7 @@ Two ways to answer: `generate` (greedy decoding; an answer that is no legal labe
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -20,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from softprompt.data import Row, TextFormat, encode_target
-from softprompt.files import locked, write_whole
+from softprompt.files import append_whole, locked, write_whole
 from softprompt.inference import Engine, Prediction, Progress
 from softprompt.tasks import Example, Task, headline
 
@@ -283,18 +281,8 @@ def append_rows(path: Path, rows: Sequence[Result]) -> None:
 
     ValueError as `read_rows` has it; raises OSError where it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    added = "".join(row.to_json() + "\n" for row in rows).encode()
-    with path.open("a+b", buffering=0) as file, locked(file):
-        file.seek(0)
-        _rows_in(file, path)  # refuses a file that is not ours
-        end = file.seek(0, os.SEEK_END)
-        try:
-            if file.write(added) < len(added):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            file.truncate(end)
-            raise
+    added = "".join(row.to_json() + "\n" for row in rows)
+    append_whole(path, added, check=lambda file: _rows_in(file, path))  # refuses a file that is not ours
 
 
 def write_rows(path: Path, rows: Sequence[Result]) -> None:

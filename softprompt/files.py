@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -80,6 +81,26 @@ def locked(file: Any, *, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def append_whole(path: Path, added: str, *, check: Callable[[BinaryIO], object] = lambda file: None) -> None:
+    """Add text to a file's end, all of it or none, beside others that do so at the same time.
+
+    check: is given the file from its beginning, and raises to leave it as it is. Raises OSError where it cannot be
+    written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = added.encode()
+    with path.open("a+b", buffering=0) as file, locked(file):
+        file.seek(0)
+        check(file)
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def remove_leftovers(path: Path) -> None:

@@ -307,8 +307,7 @@ def _readable(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = first_line(error)
-        raise ValueError(f"cannot load a model from {name!r}: {first}") from None
+        raise ValueError(f"cannot load a model from {name!r}: {first_line(error)}") from None
 
 
 def _keep_trainable(model: Any) -> None:

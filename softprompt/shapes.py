@@ -89,8 +89,7 @@ def read_architecture(source: str | Path) -> Architecture:
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             model = kind.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        first = first_line(error)
-        raise ValueError(f"cannot read the configuration of {str(source)!r}: {first}") from None
+        raise ValueError(f"cannot read the configuration of {str(source)!r}: {first_line(error)}") from None
     count = sum(parameter.numel() for parameter in model.parameters())
     if not config.is_encoder_decoder:
         text = config.get_text_config()
@@ -241,8 +240,7 @@ def read_model(source: str | Path) -> tuple[Any, Tokenizer]:
         with quiet():
             model = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        first = first_line(error)
-        raise ValueError(f"cannot train the model {str(source)!r}: {first}") from None
+        raise ValueError(f"cannot train the model {str(source)!r}: {first_line(error)}") from None
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.size > rows:
         raise ValueError(f"{source} has {rows:,} embeddings, but its tokenizer has {tokenizer.size:,} ids")

@@ -186,5 +186,4 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     try:
         return Tokenizer(AutoTokenizer.from_pretrained(source))
     except (OSError, ValueError, KeyError) as error:
-        first = first_line(error)
-        raise ValueError(f"cannot load a tokenizer from {str(source)!r}: {first}") from None
+        raise ValueError(f"cannot load a tokenizer from {str(source)!r}: {first_line(error)}") from None
