@@ -24,9 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from serving_sides import PROMPT_LENGTH, Side, each_model, frozen, make_prompts, parse, parser_of, pool_of
+from serving_sides import PROMPT_LENGTH, Side, frozen, make_prompts, parse, parser_of, pool_of, run_each
 from tqdm import tqdm
-from train_speed import append
 
 from softprompt.data import default_format
 from softprompt.evaluation import surroundings
@@ -134,8 +133,8 @@ def count_wrong(lm: Any, load: Load) -> int:
     return wrong
 
 
-def run(model: str, source: str, folder: Path, options: Any) -> dict[str, Any]:
-    """One model."""
+def run(model: str, source: str, folder: Path, options: Any) -> list[dict[str, Any]]:
+    """One model's row."""
     keep_freed_memory()
     lm = frozen(Side(name="ours", model=model, source=source, prompts=(), max_tokens=MAX_TOKENS))
     count = NUM_NAMES + int(options.seconds / REPLACE_EVERY) + 1
@@ -152,7 +151,7 @@ def run(model: str, source: str, folder: Path, options: Any) -> dict[str, Any]:
     latencies = np.array([ticket.result().seconds for ticket in load.tickets])
     waits = np.array([ticket.result().waited for ticket in load.tickets])
     p50, p90, p99 = np.percentile(latencies, [50, 90, 99])
-    return {
+    row = {
         "experiment": "serve_load",
         "model": model,
         "capacity_per_second": round(most, 2),
@@ -172,6 +171,8 @@ def run(model: str, source: str, folder: Path, options: Any) -> dict[str, Any]:
         "command": "python " + shlex.join(sys.argv),
         **surroundings(torch.device("cpu"), torch.float32),
     }
+    print(line_of(row))
+    return [row]
 
 
 def line_of(row: dict[str, Any]) -> str:
@@ -193,13 +194,7 @@ def options_of(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command."""
-    options = options_of(words)
-    torch.set_num_threads(options.threads)
-    for model, source, folder in each_model(options):
-        row = run(model, source, folder, options)
-        print(line_of(row))
-        if not options.quick:
-            append(options.rows, [row])
+    run_each(options_of(words), run)
 
 
 if __name__ == "__main__":

@@ -31,15 +31,14 @@ from serving_sides import (
     PROMPT_LENGTH,
     Ask,
     Side,
-    each_model,
     frozen,
     make_prompts,
     parse,
     parser_of,
     pool_of,
+    run_each,
 )
 from tqdm import tqdm
-from train_speed import append
 
 from softprompt.data import default_format
 from softprompt.evaluation import surroundings
@@ -192,12 +191,7 @@ def options_of(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command."""
-    options = options_of(words)
-    torch.set_num_threads(options.threads)
-    for model, source, folder in each_model(options):
-        rows = run(model, source, folder, options)
-        if not options.quick:
-            append(options.rows, rows)
+    run_each(options_of(words), run)
 
 
 if __name__ == "__main__":

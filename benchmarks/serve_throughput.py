@@ -35,16 +35,15 @@ from serving_sides import (
     Side,
     Worker,
     draw,
-    each_model,
     frozen,
     make_prompts,
     parse,
     parser_of,
     pool_of,
+    run_each,
 )
 from sides import SMOLLM2
 from tqdm import tqdm
-from train_speed import append
 
 from softprompt.data import default_format
 from softprompt.evaluation import surroundings
@@ -173,11 +172,7 @@ def options_of(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command."""
-    options = options_of(words)
-    for model, source, folder in each_model(options):
-        rows = run(model, source, folder, options)
-        if not options.quick:
-            append(options.rows, rows)
+    run_each(options_of(words), run)
 
 
 if __name__ == "__main__":

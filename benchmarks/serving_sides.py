@@ -10,7 +10,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import processes
 import torch
 from sides import SHAPES, SMOLLM2, hf_model, t5_tokenizer
 from sides import Side as ModelSide
+from train_speed import append
 
 from softprompt.data import encode_inputs
 from softprompt.loading import keep_freed_memory
@@ -240,10 +241,16 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None, **quick:
     return options
 
 
-def each_model(options: argparse.Namespace) -> Iterator[tuple[str, str, Path]]:
-    """Each model's name and source, with a folder for its prompts that is there while it runs."""
+def run_each(options: argparse.Namespace, run: Callable[[str, str, Path, argparse.Namespace], list[dict]]) -> None:
+    """Run each model, with a folder for its prompts, and add its rows to the file, but with --quick.
+
+    run: of the model's name, its source, the folder and the options.
+    """
+    torch.set_num_threads(options.threads)
     models = {T5: options.t5} if options.t5 else {}
     models |= {name: name for name in options.models or [SMOLLM2]}
     for model, source in models.items():
         with tempfile.TemporaryDirectory() as folder:
-            yield model, source, Path(folder)
+            rows = run(model, source, Path(folder), options)
+        if not options.quick:
+            append(options.rows, rows)
