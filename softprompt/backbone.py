@@ -31,6 +31,7 @@ from softprompt.layers import (
     compiled,
     plain_attention,
     use_row_attention,
+    with_bias_of_first,
 )
 from softprompt.states import Layout, PromptStates, RowGroups, RowStates
 from softprompt.tokenizer import Tokenizer
@@ -408,6 +409,9 @@ class FrozenLM:
         kind = UMT5CrossAttention if self.config.model_type == "umt5" else CrossAttention
         for block in self.model.decoder.block:
             block.layer[1].EncDecAttention = kind(block.layer[1].EncDecAttention)
+        if kind is CrossAttention:  # every layer of umT5 has a position bias of its own
+            for block in self.model.encoder.block:
+                block.forward = with_bias_of_first(block.forward)
         self._stack_sizes = self._describe_dropouts()
 
     def _describe_dropouts(self) -> list[int]:

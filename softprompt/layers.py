@@ -185,6 +185,26 @@ class _OneLayer:
         return self.keys, self.values
 
 
+def with_bias_of_first(forward: Any) -> Any:
+    """A T5 encoder block's forward, which puts the mask into the position bias once, for all layers.
+
+    The first block returns the bias [b h s s] (b is 1 without padding) with the mask in it, as attention reads it, and
+    the others take it in place of a mask. transformers makes both into one anew in every layer, and keeps each for the
+    backward pass.
+    """
+
+    def run(x: Tensor, mask: Tensor | None, bias: Tensor | None, *others: Any, **kwargs: Any) -> Any:
+        if bias is not None:
+            return forward(x, None, bias, *others, **kwargs)
+        output, shared, *rest = forward(x, mask, None, *others, **kwargs)
+        if mask is not None:
+            is_bool = mask.dtype == torch.bool
+            shared = torch.where(mask, shared, torch.finfo(shared.dtype).min) if is_bool else shared + mask
+        return (output, shared.contiguous(), *rest)
+
+    return run
+
+
 def compiled(forward: Any, number: int) -> Any:
     """A block's forward, compiled; an encoder-decoder's single decoding steps are too small to gain by it."""
     from transformers import DynamicCache, EncoderDecoderCache

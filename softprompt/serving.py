@@ -77,6 +77,8 @@ COUNTS = (
     "num_cancelled",
     "num_deadlines",
 )  # those of Stats that only grow
+# Tokens of one pass at most. Ours: on a processor half of training's, since those who write wait for it.
+MAX_PASS_TOKENS = MAX_TOKENS | {"cpu": 1_024}
 MAX_READS = 8.0  # ours: 1.2 times the throughput of one read a step when 96 requests wait (docs/log.md, 2026-11-25)
 MAX_OVERTAKEN = 64  # ours: requests that may go before one that memory lacks for; then all wait for it
 
@@ -146,7 +148,7 @@ class Scheduler:
         self.lm = lm
         self.max_memory = _half_of_what_is_free(lm.device) if max_memory is None else max_memory
         self.max_waiting, self.max_rows = max_waiting, max_rows
-        self.max_pass_tokens = MAX_TOKENS[lm.device.type]
+        self.max_pass_tokens = MAX_PASS_TOKENS[lm.device.type]
         self.max_prefill_tokens = max_prefill_tokens or self.max_pass_tokens
         self.table = PromptTable(lm, max_bytes=self.max_memory)
         self._owed = 0  # bytes that the rows and prompts of this turn take
