@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import traceback
 import warnings
@@ -31,7 +32,8 @@ class Worker:
 
     def ask(self, what: str, *given: Any) -> Any:
         """The side's answer. RuntimeError with its traceback if it fails, or if its process died."""
-        self._pipe.send((what, given))
+        with contextlib.suppress(BrokenPipeError):  # the process died since it last answered, as _answer finds
+            self._pipe.send((what, given))
         return self._answer()
 
     def stop(self) -> None:
@@ -42,7 +44,7 @@ class Worker:
     def _answer(self) -> Any:
         try:
             kind, value = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise RuntimeError(f"the process of {self.side.name} ({self.side.model}) died, of memory perhaps") from None
         if kind == "error":
             raise RuntimeError(f"{self.side.name} ({self.side.model}) failed:\n{value}")
