@@ -535,11 +535,13 @@ def _checked(row: Result, lm: FrozenLM) -> FrozenLM:
 
 def _check_examples(row: Result, config: RunConfig, lm: FrozenLM) -> None:
     """ValueError where the data is split into other examples now than in the row's run, as far as the row tells."""
-    if row.config.get("method") == MULTI_TASK or row.config.get("also"):
-        return  # of a mixture, or less what stands in other sets
+    if row.config.get("method") == MULTI_TASK:
+        return  # of a mixture
     (task,) = tasks_of(config)
     split = (prepared if "method" in row.config else prepare)(config, task, lm)
-    known = {"examples": split.notes["examples"], "train_used": len(split.train)}
+    known = {"examples": split.notes["examples"]}
+    if not row.config.get("also"):  # or less what stands in other sets
+        known["train_used"] = len(split.train)
     for name, found in known.items():
         if row.notes.get(name, found) != found:
             raise ValueError(

@@ -421,6 +421,11 @@ def test_table_1_runs_on_the_sets_there_are_with_scores_along_training(base, tmp
         stored = [Path(folder) / "prompt-tuning-seed-0.safetensors" for folder in (again, rows[number].config["out"])]
         assert stored[0].read_bytes() == stored[1].read_bytes(), "trained without the rows that were left out then"
     assert config_of_row(rows[1], data=data, out=tmp_path).task == ("mrqa/squad",)
+    questions = data / "mrqa" / "SQuAD" / "train.jsonl"
+    questions.write_text(questions.read_text().replace("what was day 3?", "how was day 3?"))
+    for row in rows:
+        with pytest.raises(ValueError, match="had other examples of mrqa/squad than there are now .examples is"):
+            rerun(row, data=data, out=tmp_path / "other")
 
 
 def test_labels_of_the_other_task_are_those_of_the_experiment():
