@@ -31,6 +31,7 @@ from softprompt.layers import (
     compiled,
     plain_attention,
     use_row_attention,
+    use_written_out_attention,
     with_bias_of_first,
 )
 from softprompt.states import Layout, PromptStates, RowGroups, RowStates
@@ -187,6 +188,10 @@ class FrozenLM:
             # All blocks share one code object, whose graphs differ by kind of block, gradient, cache and dropout.
             limits = torch._dynamo.config
             limits.recompile_limit = max(limits.recompile_limit, 64)
+            # T5's encoder alone: its decoder's masks may be left to the attention. In float32 PyTorch's is as fast.
+            readers = self.model.encoder.config if self.is_encoder_decoder else self.config
+            if (self.device.type, self.dtype, readers._attn_implementation) == ("cpu", torch.bfloat16, "sdpa"):
+                readers._attn_implementation = use_written_out_attention()
             for number, block in enumerate(self.blocks()):
                 block.forward = compiled(block.forward, number)
             self.is_compiled = True

@@ -185,6 +185,67 @@ class _OneLayer:
         return self.keys, self.values
 
 
+class _WrittenOut(torch.autograd.Function):
+    """softmax(q kᵀ · scale + bias) v, q [b h l e], k and v [b h s e], whose weights [b h l s] are kept.
+
+    Scores are in float32, which products of bfloat16 would round too far: T5 does not scale them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+        weights = ((q.float() @ k.float().mT) * scale + bias).softmax(-1).to(v.dtype)
+        ctx.save_for_backward(q, k, v, bias, weights)
+        ctx.scale = scale
+        return weights @ v
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        q, k, v, bias, weights = ctx.saved_tensors
+        (gradient,) = gradients
+        change = weights * (gradient @ v.mT).float()
+        scores = change - weights * change.sum(-1, keepdim=True)
+        of_bias = scores.sum_to_size(bias.shape).to(bias.dtype) if ctx.needs_input_grad[3] else None
+        scores = (scores * ctx.scale).to(q.dtype)
+        return scores @ k, scores.mT @ q, weights.mT @ gradient, of_bias, None
+
+
+def written_out_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it, for compiled blocks on a processor: they make one loop of all that comes
+    between its products, and so are faster than the fused attention that PyTorch has there, whose backward pass
+    computes the weights again. No dropout, and a mask wherever not every token may be read.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    bias = query.new_zeros(()) if position_bias is None else position_bias
+    if attention_mask is not None:
+        is_bool = attention_mask.dtype == torch.bool
+        lowest = torch.finfo(query.dtype).min
+        bias = torch.where(attention_mask, bias, lowest) if is_bool else bias + attention_mask
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _WrittenOut.apply(query, key, value, bias, scale).transpose(1, 2).contiguous(), None
+
+
+def use_written_out_attention() -> str:
+    """Let transformers find `written_out_attention`, and return the name it goes by."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register("softprompt_written_out", written_out_attention)
+    AttentionMaskInterface.register("softprompt_written_out", sdpa_mask)
+    return "softprompt_written_out"
+
+
 def with_bias_of_first(forward: Any) -> Any:
     """A T5 encoder block's forward, which puts the mask into the position bias once, for all layers.
 

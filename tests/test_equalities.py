@@ -19,6 +19,7 @@ from softprompt.backbone import NO_PROMPT, FrozenLM
 from softprompt.data import Row, collate, default_format, encode_examples, shared_start
 from softprompt.evaluation import ensemble, predict
 from softprompt.inference import Engine
+from softprompt.layers import use_written_out_attention, written_out_attention
 from softprompt.methods import gradients
 from softprompt.optimizers import Adafactor, AdamW
 from softprompt.prompt import Card, SoftPrompt, from_text, prepend, save_prompt
@@ -581,3 +582,70 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(kind):
         new = theirs[0, 1:] if lm.is_encoder_decoder else theirs[0, batch.ids.shape[1] :]
         new = new.tolist()
         assert ours.ids[0] == (new[: new.index(1)] if 1 in new else new)
+
+
+@torch.no_grad()
+def test_t5s_encoder_gives_padded_rows_what_transformers_gives_them(t5):
+    x = torch.randn(3, 9, t5.width, generator=draw(0))
+    mask = torch.arange(9) < torch.tensor([[9], [5], [1]])
+    for real in (mask, mask.flip(1), torch.ones_like(mask)):
+        wanted = make_model("t5").encoder(inputs_embeds=x, attention_mask=real).last_hidden_state
+        assert apart([t5.encode(x, real)[real]], [wanted[real]]) < TOLERANCE
+
+
+def test_the_layers_of_t5s_encoder_share_one_bias_with_the_mask_in_it():
+    lm = FrozenLM(make_model("t5", num_layers=3), make_tokenizer(), name="tiny-t5")
+    got = []
+    for block in lm.model.encoder.block:
+        attention = block.layer[0].SelfAttention
+        attention.register_forward_pre_hook(lambda _, args, kwargs: got.append(kwargs), with_kwargs=True)
+    lm.encode(torch.zeros(2, 4, lm.width), torch.arange(4) < torch.tensor([[4], [2]]))
+    first, second, third = got
+    assert first["mask"] is not None and first["position_bias"] is None
+    assert second["mask"] is third["mask"] is None and second["position_bias"] is third["position_bias"]
+    assert second["position_bias"].shape == (2, lm.num_heads, 4, 4) and second["position_bias"].is_contiguous()
+
+
+# torch 2.13's own compiler imports what torch 2.13 has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_compiled_blocks_attend_with_in_bfloat16_is_no_further_from_float32(kind):
+    def gradient_of(lm):
+        return torch.cat(gradients(lm, make_prompts(lm), make_rows()[:6], [0, 1, 2, 0, 1, 2], max_tokens=70)[0])
+
+    def readers(lm):
+        return lm.model.encoder.config if lm.is_encoder_decoder else lm.config
+
+    wanted, fused = gradient_of(tiny_lm(kind)), gradient_of(in_bfloat16(kind))
+    lm, precise = in_bfloat16(kind), tiny_lm(kind)
+    for one in (lm, precise):
+        one.compile()  # compiles nothing before it is called
+    assert readers(precise)._attn_implementation == "sdpa"
+    written_out = in_bfloat16(kind)
+    readers(written_out)._attn_implementation = readers(lm)._attn_implementation
+    assert readers(written_out)._attn_implementation == use_written_out_attention()
+    found = gradient_of(written_out)
+    assert not torch.equal(found, fused)
+    assert float((found - wanted).norm()) < 1.5 * float((fused - wanted).norm()) < 0.2 * float(wanted.norm())
+
+
+@pytest.mark.parametrize("mask", [None, "bool", "added"])
+def test_written_out_attention_is_pytorchs(mask):
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, requires_grad=True)
+
+    generator = draw(0)
+    query, key, value = random(2, 4, 5, 8), random(2, 2, 7, 8), random(2, 2, 7, 8)
+    bias, gradient = random(1, 4, 5, 7), torch.randn(2, 4, 5, 8, generator=generator)
+    allowed = torch.rand(2, 1, 5, 7, generator=generator) > 0.3
+    allowed[..., 0] = True
+    added = torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
+    given = {None: None, "bool": allowed, "added": added}[mask]
+    options = {"attn_mask": bias if mask is None else bias + added, "enable_gqa": True}
+    for scale in (None, 1.0):
+        ours, _ = written_out_attention(None, query, key, value, given, scaling=scale, position_bias=bias)
+        theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, **options)
+        assert apart([ours.transpose(1, 2).detach()], [theirs.detach()]) < TOLERANCE
+        parts = [query, key, value, bias]
+        pairs = (torch.autograd.grad(out, parts, gradient) for out in (ours.transpose(1, 2), theirs))
+        assert apart(*pairs) < TOLERANCE

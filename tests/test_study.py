@@ -424,7 +424,7 @@ def test_table_1_runs_on_the_sets_there_are_with_scores_along_training(base, tmp
     questions = data / "mrqa" / "SQuAD" / "train.jsonl"
     questions.write_text(questions.read_text().replace("what was day 3?", "how was day 3?"))
     for row in rows:
-        with pytest.raises(ValueError, match="had other examples of mrqa/squad than there are now .examples is"):
+        with pytest.raises(ValueError, match=r"had other examples of mrqa/squad than there are now .examples is"):
             rerun(row, data=data, out=tmp_path / "other")
 
 
