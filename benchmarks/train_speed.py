@@ -193,13 +193,16 @@ def run_case(
     rows = read_rows(case, source.tokenizer, form, BATCH_SIZE * options.alternations, data)
     layout = Layout(options.max_tokens, max_length, options.device_batch)
     timed = timed_in(case, [worker.side for worker in workers.values()], layout)
-    for t in timed:  # once untimed: first calls allocate; compiled ones must have met every kind of shape
-        some = part_of(rows[:BATCH_SIZE], case.part, 0) if t.side.compiled else rows[:4]
-        workers[t.side.name].time(some, t.dropout, t.layout)
+    steps = [rows[number * BATCH_SIZE :][:BATCH_SIZE] for number in range(options.alternations)]
+    for t in timed:  # untimed: first calls allocate, and compiled blocks must have met every kind of shape
+        parts = (
+            [part_of(step, case.part, number) for number, step in enumerate(steps)] if t.side.compiled else [rows[:4]]
+        )
+        for some in parts:
+            workers[t.side.name].time(some, t.dropout, t.layout)
     for worker in workers.values():
         worker.reset_peak()
-    for number in range(options.alternations):
-        step = rows[number * BATCH_SIZE :][:BATCH_SIZE]
+    for number, step in enumerate(steps):
         for t in timed:
             time_once(t, case, workers[t.side.name], step, number)
     for t in timed:
