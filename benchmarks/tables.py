@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -61,7 +61,7 @@ def sst2(results: Path) -> str:
             lines.append(f"| {split} | mean ± deviation | {fmean(values):.3f} ± {stdev(values):.3f} | | |")
         votes = [row for row in rows if row["split"] == split and row["seed"] < 0]
         lines += [_sst2_line(split, f"vote of {len(row['config']['prompts'])}", row) for row in votes]
-    return "\n".join([*lines, "", f"{rows[0]['model']}; {where(rows[0])}."])
+    return "\n".join([*lines, "", f"{rows[0]['model']}; {where(rows)}."])
 
 
 def _sst2_line(split: str, prompts: str, row: dict[str, Any]) -> str:
@@ -87,7 +87,11 @@ def train_speed(results: Path) -> str:
         "| model, ours | set | rival | dropout of both | rival s | ours s | ratio | wanted | share of peak of each |",
         "|---|---|---|--:|--:|--:|--:|--:|---|",
     ]
-    rows = list(newest.values())
+    models, rivals = list(dict.fromkeys(row["model"] for row in newest.values())), ["documented", "bfloat16", "best"]
+    rows = sorted(
+        newest.values(),
+        key=lambda row: (models.index(row["model"]), row["task"], rivals.index(row["rival"].removeprefix("peft "))),
+    )
     for row in rows:
         wanted = "" if row["needed"] is None else f"{row['needed']:g}{'' if row['reached'] else ' (missed)'}"
         shares = f"{row['theirs']['share_of_matmul_peak']:.0%}, {row['ours']['share_of_matmul_peak']:.0%}"
@@ -99,7 +103,7 @@ def train_speed(results: Path) -> str:
         )
     last = rows[-1]
     note = f"Batch {last['batch_size']}, prompt length {last['prompt_length']}; medians"
-    return "\n".join([*lines, "", f"{note}; {where(last)}, PEFT {last['peft']}."])
+    return "\n".join([*lines, "", f"{note}; {where(rows)}, PEFT {last['peft']}."])
 
 
 def members(results: Path) -> str:
@@ -118,13 +122,13 @@ def members(results: Path) -> str:
         f"| {row['one_after_another_peak_mb']:,} | {row['together_peak_mb']:,} |"
         for row in newest.values()
     ]
-    return "\n".join([*lines, "", f"SST-2; {where([*newest.values()][-1])}."])
+    return "\n".join([*lines, "", f"SST-2; {where([*newest.values()])}."])
 
 
 def family(results: Path) -> str:
     """What pre-training the small T5s took and bought."""
     rows = current(read(results / "t5_family.jsonl"))
-    return f"{family_table(rows)}\n\n{where(rows[-1])}." if rows else nothing_yet("benchmarks/family.py")
+    return f"{family_table(rows)}\n\n{where(rows)}." if rows else nothing_yet("benchmarks/family.py")
 
 
 def family_curves(results: Path) -> str:
@@ -199,7 +203,7 @@ def pretrain_speed(results: Path) -> str:
                 line += f"{ratio:.2f} | {row['needed']:g}{missed} | {row['share_of_peak'][side]:.0%} |"
             lines.append(line if ratio else line + "1 | - | - |")
     last = [*newest.values()][-1]
-    return "\n".join([*lines, "", f"Batch {last['batch_size']}; medians; {where(last)}."])
+    return "\n".join([*lines, "", f"Batch {last['batch_size']}; medians; {where([*newest.values()])}."])
 
 
 def continuation(results: Path) -> str:
@@ -236,7 +240,7 @@ def serve_throughput(results: Path) -> str:
             f"| {row['mean_input_tokens']}, {row['mean_output_tokens']} | {row['equal_answers']:.1%} |"
         )
     last = [*newest.values()][-1]
-    return "\n".join([*lines, "", f"Prompts of {last['prompt_length']} tokens; medians; {where(last)}."])
+    return "\n".join([*lines, "", f"Prompts of {last['prompt_length']} tokens; medians; {where([*newest.values()])}."])
 
 
 MEASURES = {
@@ -256,7 +260,7 @@ def serve_mixed(results: Path) -> str:
         wanted = f"at {'least' if row['measure'] == 'prompts' else 'most'} {row['wanted']}"
         equal = "yes" if row["equal"] else "NO"
         lines.append(f"| {row['model']} | {MEASURES[row['measure']]} | {row['ratio']:.2f} | {wanted} | {equal} |")
-    return "\n".join([*lines, "", f"Prompts of {rows[-1]['prompt_length']} tokens; medians of 5; {where(rows[-1])}."])
+    return "\n".join([*lines, "", f"Prompts of {rows[-1]['prompt_length']} tokens; medians of 5; {where(rows)}."])
 
 
 def serve_load(results: Path) -> str:
@@ -275,7 +279,7 @@ def serve_load(results: Path) -> str:
         lines.append(f"| {row['model']} | {row['num_requests']} | {rates} | {counts} | {times} |")
     last = rows[-1]
     about = f"Five minutes; {last['mean_input_tokens']} tokens in, up to {last['mean_max_tokens']} out on average"
-    return "\n".join([*lines, "", f"{about}; {where(last)}."])
+    return "\n".join([*lines, "", f"{about}; {where([last])}."])
 
 
 def serve_memory(results: Path) -> str:
@@ -295,7 +299,7 @@ def serve_memory(results: Path) -> str:
         sizes = [f"{limit[name] / 2**20:.0f} MiB" for name in ("max_memory", "highest_bytes")]
         counts = f"{limit['num_inside']}, {limit['num_twice']}"
         lines.append(f"| {model} | {own} | {sizes[0]} | {counts} | {rates} | {sizes[1]} |")
-    return "\n".join([*lines, "", f"{where(rows[-1])}."])
+    return "\n".join([*lines, "", f"{where([*newest.values()])}."])
 
 
 STARTS = {"help": "`softprompt --help`", "predict": "`softprompt predict` on one line"}
@@ -312,7 +316,7 @@ def startup(results: Path) -> str:
         shown = "" if measure == "help" else model
         lines.append(f"| {STARTS[measure]} | {shown} | {row['seconds']:.2f} | {max(row['samples']):.2f} | {wanted} |")
     last = [*newest.values()][-1]
-    return "\n".join([*lines, "", f"{len(last['samples'])} runs each, files in memory; {where(last)}."])
+    return "\n".join([*lines, "", f"{len(last['samples'])} runs each, files in memory; {where([*newest.values()])}."])
 
 
 def released(results: Path) -> str:
@@ -363,9 +367,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def where(row: dict[str, Any]) -> str:
-    """Machine, type and versions of a row."""
-    return f"{row['device']}, {row['dtype']}, torch {row['versions']['torch']}, commit {row['commit']}"
+def where(rows: Sequence[dict[str, Any]]) -> str:
+    """Machine, type and versions of the last row, and the commits of all."""
+    last, commits = rows[-1], list(dict.fromkeys(row["commit"] for row in rows))
+    made = f"commit{'' if len(commits) == 1 else 's'} {', '.join(commits)}"
+    return f"{last['device']}, {last['dtype']}, torch {last['versions']['torch']}, {made}"
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
