@@ -164,7 +164,7 @@ def section_7(results: Path) -> str:
         found = [[one[name] for one in own if name in one] for name in names]
         forms = ("{:.2f}", "{:.2f}", "{:.0%}", "{:.0%}")
         cells = [form.format(fmean(one)) if one else "-" for form, one in zip(forms, found, strict=True)]
-        lines.append(f"| {asked} | {point} | {' | '.join(cells)} |")
+        lines.append(f"| {'/'.join(Path(asked).parts[-2:])} | {point} | {' | '.join(cells)} |")
     return "\n".join(lines) if rows else "No rows yet: `softprompt experiment figure-3b` makes them."
 
 
