@@ -24,6 +24,7 @@ from tqdm import tqdm
 from softprompt.corpus import TokenStream, corpus_files, tokenized
 from softprompt.evaluation import surroundings
 from softprompt.loading import load
+from softprompt.study import short_name
 
 LENGTH = 256
 ORDER = 5
@@ -60,11 +61,6 @@ def losses_of_ngrams(model: NGrams, texts: np.ndarray) -> np.ndarray:
     return np.stack([-model.log_probs(text)[LENGTH // 2 :] for text in texts])
 
 
-def short(folder: str) -> str:
-    """A model's folder without what is this machine's: mini/lm."""
-    return "/".join(Path(folder).parts[-2:])
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,7 +82,7 @@ def main() -> None:
         mean = float(losses.mean())
         row = {
             "experiment": "continuation",
-            "model": short(name),
+            "model": short_name(name),
             "vocabulary": tokenizer.size,
             "nats_per_token": mean,
             "perplexity": math.exp(mean),

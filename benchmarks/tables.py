@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,13 +19,14 @@ from bundled import table as bundled_table
 from family import current, heldout_by_tokens
 from family import table as family_table
 from smollm2_study import table as tasks_table
+from train_speed import RIVALS
 
 from softprompt import paper
 from softprompt.claims import MAJORITY, as_table, decide
 from softprompt.evaluation import read_rows
 from softprompt.files import write_whole
 from softprompt.significance import NOT_SEEN, SEEN, UNTESTABLE
-from softprompt.study import newest
+from softprompt.study import newest, short_name
 from softprompt.study import table as study_table
 
 ROOT = Path(__file__).parent.parent
@@ -87,10 +88,10 @@ def train_speed(results: Path) -> str:
         "| model, ours | set | rival | dropout of both | rival s | ours s | ratio | wanted | share of peak of each |",
         "|---|---|---|--:|--:|--:|--:|--:|---|",
     ]
-    models, rivals = list(dict.fromkeys(row["model"] for row in newest.values())), ["documented", "bfloat16", "best"]
+    models = list(dict.fromkeys(row["model"] for row in newest.values()))
     rows = sorted(
         newest.values(),
-        key=lambda row: (models.index(row["model"]), row["task"], rivals.index(row["rival"].removeprefix("peft "))),
+        key=lambda row: (models.index(row["model"]), row["task"], RIVALS.index(row["rival"].removeprefix("peft "))),
     )
     for row in rows:
         wanted = "" if row["needed"] is None else f"{row['needed']:g}{'' if row['reached'] else ' (missed)'}"
@@ -122,7 +123,7 @@ def members(results: Path) -> str:
         f"| {row['one_after_another_peak_mb']:,} | {row['together_peak_mb']:,} |"
         for row in newest.values()
     ]
-    return "\n".join([*lines, "", f"SST-2; {where([*newest.values()])}."])
+    return "\n".join([*lines, "", f"SST-2; {where(newest.values())}."])
 
 
 def family(results: Path) -> str:
@@ -164,7 +165,7 @@ def section_7(results: Path) -> str:
         found = [[one[name] for one in own if name in one] for name in names]
         forms = ("{:.2f}", "{:.2f}", "{:.0%}", "{:.0%}")
         cells = [form.format(fmean(one)) if one else "-" for form, one in zip(forms, found, strict=True)]
-        lines.append(f"| {'/'.join(Path(asked).parts[-2:])} | {point} | {' | '.join(cells)} |")
+        lines.append(f"| {short_name(asked)} | {point} | {' | '.join(cells)} |")
     return "\n".join(lines) if rows else "No rows yet: `softprompt experiment figure-3b` makes them."
 
 
@@ -203,7 +204,7 @@ def pretrain_speed(results: Path) -> str:
                 line += f"{ratio:.2f} | {row['needed']:g}{missed} | {row['share_of_peak'][side]:.0%} |"
             lines.append(line if ratio else line + "1 | - | - |")
     last = [*newest.values()][-1]
-    return "\n".join([*lines, "", f"Batch {last['batch_size']}; medians; {where([*newest.values()])}."])
+    return "\n".join([*lines, "", f"Batch {last['batch_size']}; medians; {where(newest.values())}."])
 
 
 def continuation(results: Path) -> str:
@@ -240,7 +241,7 @@ def serve_throughput(results: Path) -> str:
             f"| {row['mean_input_tokens']}, {row['mean_output_tokens']} | {row['equal_answers']:.1%} |"
         )
     last = [*newest.values()][-1]
-    return "\n".join([*lines, "", f"Prompts of {last['prompt_length']} tokens; medians; {where([*newest.values()])}."])
+    return "\n".join([*lines, "", f"Prompts of {last['prompt_length']} tokens; medians; {where(newest.values())}."])
 
 
 MEASURES = {
@@ -299,7 +300,7 @@ def serve_memory(results: Path) -> str:
         sizes = [f"{limit[name] / 2**20:.0f} MiB" for name in ("max_memory", "highest_bytes")]
         counts = f"{limit['num_inside']}, {limit['num_twice']}"
         lines.append(f"| {model} | {own} | {sizes[0]} | {counts} | {rates} | {sizes[1]} |")
-    return "\n".join([*lines, "", f"{where([*newest.values()])}."])
+    return "\n".join([*lines, "", f"{where(newest.values())}."])
 
 
 STARTS = {"help": "`softprompt --help`", "predict": "`softprompt predict` on one line"}
@@ -316,7 +317,7 @@ def startup(results: Path) -> str:
         shown = "" if measure == "help" else model
         lines.append(f"| {STARTS[measure]} | {shown} | {row['seconds']:.2f} | {max(row['samples']):.2f} | {wanted} |")
     last = [*newest.values()][-1]
-    return "\n".join([*lines, "", f"{len(last['samples'])} runs each, files in memory; {where([*newest.values()])}."])
+    return "\n".join([*lines, "", f"{len(last['samples'])} runs each, files in memory; {where(newest.values())}."])
 
 
 def released(results: Path) -> str:
@@ -367,9 +368,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def where(rows: Sequence[dict[str, Any]]) -> str:
+def where(rows: Iterable[dict[str, Any]]) -> str:
     """Machine, type and versions of the last row, and the commits of all."""
-    last, commits = rows[-1], list(dict.fromkeys(row["commit"] for row in rows))
+    *_, last = rows
+    commits = dict.fromkeys(row["commit"] for row in rows)
     made = f"commit{'' if len(commits) == 1 else 's'} {', '.join(commits)}"
     return f"{last['device']}, {last['dtype']}, torch {last['versions']['torch']}, {made}"
 

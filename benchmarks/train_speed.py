@@ -185,15 +185,19 @@ def timed_in(case: Case, sides: Sequence[Side], layout: Layout) -> list[Timed]:
     return timed
 
 
-def run_case(
-    case: Case, workers: dict[str, Worker], source: Source, options: argparse.Namespace, data: Path
-) -> list[Timed]:
-    """Time every side of a case in turn, round after round, each round on the next step's rows."""
+def prepare(case: Case, source: Source, options: argparse.Namespace, data: Path) -> tuple[list[Row], Layout]:
+    """The rows of all rounds, and how they are cut into passes."""
     form, max_length = source.form_for(case)
     rows = read_rows(case, source.tokenizer, form, BATCH_SIZE * options.alternations, data)
-    layout = Layout(options.max_tokens, max_length, options.device_batch)
+    return rows, Layout(options.max_tokens, max_length, options.device_batch)
+
+
+def run_case(
+    case: Case, workers: dict[str, Worker], rows: Sequence[Row], layout: Layout, num_rounds: int
+) -> list[Timed]:
+    """Time every side of a case in turn, round after round, each round on the next step's rows."""
     timed = timed_in(case, [worker.side for worker in workers.values()], layout)
-    steps = [rows[number * BATCH_SIZE :][:BATCH_SIZE] for number in range(options.alternations)]
+    steps = [rows[number * BATCH_SIZE :][:BATCH_SIZE] for number in range(num_rounds)]
     for t in timed:  # untimed: first calls allocate, and compiled blocks must have met every kind of shape
         parts = (
             [part_of(step, case.part, number) for number, step in enumerate(steps)] if t.side.compiled else [rows[:4]]
@@ -221,18 +225,18 @@ def time_once(t: Timed, case: Case, worker: Worker, step: Sequence[Row], number:
     t.tokens_real += sum(row.num_tokens for row in taken)
 
 
-def check_equal(cases: Sequence[Case], source: Source, options: argparse.Namespace, data: Path) -> None:
+def check_equal(
+    cases: dict[Case, tuple[list[Row], Layout]], model: str, source: Source, options: argparse.Namespace
+) -> None:
     """AssertionError unless all sides give one loss and one gradient on the same rows, in float32, without dropout.
 
     In processes that end here, uncompiled: what is timed is in the type that the machine multiplies fastest.
     """
-    sides = [replace(side, compiled=False) for side in sides_of(cases[0].model, source, options, "float32")]
+    sides = [replace(side, compiled=False) for side in sides_of(model, source, options, "float32")]
     workers = start(sides, options.threads)
     try:
-        for case in cases:
-            form, max_length = source.form_for(case)
-            rows = read_rows(case, source.tokenizer, form, BATCH_SIZE * options.alternations, data)[:4]
-            compare(case, workers, rows, Layout(options.max_tokens, max_length, options.device_batch))
+        for case, (rows, layout) in cases.items():
+            compare(case, workers, rows[:4], layout)
     finally:
         stop(workers)
 
@@ -447,23 +451,24 @@ def main(words: Sequence[str] | None = None) -> None:
     table = [HEAD]
     for model in dict.fromkeys(case.model for case in cases):
         source = Source.of(model, data)
-        of_model = [case for case in cases if case.model == model]
+        of_model = {}
         if not options.sweep:
-            check_equal(of_model, source, options, data)
+            of_model = {case: prepare(case, source, options, data) for case in cases if case.model == model}
+            check_equal(of_model, model, source, options)
         workers = start(sides_of(model, source, options, native), options.threads)
         try:
             if options.sweep:
                 sweep(model, workers, source, options, data)
                 continue
-            for case in of_model:
+            for case, (rows, layout) in of_model.items():
                 print(f"{case.model}, {case.set}", flush=True)
-                timed = run_case(case, workers, source, options, data)
-                rows = [row_of(case, ours, rival, peak, command) for ours, rival in pairs(timed)]
-                lines = [line_of(case, *pair, row) for pair, row in zip(pairs(timed), rows, strict=True)]
+                timed = run_case(case, workers, rows, layout, options.alternations)
+                results = [row_of(case, ours, rival, peak, command) for ours, rival in pairs(timed)]
+                lines = [line_of(case, *pair, row) for pair, row in zip(pairs(timed), results, strict=True)]
                 table += lines
                 print("\n".join([HEAD, *lines]), flush=True)
                 if not options.quick:
-                    append(options.results, rows)
+                    append(options.results, results)
         finally:
             stop(workers)
     if not options.sweep:

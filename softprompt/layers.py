@@ -209,6 +209,13 @@ class _WrittenOut(torch.autograd.Function):
         return scores @ k, scores.mT @ q, weights.mT @ gradient, of_bias, None
 
 
+def _with_mask(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """The bias of an attention with its mask in it, whether that is of True and False or to be added."""
+    if mask is None:
+        return bias
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
+
+
 def written_out_attention(
     module: Any,
     query: Tensor,
@@ -228,10 +235,7 @@ def written_out_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     bias = query.new_zeros(()) if position_bias is None else position_bias
-    if attention_mask is not None:
-        is_bool = attention_mask.dtype == torch.bool
-        lowest = torch.finfo(query.dtype).min
-        bias = torch.where(attention_mask, bias, lowest) if is_bool else bias + attention_mask
+    bias = _with_mask(bias, attention_mask)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return _WrittenOut.apply(query, key, value, bias, scale).transpose(1, 2).contiguous(), None
 
@@ -258,10 +262,7 @@ def with_bias_of_first(forward: Any) -> Any:
         if bias is not None:
             return forward(x, None, bias, *others, **kwargs)
         output, shared, *rest = forward(x, mask, None, *others, **kwargs)
-        if mask is not None:
-            is_bool = mask.dtype == torch.bool
-            shared = torch.where(mask, shared, torch.finfo(shared.dtype).min) if is_bool else shared + mask
-        return (output, shared.contiguous(), *rest)
+        return (output, _with_mask(shared, mask).contiguous(), *rest)
 
     return run
 

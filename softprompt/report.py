@@ -37,7 +37,7 @@ from softprompt.paper import (
     Point,
 )
 from softprompt.params import METHODS, figure_4, figure_4_cells, t5, table_4
-from softprompt.study import VOTE, family_of, newest, spread, table
+from softprompt.study import VOTE, family_of, newest, short_name, spread, table
 
 PAGE = "index.html"
 TRANSFERS = ("table-1", "table-2")
@@ -249,11 +249,6 @@ def _hours(rows: Sequence[Result]) -> float:
     return seconds / 3600
 
 
-def _model(frozen: str) -> str:
-    """A model as tables name it, as those of `study.table` do: of a family's checkpoints the size, too."""
-    return "/".join(Path(frozen).parts[-2:])
-
-
 def _ensembles(rows: Sequence[Result]) -> str:
     """Average, best and vote, as the paper's table 3."""
     lines = [["model", "task", "scoring", "average", "best", "ensemble"]]
@@ -262,7 +257,7 @@ def _ensembles(rows: Sequence[Result]) -> str:
         values = [100 * row.value for row in own if row.seed != VOTE]
         votes = [100 * row.value for row in own if row.seed == VOTE]
         cells = [f"{value:.1f}" for value in (fmean(values), max(values), *votes[:1])]
-        lines.append([_model(frozen), task, scoring, *cells])
+        lines.append([short_name(frozen), task, scoring, *cells])
     return _html_table(lines)
 
 
@@ -328,7 +323,7 @@ def _transfer(rows: Sequence[Result]) -> str:
             }
             prompt, model = found.values()
             apart = f"{fmean(prompt) - fmean(model):+.1f}" if prompt and model else "-"
-            lines.append([_model(frozen), source, task, metric, *map(spread, found.values()), apart])
+            lines.append([short_name(frozen), source, task, metric, *map(spread, found.values()), apart])
     return _html_table(lines)
 
 
@@ -338,7 +333,7 @@ def _matched(rows: Sequence[Result]) -> list[str]:
     for frozen, source in dict.fromkeys((row.config["frozen"], row.config["trained_on"]) for row in rows):
         own = [row for row in rows if (row.config["frozen"], row.config["trained_on"]) == (frozen, source)]
         found = matched_differences(own)
-        lines += [[_model(frozen), source, task, f"{apart:+.1f}"] for task, apart in found.items()]
+        lines += [[short_name(frozen), source, task, f"{apart:+.1f}"] for task, apart in found.items()]
     return [_html_table(lines)] if len(lines) > 1 else []
 
 
@@ -358,7 +353,7 @@ def _paths(rows: Sequence[Result]) -> dict[str, list[tuple[float, float]]]:
         if home and away:
             steps = [step for step in home if all(step in one for one in away)]
             points = [(100 * home[s].mean(), 100 * fmean(one[s].mean() for one in away)) for s in steps]
-            found[f"{method}, {source} ({_model(frozen)})" if several else method] = points
+            found[f"{method}, {source} ({short_name(frozen)})" if several else method] = points
     return found
 
 

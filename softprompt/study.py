@@ -571,6 +571,11 @@ def newest(rows: Sequence[Result]) -> list[Result]:
     return list(kept.values())
 
 
+def short_name(model: str) -> str:
+    """A model as tables name it, without what is this machine's: of a family's checkpoints the size, too (mini/lm)."""
+    return "/".join(Path(model).parts[-2:])
+
+
 def table(rows: Sequence[Result]) -> str:
     """Rows of one experiment as a table: each point by each scoring, the tasks' means and deviations over seeds.
 
@@ -590,7 +595,7 @@ def table(rows: Sequence[Result]) -> str:
         prompts = [row for row in own if row.seed != VOTE]
         pooled = [row for row in own if row.task in common]
         cells = [
-            "/".join(Path(asked).parts[-2:]),
+            short_name(asked),
             point,
             scoring,
             *(spread([100 * row.value for row in prompts if row.task == task]) for task in tasks),
