@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from softprompt.claims import MAJORITY, along_training, as_table, decide, matched_differences
+from softprompt.claims import MAJORITY, Table, along_training, as_table, decide, matched_differences
 from softprompt.comparison import PROMPT_DESIGN
 from softprompt.evaluation import Result
 from softprompt.experiments import EXPERIMENTS
@@ -58,6 +58,17 @@ class Line:
     points: Sequence[tuple[float, Point]]
     family: str = ""
     """The models; named where there are several families."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """A method's scores along training, in percent."""
+
+    method: str
+    of: str
+    """The task that is trained on, and the frozen model."""
+    points: Sequence[tuple[Point, Point]]
+    """On that task, and the mean of the others."""
 
 
 @dataclass
@@ -144,11 +155,12 @@ def _of_rows(name: str, rows: Sequence[Result]) -> Section:
         section.tables.append(_paper_ensembles())
     elif name in TRANSFERS:
         section.tables += [_transfer(rows), *_matched(rows), _paper_transfer(name)]
-        if paths := _paths(rows):
-            section.picture = _paths_picture(paths)
+        if courses := _courses(rows):
+            section.picture = _courses_picture(courses)
             section.text.append(
-                "Each dot is a score along training, the mean over seeds: of the task that is trained on, and the mean "
-                "of the others. Where one line lies above another, it carries over better at equal quality at home."
+                "Each dot is a score along training, the mean and deviation over seeds: of the task that is trained "
+                "on, and the mean of the others. Where one line lies above another, it carries over better at equal "
+                "quality at home."
             )
     else:
         shown, is_common = _of_common_tasks(_drawn_rows(rows, scoring))
@@ -337,24 +349,27 @@ def _matched(rows: Sequence[Result]) -> list[str]:
     return [_html_table(lines)] if len(lines) > 1 else []
 
 
-def _paths(rows: Sequence[Result]) -> dict[str, list[tuple[float, float]]]:
-    """By method (and model and task, where there are several), scores in percent along training: at home, elsewhere."""
-    found = {}
-    kinds = dict.fromkeys((r.config["method"], r.config["trained_on"], r.config["frozen"]) for r in rows)
-    several = len({kind[1:] for kind in kinds}) > 1
-    for method, source, frozen in kinds:
-        own = [
-            r
-            for r in rows
-            if (r.config["method"], r.config["trained_on"], r.config["frozen"]) == (method, source, frozen)
-        ]
-        scores = along_training(own)
+def _courses(rows: Sequence[Result]) -> list[Course]:
+    """Scores along training by method, task and model: those that have them at home and elsewhere."""
+    found = []
+    for method, source, frozen in dict.fromkeys(map(_course_of, rows)):
+        scores = along_training([row for row in rows if _course_of(row) == (method, source, frozen)])
         home, away = scores.pop(source, {}), list(scores.values())
         if home and away:
             steps = [step for step in home if all(step in one for one in away)]
-            points = [(100 * home[s].mean(), 100 * fmean(one[s].mean() for one in away)) for s in steps]
-            found[f"{method}, {source} ({short_name(frozen)})" if several else method] = points
+            points = [(_point([home[step]]), _point([one[step] for one in away])) for step in steps]
+            found.append(Course(method.replace("-", " "), f"{source}, {short_name(frozen)}", points))
     return found
+
+
+def _course_of(row: Result) -> tuple[str, str, str]:
+    return row.config["method"], row.config["trained_on"], row.config["frozen"]
+
+
+def _point(scores: Sequence[Table]) -> Point:
+    """The mean of several sets' scores [seeds, examples], and its deviation over seeds."""
+    seeds = [100 * fmean(by_set) for by_set in zip(*(table.mean(axis=1) for table in scores), strict=True)]
+    return Point(fmean(seeds), stdev(seeds) if len(seeds) > 1 else None)
 
 
 def _paper_transfer(name: str) -> str:
@@ -407,19 +422,25 @@ def _legend(figure: Any, colours: Mapping[str, str], markers: Mapping[str, str])
     figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
 
 
-def _paths_picture(paths: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
-    """Scores elsewhere over scores at home."""
+def _courses_picture(courses: Sequence[Course]) -> bytes:
+    """Scores elsewhere over scores at home; a colour for each method, a marker for each model and task."""
+    colours = dict(zip(dict.fromkeys(course.method for course in courses), COLOURS, strict=False))
+    markers = dict(zip(dict.fromkeys(course.of for course in courses), MARKERS, strict=False))
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for place, (name, points) in enumerate(paths.items()):
-            colour = COLOURS[place % len(COLOURS)]
-            xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, color=colour, marker="o", markersize=4, linewidth=1.5, label=name)
-            axes.annotate("end", points[-1], textcoords="offset points", xytext=(6, -3), color=colour, fontsize=8)
+        for course in courses:
+            colour = colours[course.method]
+            home, away = zip(*course.points, strict=True)
+            xs, ys = ([point.mean for point in points] for points in (home, away))
+            axes.plot(xs, ys, color=colour, marker=markers[course.of], markersize=4, linewidth=1.5)
+            wide, high = ([point.deviation or 0.0 for point in points] for points in (home, away))
+            faint: dict[str, Any] = {"ecolor": colour, "alpha": 0.35, "elinewidth": 0.8, "capsize": 2}
+            axes.errorbar(xs, ys, xerr=wide, yerr=high, fmt="none", **faint)
+            axes.annotate("end", (xs[-1], ys[-1]), textcoords="offset points", xytext=(6, 4), color=colour, fontsize=8)
         axes.set(xlabel="score on the task that is trained on", ylabel="mean score on the others")
         axes.set_aspect("equal", adjustable="datalim")
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        _legend(figure, colours, markers if len(markers) > 1 else {})
 
     return _drawn(draw)
 

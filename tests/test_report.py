@@ -7,7 +7,7 @@ import pytest
 
 from softprompt.cli import main
 from softprompt.evaluation import Result, append_rows, read_rows
-from softprompt.report import _hours, _mean_of, _of_common_tasks, _our_lines, _paths, write_report
+from softprompt.report import _courses, _hours, _mean_of, _of_common_tasks, _our_lines, write_report
 from softprompt.study import VOTE
 
 
@@ -201,21 +201,22 @@ def test_scores_along_training_are_drawn_method_by_method(tmp_path):
     rows = [
         replace(
             row("table-1", method, seed, 0.5, "generate", task=f"mrqa/{task}", method=method, trained_on="mrqa/squad"),
-            notes={"along": [{"step": step, "scores": [share * step, 0.0]} for step in (1, 2)]},
+            notes={"along": [{"step": step, "scores": [share * step, 0.02 * seed]} for step in (1, 2)]},
         )
         for method, shares in (("prompt-tuning", (0.2, 0.1)), ("model-tuning", (0.5, 0.2)))
         for task, share in zip(("squad", "race"), shares, strict=True)
         for seed in (0, 1)
     ]
-    assert {name: [tuple(map(round, at)) for at in points] for name, points in _paths(rows).items()} == {
-        "prompt-tuning": [(10, 5), (20, 10)], "model-tuning": [(25, 10), (50, 20)],
-    }  # fmt: skip
+    prompts, model = _courses(rows)
+    assert [round(one.mean, 3) for at in prompts.points for one in at] == [10.5, 5.5, 20.5, 10.5]
+    assert [round(one.mean, 3) for at in model.points for one in at] == [25.5, 10.5, 50.5, 20.5]
+    assert all(one.deviation == pytest.approx(2**-0.5) for at in prompts.points for one in at)  # of seeds 1 apart
     text = write_report(rows, tmp_path).read_text()
     # Prompts do best at 0.2 of half the examples, model tuning's nearest step has 0.25: (0.2 - 0.25) / 2 and so on.
     assert "<td>mrqa/squad</td><td>mrqa/squad</td><td>-5.0</td>" in text
     assert "<td>mrqa/squad</td><td>mrqa/race</td><td>+0.0</td>" in text
     assert "carries over better at equal quality at home" in text and (tmp_path / "table-1.png").stat().st_size > 10_000
-    assert _paths([r for r in rows if r.task == "mrqa/squad"]) == {}
+    assert _courses([r for r in rows if r.task == "mrqa/squad"]) == []
 
 
 def test_two_sizes_of_a_family_keep_names_of_their_own(tmp_path):
@@ -228,8 +229,10 @@ def test_two_sizes_of_a_family_keep_names_of_their_own(tmp_path):
         for method in ("prompt-tuning", "model-tuning")
         for task, share in (("squad", 0.5), ("race", 0.4))
     ]
-    methods, sizes = ("prompt-tuning", "model-tuning"), ("micro/lm", "mini/lm")
-    assert set(_paths(rows)) == {f"{method}, mrqa/squad ({size})" for method in methods for size in sizes}
+    sizes = ("micro/lm", "mini/lm")
+    assert [(course.method, course.of) for course in _courses(rows)] == [
+        (method, f"mrqa/squad, {size}") for size in sizes for method in ("prompt tuning", "model tuning")
+    ]
     votes = [row("table-3", "five prompts", seed, asked=f"family/{size}") for size in sizes for seed in (0, VOTE)]
     text = write_report([*rows, *votes], tmp_path).read_text()
     for size in sizes:
