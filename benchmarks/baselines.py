@@ -36,7 +36,7 @@ from softprompt.evaluation import Evaluation, Result, append_rows, best, judge, 
 from softprompt.files import write_whole
 from softprompt.inference import MAX_TOKENS, Prediction, Progress
 from softprompt.loading import SMOLLM2, load
-from softprompt.plan import Split, prepare
+from softprompt.plan import TaskData, prepare
 from softprompt.prompt_design import WORDINGS, Wording, worded
 from softprompt.run import Watch, evaluate, model_of_row
 from softprompt.tasks import Example, Task, get_task, has_split, read_split, without_overlap
@@ -70,50 +70,50 @@ class Answered:
 # Without a language model ------------------------------------------------------------------------------------------
 
 
-def majority(split: Split) -> Answered:
+def majority(data: TaskData) -> Answered:
     """The commonest label of the training rows for every example; of equals, the first of the task's labels."""
-    counts = Counter(example.targets for example in split.train)
-    assert split.task.labels
-    label = max(split.task.labels, key=lambda name: counts[name])
-    share = counts[label] / len(split.train)
-    answers = [Prediction(label, math.log(share))] * len(split.dev)
-    return Answered(judge(split.task, split.dev, answers), "none", 0.0, {"label": label, "share_of_train": share})
+    counts = Counter(example.targets for example in data.train)
+    assert data.task.labels
+    label = max(data.task.labels, key=lambda name: counts[name])
+    share = counts[label] / len(data.train)
+    answers = [Prediction(label, math.log(share))] * len(data.dev)
+    return Answered(judge(data.task, data.dev, answers), "none", 0.0, {"label": label, "share_of_train": share})
 
 
-def tfidf(split: Split) -> Answered:
+def tfidf(data: TaskData) -> Answered:
     """Logistic regression on the TF-IDF of words and pairs of words of the cast inputs."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     def texts(examples: Sequence[Example]) -> list[str]:
         return [example.inputs for example in examples]
 
-    return classify(split, texts, TfidfVectorizer(ngram_range=NGRAMS, sublinear_tf=True), TFIDF_C)
+    return classify(data, texts, TfidfVectorizer(ngram_range=NGRAMS, sublinear_tf=True), TFIDF_C)
 
 
 def classify(
-    split: Split, features: Callable[[Sequence[Example]], Any], first: Any, penalties: Sequence[float]
+    data: TaskData, features: Callable[[Sequence[Example]], Any], first: Any, penalties: Sequence[float]
 ) -> Answered:
     """Logistic regression on `features`, through the scikit-learn transformer `first`.
 
     The inverse penalty C is the one with the best mean score on the selection rows, or over the folds.
     """
     started = time.monotonic()
-    parts = split.folds or [(split.train, split.selection)]
+    parts = data.folds or [(data.train, data.selection)]
 
     def fitted(c: float, examples: Sequence[Example]) -> Any:
         return fit_logistic(features(examples), [example.targets for example in examples], first, c)
 
     def score(c: float) -> float:
         answers = [(held, most_likely(fitted(c, kept), features(held))) for kept, held in parts]
-        return fmean(judge(split.task, held, predictions).headline for held, predictions in answers)
+        return fmean(judge(data.task, held, predictions).headline for held, predictions in answers)
 
     scores = {c: score(c) for c in penalties}
     best = max(penalties, key=scores.__getitem__)
-    model = fitted(best, split.train)
+    model = fitted(best, data.train)
     seconds = time.monotonic() - started
-    evaluation = judge(split.task, split.dev, most_likely(model, features(split.dev)))
+    evaluation = judge(data.task, data.dev, most_likely(model, features(data.dev)))
     notes = {"C": best, "selection_scores": {f"{c:g}": value for c, value in scores.items()}}
-    return Answered(evaluation, split.selected_on, seconds, notes)
+    return Answered(evaluation, data.selected_on, seconds, notes)
 
 
 def fit_logistic(features: Any, labels: Sequence[str], first: Any, c: float) -> Any:
@@ -134,26 +134,26 @@ def most_likely(model: Any, features: Any) -> list[Prediction]:
 # On the frozen model -----------------------------------------------------------------------------------------------
 
 
-def probe(lm: FrozenLM, split: Split, *, max_train: int, watch: Watch) -> Answered:
+def probe(lm: FrozenLM, data: TaskData, *, max_train: int, watch: Watch) -> Answered:
     """Logistic regression on the frozen model's mean state of the cast input, without the separator.
 
     Of more than `max_train` training rows a fixed random part of that size is used; selection rows likewise.
     """
     from sklearn.preprocessing import StandardScaler
 
-    part = replace(split, train=_subset(split.train, max_train), selection=_subset(split.selection, max_train))
-    form = replace(split.form, separator="")
+    part = replace(data, train=_subset(data.train, max_train), selection=_subset(data.selection, max_train))
+    form = replace(data.form, separator="")
     known: dict[str, np.ndarray] = {}
 
     def states(examples: Sequence[Example]) -> np.ndarray:
         fresh = list({example.inputs: example for example in examples if example.inputs not in known}.values())
         if fresh:
-            progress = watch.phase(f"states {split.task.name}", len(fresh))
+            progress = watch.phase(f"states {data.task.name}", len(fresh))
             known.update(zip((e.inputs for e in fresh), mean_states(lm, fresh, form, progress), strict=True))
         return np.stack([known[example.inputs] for example in examples])
 
     answered = classify(part, states, StandardScaler(), PROBE_C)
-    counts = {"probe_train": len(part.train), "probe_train_of": len(split.train)}
+    counts = {"probe_train": len(part.train), "probe_train_of": len(data.train)}
     return replace(answered, notes={**answered.notes, **counts})
 
 
@@ -172,37 +172,37 @@ def mean_states(
     return states
 
 
-def zero_shot(lm: FrozenLM, split: Split, *, num_selection: int = NUM_SELECTION, watch: Watch) -> Answered:
+def zero_shot(lm: FrozenLM, data: TaskData, *, num_selection: int = NUM_SELECTION, watch: Watch) -> Answered:
     """The bare model with the wording that does best on at most `num_selection` selection rows.
 
     Label scores are sums over tokens; what the mean per token would give is noted beside. Where folds choose, any
     training rows may: none of them trains anything here.
     """
     started = time.monotonic()
-    rows = (split.selection or _subset(split.train, num_selection))[:num_selection]
+    rows = (data.selection or _subset(data.train, num_selection))[:num_selection]
     tried: dict[str, dict[str, Any]] = {}
     for wording in WORDINGS:
         if wording.chat and not lm.tokenizer.has_chat_template:
             continue
-        evaluation, by_mean = ask(lm, split, rows, wording, watch)
+        evaluation, by_mean = ask(lm, data, rows, wording, watch)
         tried[wording.name] = {"sum": evaluation.headline, "mean_per_token": by_mean.headline, "text": str(wording)}
     chosen = max(tried, key=lambda name: tried[name]["sum"])
     seconds = time.monotonic() - started
     wording = next(wording for wording in WORDINGS if wording.name == chosen)
-    evaluation, by_mean = ask(lm, split, split.dev, wording, watch)
+    evaluation, by_mean = ask(lm, data, data.dev, wording, watch)
     notes = {"chosen": chosen, "tried": tried, "num_selection": len(rows), "mean_per_token": by_mean.metrics}
     return Answered(evaluation, "held-out", seconds, notes)
 
 
 def ask(
-    lm: FrozenLM, split: Split, examples: Sequence[Example], wording: Wording, watch: Watch
+    lm: FrozenLM, data: TaskData, examples: Sequence[Example], wording: Wording, watch: Watch
 ) -> tuple[Evaluation, Evaluation]:
     """The bare model's answers in one wording: by the sum over a label's tokens, and by the mean."""
-    assert split.task.labels
-    asked, form = worded(examples, split.form, wording, split.task.labels)
-    evaluation = evaluate(lm, [], split.task, asked, form, scoring="rank", watch=watch)[0]
-    lengths = {label: len(encode_target(label, form, lm.tokenizer)) for label in split.task.labels}
-    return evaluation, judge(split.task, examples, by_mean_per_token(evaluation.predictions, lengths))
+    assert data.task.labels
+    asked, form = worded(examples, data.form, wording, data.task.labels)
+    evaluation = evaluate(lm, [], data.task, asked, form, scoring="rank", watch=watch)[0]
+    lengths = {label: len(encode_target(label, form, lm.tokenizer)) for label in data.task.labels}
+    return evaluation, judge(data.task, examples, by_mean_per_token(evaluation.predictions, lengths))
 
 
 def by_mean_per_token(predictions: Sequence[Prediction], lengths: dict[str, int]) -> list[Prediction]:
@@ -244,11 +244,11 @@ def write_polarity_without_sst2(data: Path, folder: Path) -> dict[str, int]:
     return dropped
 
 
-def limited(split: Split, limit: int) -> Split:
+def limited(data: TaskData, limit: int) -> TaskData:
     """A fixed random part of every set, `limit` rows at most, to try a command quickly."""
-    parts = [(_subset(kept, limit), _subset(held, limit)) for kept, held in split.folds]
+    parts = [(_subset(kept, limit), _subset(held, limit)) for kept, held in data.folds]
     names = ("train", "selection", "dev")
-    return replace(split, folds=parts, **{name: _subset(getattr(split, name), limit) for name in names})
+    return replace(data, folds=parts, **{name: _subset(getattr(data, name), limit) for name in names})
 
 
 # Rows --------------------------------------------------------------------------------------------------------------
@@ -266,40 +266,40 @@ def settings_of(method: str, *, max_train: int, max_dev: int | None, limit: int 
     return {"method": method, **own[method], **bound, "limit": limit}
 
 
-def answer(method: str, lm: FrozenLM, split: Split, max_train: int, watch: Watch) -> Answered:
+def answer(method: str, lm: FrozenLM, data: TaskData, max_train: int, watch: Watch) -> Answered:
     """What one method says about the dev set."""
     if method == "majority":
-        return majority(split)
+        return majority(data)
     if method == "tfidf":
-        return tfidf(split)
+        return tfidf(data)
     if method == "probe":
-        return probe(lm, split, max_train=max_train, watch=watch)
-    return zero_shot(lm, split, watch=watch)
+        return probe(lm, data, max_train=max_train, watch=watch)
+    return zero_shot(lm, data, watch=watch)
 
 
-def row_of(answered: Answered, lm: FrozenLM, split: Split, settings: dict[str, Any], notes: dict[str, Any]) -> Result:
+def row_of(answered: Answered, lm: FrozenLM, data: TaskData, settings: dict[str, Any], notes: dict[str, Any]) -> Result:
     """The row of one method and task."""
     evaluation = answered.evaluation
     where = surroundings(lm.device, lm.dtype)
     where["versions"]["scikit-learn"] = metadata.version("scikit-learn")
-    right = right_answers(split.task, split.dev, evaluation.predictions)
+    right = right_answers(data.task, data.dev, evaluation.predictions)
     return Result(
         experiment="baselines",
         config=settings,
         model=_model_of_method(settings["method"], lm),
-        task=split.task.name,
+        task=data.task.name,
         split="dev",
         selection=answered.selection,
         scoring="rank",
         metrics=evaluation.metrics,
         value=evaluation.headline,
         illegal_rate=evaluation.illegal_rate,
-        num_examples=len(split.dev),
+        num_examples=len(data.dev),
         step=0,
         steps_run=0,
         seconds=round(answered.seconds, 2),
         seed=0,
-        notes={**split.notes, "train_used": len(split.train), **notes, **answered.notes, "right": right},
+        notes={**data.notes, "train_used": len(data.train), **notes, **answered.notes, "right": right},
         **where,
     )
 
@@ -319,7 +319,7 @@ def measure(
 ) -> list[Result]:
     """Answer one task's dev set by each method whose row is missing, and append those rows.
 
-    Raises ValueError for a task without labels.
+    data: a folder of official files. Raises ValueError for a task without labels.
     """
     watch = watch or Watch()
     task = get_task(name)
@@ -335,12 +335,12 @@ def measure(
     source, notes = data_of(task, data, polarity_folder)
     select = "auto" if has_split(task, "dev", source) else "held-out"  # as `softprompt compare` needs it
     config = RunConfig(model=lm.name, task=(task.name,), data=source, select=select, max_dev=max_dev)
-    split = with_dev(prepare(config, task, lm), max_dev)
-    split = limited(split, limit) if limit else split
+    own = with_dev(prepare(config, task, lm), max_dev)
+    own = limited(own, limit) if limit else own
     made = []
     for method in missing:
-        watch.message(f"{task.name}: {method}, {len(split.train)} training rows, {len(split.dev)} dev")
-        row = row_of(answer(method, lm, split, max_train, watch), lm, split, settings[method], notes)
+        watch.message(f"{task.name}: {method}, {len(own.train)} training rows, {len(own.dev)} dev")
+        row = row_of(answer(method, lm, own, max_train, watch), lm, own, settings[method], notes)
         append_rows(rows, [row])
         made.append(row)
         watch.message(f"{task.name}: {method} {row.value:.3f} {json.dumps(row.metrics)}")

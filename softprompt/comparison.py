@@ -3,7 +3,7 @@
     compare(RunConfig(model="bundled/t5-mini", task=("glue/sst2",), data=folder), ["prompt-tuning", "lora"], rows=path)
 
 Every method that trains gets the same rows, batches and steps, and four learning rates on the first seed; the selection
-split chooses the rate and every run's best step, and the official dev set is scored once for each seed.
+chooses the rate and every run's best step, and the official dev set is scored once for each seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from softprompt.memory import peak_bytes, reset_peak
 from softprompt.methods import PREFIX_TUNING, TUNERS, Method, PromptTuning, WeightTuning, make_tuning
 from softprompt.optimizers import Adafactor, AdamW, PerWeight
 from softprompt.plan import (
-    Split,
+    TaskData,
     at_most,
     check_plans,
     dev_examples,
@@ -216,47 +216,47 @@ def run_multi_task(
     return [replace(row, config=row.config | {"method": MULTI_TASK, "trained_on": row.task}) for row in made]
 
 
-def _mixed(config: RunConfig, splits: Sequence[Split], lm: FrozenLM) -> Split:
-    """The splits as one: their training rows together, their selection rows in turn."""
-    train = [mixed(split.task, example) for split in splits for example in split.train]
-    in_turn = zip_longest(*([mixed(split.task, e) for e in split.selection] for split in splits))
+def _mixed(config: RunConfig, sets: Sequence[TaskData], lm: FrozenLM) -> TaskData:
+    """The data of several tasks as one: their training rows together, their selection rows in turn."""
+    train = [mixed(data.task, example) for data in sets for example in data.train]
+    in_turn = zip_longest(*([mixed(data.task, e) for e in data.selection] for data in sets))
     selection = [example for row in in_turn for example in row if example is not None]
-    task = mixture([split.task for split in splits])
+    task = mixture([data.task for data in sets])
     targets = list(dict.fromkeys(text for e in train for text in (*(e.choices or ()), e.targets)))
     notes = {
-        "train": "; ".join(f"{split.task.name}: {split.notes['train']}" for split in splits),
-        "share_of_official": min(split.notes.get("share_of_official") or 1.0 for split in splits),
-        "targets_cut": sum(split.notes["targets_cut"] for split in splits),
+        "train": "; ".join(f"{data.task.name}: {data.notes['train']}" for data in sets),
+        "share_of_official": min(data.notes.get("share_of_official") or 1.0 for data in sets),
+        "targets_cut": sum(data.notes["targets_cut"] for data in sets),
     }
     form = format_of(config, lm, targets)
-    return Split(task, form, train, selection, [], [], splits[0].selected_on, notes)
+    return TaskData(task, form, train, selection, [], [], sets[0].selected_on, notes)
 
 
-def prepared(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
+def prepared(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
     """A task's data as methods are compared on it: with a dev set and without folds.
 
     ValueError for what a comparison cannot have: cross-validation, or several prompt lengths.
     """
-    split = prepare(replace(config, select="held-out") if config.select == "auto" else config, task, lm)
-    if split.folds:
+    data = prepare(replace(config, select="held-out") if config.select == "auto" else config, task, lm)
+    if data.folds:
         raise ValueError("methods cannot be compared by cross-validation; give --select held-out or dev")
     if config.prompt_length and len(config.prompt_length) > 1:
         lengths = ", ".join(map(str, config.prompt_length))
         raise ValueError(f"methods are compared at one prompt length, not at {lengths}; give one")
-    return with_dev(split, config.max_dev)
+    return with_dev(data, config.max_dev)
 
 
-def with_dev(split: Split, max_dev: int | None) -> Split:
+def with_dev(data: TaskData, max_dev: int | None) -> TaskData:
     """A task's data as methods are compared on it, which has a dev set.
 
     Where there is none it is a tenth of the training rows, `max_dev` at most, whole sources on one side: of QQP, no
     question on both.
     """
-    if split.dev:
-        return split
-    train, dev = hold_out(split.train, split.task, fraction=0.1, seed=DEV_SEED)
+    if data.dev:
+        return data
+    train, dev = hold_out(data.train, data.task, fraction=0.1, seed=DEV_SEED)
     dev = at_most(dev, max_dev)
-    return replace(split, train=train, dev=dev, notes=split.notes | {"dev": f"{len(dev)} rows of the training file"})
+    return replace(data, train=train, dev=dev, notes=data.notes | {"dev": f"{len(dev)} rows of the training file"})
 
 
 def _other(
@@ -271,12 +271,12 @@ def _other(
     return Other(task=task, part=part, examples=examples, rows=rows, labels=labels or {})
 
 
-def _to_score(config: RunConfig, also: Also, split: Split, lm: FrozenLM, watch: Watch) -> list[Other]:
+def _to_score(config: RunConfig, also: Also, data: TaskData, lm: FrozenLM, watch: Watch) -> list[Other]:
     """The task's own dev set, and the dev sets of other tasks, or training files where that is all there is.
 
     What cannot be read is told.
     """
-    found = [_other(split.task, "dev", split.dev, split.form, lm)]
+    found = [_other(data.task, "dev", data.dev, data.form, lm)]
     for name, labels in also.items():
         task = get_task(name)
         has_dev, has_train = (has_split(task, name, config.data) for name in ("dev", "train"))
@@ -284,10 +284,10 @@ def _to_score(config: RunConfig, also: Also, split: Split, lm: FrozenLM, watch: 
         try:
             examples = dev_examples(config, task, part)
         except ValueError as error:
-            split.notes.setdefault("not_run", {})[name] = str(error).replace(str(config.data), "DATA")  # rows travel
+            data.notes.setdefault("not_run", {})[name] = str(error).replace(str(config.data), "DATA")  # rows travel
             watch.message(f"{name} is not run: {error}")
             continue
-        found.append(_other(task, part, examples, split.form, lm, labels))
+        found.append(_other(task, part, examples, data.form, lm, labels))
     return found
 
 
@@ -300,7 +300,7 @@ class _Entry:
 
     name: str
     config: RunConfig
-    split: Split
+    data: TaskData
     scored: list[Other]
     """What every seed is scored on."""
     follow: bool
@@ -336,7 +336,7 @@ class _Entry:
     def train(self, rate: float, seed: int) -> Trial:
         """One run on a model of its own, since a method may change it."""
         lm = self.load(self.config)
-        plan = plan_prompts(replace(self.config, learning_rate=(rate,), seeds=(seed,)), self.split, lm)[0]
+        plan = plan_prompts(replace(self.config, learning_rate=(rate,), seeds=(seed,)), self.data, lm)[0]
         method, values, config = _ready(self.name, lm, plan.values, plan.train, rate, seed)
         check_plans([plan], lm)
         (member,) = members_of([plan], lm)
@@ -344,7 +344,7 @@ class _Entry:
         member = replace(member, name=name, config=config, values=values, others=others)
         folder = self.config.out / "trials" / self.name / f"{rate:g}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        self.watch.message(f"{self.split.task.name}: {self.name}, learning rate {rate:g}, seed {seed}")
+        self.watch.message(f"{self.data.task.name}: {self.name}, learning rate {rate:g}, seed {seed}")
         self.watch.begin(config.steps, config.batch_size)
         reset_peak(lm.device)
         (fitted,) = fit(
@@ -380,7 +380,7 @@ class _Entry:
             "learning_rate": trial.rate,
             "prompt_length": trial.prompt_length,
             "tried": tried,
-            "trained_on": self.split.task.name,
+            "trained_on": self.data.task.name,
             "trained_parameters": trial.num_trained,
             "stored_bytes": stored.stat().st_size,
             "peak_bytes": trial.peak,
@@ -395,7 +395,7 @@ class _Entry:
                 steps_run=fitted.steps_run,
                 seconds=fitted.history[-1]["seconds"] if fitted.history else 0.0,
                 seed=trial.seed,
-                **_scored(self.split, lm, other, self.answers(engine, worn, trial.config, other)),
+                **_scored(self.data, lm, other, self.answers(engine, worn, trial.config, other)),
             )
             history, along = _history_of(fitted, other.task.name)
             row.notes.update(history=history, selection_score=fitted.score, **({"along": along} if along else {}))
@@ -405,7 +405,7 @@ class _Entry:
     def answers(self, engine: Engine, worn: int, config: TrainConfig, other: Other) -> Evaluation:
         """The answers to a task: in the trained task's text and labels, judged as the other's."""
         told = self.watch.phase(f"score {other.task.name}", len(other.rows))
-        found = other.answers(engine, worn, self.split.task, self.split.form, scoring=config.scoring, progress=told)
+        found = other.answers(engine, worn, self.data.task, self.data.form, scoring=config.scoring, progress=told)
         return judge(other.task, other.examples, found)
 
 
@@ -415,41 +415,41 @@ def _entry(
     """A method on its task. The model that is loaded here is let go: every trial has one of its own."""
     (task,) = tasks_of(config)
     lm = load(config)
-    split = prepared(config, task, lm)
-    scored = _to_score(config, also, split, lm, watch)
-    split = _without_overlap(split, scored)
+    data = prepared(config, task, lm)
+    scored = _to_score(config, also, data, lm, watch)
+    data = _without_overlap(data, scored)
     if only:
         scored = [other for other in scored if other.task.name == only]
     follow = bool(also) and not only
-    return _Entry(name, config, split, scored, follow, _rates(config, name, split, lm), watch, load)
+    return _Entry(name, config, data, scored, follow, _rates(config, name, data, lm), watch, load)
 
 
-def _without_overlap(split: Split, scored: Sequence[Other]) -> Split:
+def _without_overlap(data: TaskData, scored: Sequence[Other]) -> TaskData:
     """Without the training examples that stand in other tasks' dev sets, which are counted."""
-    train, counts = split.train, {}
+    train, counts = data.train, {}
     for other in scored:
-        if other.task.name != split.task.name:
+        if other.task.name != data.task.name:
             train, counts[other.task.name] = without_overlap(train, other.examples)
-    return replace(split, train=train, notes=split.notes | ({"overlap_with": counts} if counts else {}))
+    return replace(data, train=train, notes=data.notes | ({"overlap_with": counts} if counts else {}))
 
 
 def _multi_task_entry(config: RunConfig, watch: Watch, load: Callable[[RunConfig], FrozenLM]) -> _Entry:
     """Model tuning on a mixture, as `_entry`."""
     lm = load(config)
-    splits = [prepared(config, task, lm) for task in tasks_of(config)]
-    whole = _mixed(config, splits, lm)
-    devs = [[mixed(split.task, example) for example in split.dev] for split in splits]
-    scored = [_other(s.task, "dev", dev, whole.form, lm) for s, dev in zip(splits, devs, strict=True)]
+    sets = [prepared(config, task, lm) for task in tasks_of(config)]
+    whole = _mixed(config, sets, lm)
+    devs = [[mixed(data.task, example) for example in data.dev] for data in sets]
+    scored = [_other(s.task, "dev", dev, whole.form, lm) for s, dev in zip(sets, devs, strict=True)]
     config = replace(config, init="vocab")  # of a prompt, which is not trained
     rates = _rates(config, MODEL_TUNING, whole, lm)
     return _Entry(MODEL_TUNING, config, whole, scored, False, rates, watch, load)
 
 
-def _rates(config: RunConfig, name: str, split: Split, lm: FrozenLM) -> tuple[float, ...]:
+def _rates(config: RunConfig, name: str, data: TaskData, lm: FrozenLM) -> tuple[float, ...]:
     if config.learning_rate:
         return config.learning_rate
     if name == PROMPT_TUNING:
-        (plan,) = plan_prompts(replace(config, seeds=config.seeds[:1]), split, lm)
+        (plan,) = plan_prompts(replace(config, seeds=config.seeds[:1]), data, lm)
         return PROMPT_RATES[type(plan.train.optimizer)]
     tuner = TUNERS[name]
     return tuner.rates_of_t5 if lm.is_encoder_decoder and tuner.rates_of_t5 else tuner.rates
@@ -484,19 +484,19 @@ def _settings_of_training(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def _scored(split: Split, lm: FrozenLM, other: Other, found: Evaluation) -> dict[str, Any]:
+def _scored(data: TaskData, lm: FrozenLM, other: Other, found: Evaluation) -> dict[str, Any]:
     """The fields of a row that say what was scored, and where."""
     return {
         "model": model_of_row(lm.name),
         "task": other.task.name,
         "split": other.part,
-        "selection": split.selected_on,
+        "selection": data.selected_on,
         "metrics": found.metrics,
         "value": found.headline,
         "illegal_rate": found.illegal_rate,
         "num_examples": len(found.predictions),
         "notes": {
-            **split.notes,
+            **data.notes,
             "scored_cut": sum(row.was_cut for row in other.rows),
             "right": right_answers(other.task, other.examples, found.predictions),
         },
@@ -522,32 +522,32 @@ def _about(config: RunConfig, name: str, lm: FrozenLM) -> dict[str, Any]:
 # Prompt design -----------------------------------------------------------------------------------------------------
 
 
-def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> list[Result]:
+def _designed(config: RunConfig, data: TaskData, lm: FrozenLM, watch: Watch) -> list[Result]:
     """A row for each number of shots: of its wordings, draws and calibrations the one that selection rows choose."""
-    plan = plan_prompts(replace(config, learning_rate=None, seeds=config.seeds[:1]), split, lm)[0]
-    selection = split.selection[: plan.train.num_selection]
+    plan = plan_prompts(replace(config, learning_rate=None, seeds=config.seeds[:1]), data, lm)[0]
+    selection = data.selection[: plan.train.num_selection]
     length = CONTEXT_LENGTH[lm.is_encoder_decoder]
     if lm.max_length is not None:
-        length = max(min(length, lm.max_length - config.max_input_length - split.form.max_target_length), 0)
-    scored = _other(split.task, "dev", split.dev, split.form, lm)
+        length = max(min(length, lm.max_length - config.max_input_length - data.form.max_target_length), 0)
+    scored = _other(data.task, "dev", data.dev, data.form, lm)
     made = []
     for shots in SHOTS:
         started = time.monotonic()
-        own = [design for design in designs(lm, split.task, shots=[shots], draws=config.seeds) if design.shots == shots]
+        own = [design for design in designs(lm, data.task, shots=[shots], draws=config.seeds) if design.shots == shots]
         told = watch.phase(f"{PROMPT_DESIGN}, {shots_name(shots)}", num_rows(own, len(selection)))
-        found = ask(lm, split.task, own, split.train, selection, split.form, context_length=length, progress=told)
+        found = ask(lm, data.task, own, data.train, selection, data.form, context_length=length, progress=told)
         scores = [evaluation.headline for evaluation in found]
         best = own[scores.index(max(scores))]
         seconds = time.monotonic() - started
-        told = watch.phase(f"score {split.task.name}", num_rows([best], len(split.dev)))
-        (dev,) = ask(lm, split.task, [best], split.train, split.dev, split.form, context_length=length, progress=told)
+        told = watch.phase(f"score {data.task.name}", num_rows([best], len(data.dev)))
+        (dev,) = ask(lm, data.task, [best], data.train, data.dev, data.form, context_length=length, progress=told)
         _, taken = examples_in_front(
-            lm, split.task, split.train, split.form, best.wording, shots, best.draw, context_length=length
+            lm, data.task, data.train, data.form, best.wording, shots, best.draw, context_length=length
         )
         about = {
             "shots": shots,
             "shots_that_fit": taken,
-            "trained_on": split.task.name,
+            "trained_on": data.task.name,
             "chosen": best.name,
             "context_length": length,
             "tried": [{"design": d.name, "score": score} for d, score in zip(own, scores, strict=True)],
@@ -558,12 +558,12 @@ def _designed(config: RunConfig, split: Split, lm: FrozenLM, watch: Watch) -> li
         row = Result(
             experiment=EXPERIMENT,
             config=_about(config, PROMPT_DESIGN, lm) | about,
-            scoring=how_scored(split.task, split.dev),
+            scoring=how_scored(data.task, data.dev),
             step=0,
             steps_run=0,
             seconds=round(seconds, 2),
             seed=config.seeds[0],
-            **_scored(split, lm, scored, dev),
+            **_scored(data, lm, scored, dev),
         )
         row.notes["selection_score"] = max(scores)
         made.append(row)

@@ -37,7 +37,7 @@ NUM_FOLDS = 3  # ours: members of the same run, so each costs as much as one mor
 
 
 @dataclass
-class Split:
+class TaskData:
     """One task's data, ready to train on."""
 
     task: Task
@@ -48,7 +48,7 @@ class Split:
     dev: list[Example]
     selected_on: str
     notes: dict[str, Any] = field(default_factory=dict)
-    """What a row says of the data; `examples` is a digest of them all, so that a later run knows the same split."""
+    """What a row says of the data; `examples` is a digest of them all, so that a later run knows them again."""
     _rows: tuple[list[Row], list[Row]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ def format_of(config: RunConfig, lm: FrozenLM, texts: Sequence[str]) -> TextForm
     return replace(form, max_target_length=min(max(longest, 4), MOST_TARGET_TOKENS))
 
 
-def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
+def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
     """Training, selection and dev examples; what overlaps dev or test has left the training part."""
     reading = read_split(task, "train", config.data)
     examples = reading.examples
@@ -125,14 +125,14 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> Split:
     if config.select == "dev":
         if not dev:
             raise ValueError(f"--select dev, but {task.name} has no dev file; give dev=FILE or use held-out")
-        return Split(task, form, examples, _shuffled_groups(dev), [], dev, "dev", notes)
+        return TaskData(task, form, examples, _shuffled_groups(dev), [], dev, "dev", notes)
     if config.select == "cross-validation" or (config.select == "auto" and len(examples) < SMALL):
         parts = [
             (kept, _shuffled_groups(held)) for kept, held in folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
         ]
-        return Split(task, form, examples, [], parts, dev, "cross-validation", notes)
+        return TaskData(task, form, examples, [], parts, dev, "cross-validation", notes)
     kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
-    return Split(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+    return TaskData(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
 
 
 def _digest_of(parts: Sequence[Sequence[Example]]) -> str:
@@ -208,7 +208,7 @@ class Plan:
     """One prompt to train, and where it came from."""
 
     name: str
-    split: Split
+    data: TaskData
     setting: tuple[int, float]
     seed: int
     train: TrainConfig
@@ -220,33 +220,33 @@ class Plan:
     """The metric and group_by of a task of one's own."""
 
 
-def plan_prompts(config: RunConfig, split: Split, lm: FrozenLM) -> list[Plan]:
+def plan_prompts(config: RunConfig, data: TaskData, lm: FrozenLM) -> list[Plan]:
     """One plan for each setting and seed. ValueError for settings that the task or the model cannot have."""
     preset = PRESETS[config.preset]
-    base = _train_config(config, split, lm)
+    base = _train_config(config, data, lm)
     lengths = config.prompt_length or (preset.prompt_length,)
     rates = config.learning_rate or (base.optimizer.learning_rate,)
     judging = {"metric": config.metric, "group_by": config.group_by}
     plans = []
     for length, rate, seed in itertools.product(lengths, rates, config.seeds):
         values, init = initial_prompt(
-            config.init or _usual_init(preset, split),
+            config.init or _usual_init(preset, data),
             embeddings=lm.embeddings,
             tokenizer=lm.tokenizer,
             length=length,
-            labels=_initial_texts(split),
+            labels=_initial_texts(data),
             generator=torch.Generator().manual_seed(seed),
             low=preset.uniform_low,
             model_name=lm.name,
             fingerprint=lm.fingerprint,
         )
-        name = f"{split.task.name} p{length} lr{rate:g} seed{seed}"
+        name = f"{data.task.name} p{length} lr{rate:g} seed{seed}"
         trained = replace(base, optimizer=replace(base.optimizer, learning_rate=rate))
-        plans.append(Plan(name, split, (length, rate), seed, trained, values, init, judging=judging))
+        plans.append(Plan(name, data, (length, rate), seed, trained, values, init, judging=judging))
     return plans
 
 
-def _train_config(config: RunConfig, split: Split, lm: FrozenLM) -> TrainConfig:
+def _train_config(config: RunConfig, data: TaskData, lm: FrozenLM) -> TrainConfig:
     preset = PRESETS[config.preset].train
     given = {
         name: getattr(config, name)
@@ -255,12 +255,12 @@ def _train_config(config: RunConfig, split: Split, lm: FrozenLM) -> TrainConfig:
     }
     if not lm.is_encoder_decoder:
         given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
-    if split.selected_on == "dev":
-        given.setdefault("num_selection", len(split.selection))  # a mixture has its dev rows there alone
-    scored = [*split.train, *split.selection, *split.dev]
+    if data.selected_on == "dev":
+        given.setdefault("num_selection", len(data.selection))  # a mixture has its dev rows there alone
+    scored = [*data.train, *data.selection, *data.dev]
     if config.scoring == "rank":
-        check_can_rank(split.task, scored)
-    elif not can_rank(split.task, scored):
+        check_can_rank(data.task, scored)
+    elif not can_rank(data.task, scored):
         given["scoring"] = "generate"
     changed = replace(preset, optimizer=_optimizer(config, lm.is_encoder_decoder), **given)
     return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
@@ -278,15 +278,15 @@ def _optimizer(config: RunConfig, is_encoder_decoder: bool) -> Optimizer:
     return next(one for one in (usual, paper, fast) if isinstance(one, wanted))
 
 
-def _usual_init(preset: Preset, split: Split) -> str:
+def _usual_init(preset: Preset, data: TaskData) -> str:
     """The preset's, or sampled vocabulary where it is class labels and the task has none."""
-    return "vocab" if preset.init == "class-labels" and not _initial_texts(split) else preset.init
+    return "vocab" if preset.init == "class-labels" and not _initial_texts(data) else preset.init
 
 
-def _initial_texts(split: Split) -> list[str]:
+def _initial_texts(data: TaskData) -> list[str]:
     """Texts for class-label initialisation, as the model will read them."""
-    texts = split.task.initial_texts or split.task.labels or ()
-    return [(" " if split.form.leading_space else "") + text for text in texts]
+    texts = data.task.initial_texts or data.task.labels or ()
+    return [(" " if data.form.leading_space else "") + text for text in texts]
 
 
 def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
@@ -297,13 +297,13 @@ def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
     members: list[Member] = []
     fold_places: dict[tuple[int, str, Any], tuple[int, ...]] = {}
     for plan in plans:
-        group = (id(plan.split), plan.run, plan.setting)
-        if plan.split.folds and group not in fold_places:
+        group = (id(plan.data), plan.run, plan.setting)
+        if plan.data.folds and group not in fold_places:
             first = len(members)
             members.extend(_fold_members(plan, lm))
             fold_places[group] = tuple(range(first, len(members)))
-        rows, selection_rows = plan.split.encoded(lm)
-        members.append(_member(plan, plan.name, rows, plan.split.selection, selection_rows, fold_places.get(group, ())))
+        rows, selection_rows = plan.data.encoded(lm)
+        members.append(_member(plan, plan.name, rows, plan.data.selection, selection_rows, fold_places.get(group, ())))
     return members
 
 
@@ -311,23 +311,23 @@ def check_plans(plans: Sequence[Plan], lm: FrozenLM) -> None:
     """Refuse before training what the last scoring would refuse after it: ValueError for rows that the model cannot
     take, with the longest prompt and answer, whether they are trained on or scored.
     """
-    for split in {id(plan.split): plan.split for plan in plans}.values():
-        prompt_length = max(len(plan.values) for plan in plans if plan.split is split)
-        rows, selection_rows = split.encoded(lm)
+    for data in {id(plan.data): plan.data for plan in plans}.values():
+        prompt_length = max(len(plan.values) for plan in plans if plan.data is data)
+        rows, selection_rows = data.encoded(lm)
         check_length(rows, prompt_length, lm)
-        answer_length = split.form.max_target_length
-        if lm.max_length is None or prompt_length + split.form.max_input_length + answer_length <= lm.max_length:
+        answer_length = data.form.max_target_length
+        if lm.max_length is None or prompt_length + data.form.max_input_length + answer_length <= lm.max_length:
             continue
-        dev = encode_examples(split.dev, split.form, lm.tokenizer, with_targets=False)
-        for scored in (rows if split.folds else selection_rows, dev):
+        dev = encode_examples(data.dev, data.form, lm.tokenizer, with_targets=False)
+        for scored in (rows if data.folds else selection_rows, dev):
             check_length(scored, prompt_length, lm, answer_length=answer_length)
 
 
 def _fold_members(plan: Plan, lm: FrozenLM) -> list[Member]:
     made = []
-    for number, (kept, held) in enumerate(plan.split.folds):
-        rows = encode_examples(kept, plan.split.form, lm.tokenizer)
-        held_rows = encode_examples(held, plan.split.form, lm.tokenizer)
+    for number, (kept, held) in enumerate(plan.data.folds):
+        rows = encode_examples(kept, plan.data.form, lm.tokenizer)
+        held_rows = encode_examples(held, plan.data.form, lm.tokenizer)
         made.append(_member(plan, f"{plan.name} fold{number}", rows, held, held_rows, ()))
     return made
 
@@ -342,8 +342,8 @@ def _member(
 ) -> Member:
     return Member(
         name=name,
-        task=plan.split.task,
-        form=plan.split.form,
+        task=plan.data.task,
+        form=plan.data.form,
         config=plan.train,
         seed=plan.seed,
         values=plan.values,

@@ -118,8 +118,8 @@ def estimate(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | No
     watch: told of the rows that are done, as one phase. Raises ValueError for whatever the run itself would refuse.
     """
     lm = lm or load_model(config)
-    splits = [prepare(config, task, lm) for task in tasks_of(config)]
-    plans = [plan for split in splits for plan in plan_prompts(config, split, lm)]
+    sets = [prepare(config, task, lm) for task in tasks_of(config)]
+    plans = [plan for data in sets for plan in plan_prompts(config, data, lm)]
     check_plans(plans, lm)
     members = members_of(plans, lm)
     num_rows = sum(member.config.batch_size for member in members)
@@ -144,7 +144,7 @@ def estimate(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | No
         num_evaluations=-(-num_steps // min(member.config.evaluate_every for member in members)),
         num_scored=sum(rows),
         evaluation_s=row_s * sum(rows),
-        dev_s=row_s * sum(len(split.dev) for split in splits) * len(config.seeds),
+        dev_s=row_s * sum(len(data.dev) for data in sets) * len(config.seeds),
         minutes=config.minutes,
     )
 

@@ -25,7 +25,7 @@ from softprompt.evaluation import Evaluation, Result, judge, predict, read_rows,
 from softprompt.files import write_whole
 from softprompt.inference import Engine, Progress
 from softprompt.loading import SMOLLM2, load
-from softprompt.plan import Plan, Split, check_plans, members_of, plan_prompts, prepare, tasks_of
+from softprompt.plan import Plan, TaskData, check_plans, members_of, plan_prompts, prepare, tasks_of
 from softprompt.prompt import Card, SoftPrompt, save_prompt
 from softprompt.tasks import Example, Task
 from softprompt.training import Fitted, fit
@@ -88,13 +88,13 @@ def train_together(
     watch = watch or Watch()
     first = configs[0]
     lm = lm or load_model(first)
-    known: dict[Any, Split] = {}
-    splits, plans = [], []
+    known: dict[Any, TaskData] = {}
+    sets, plans = [], []
     for config in configs:
         try:
             read_rows(config.out / ROWS)  # refuses now, before hours of training, what new rows cannot be added to
-            splits.append([_prepared(config, task, lm, known, watch) for task in tasks_of(config)])
-            plans.append([plan for split in splits[-1] for plan in plan_prompts(config, split, lm)])
+            sets.append([_prepared(config, task, lm, known, watch) for task in tasks_of(config)])
+            plans.append([plan for data in sets[-1] for plan in plan_prompts(config, data, lm)])
             check_plans(plans[-1], lm)
         except ValueError as error:
             if len(configs) == 1:
@@ -105,8 +105,8 @@ def train_together(
             for plan in own:
                 plan.run = config.out.name
     members = members_of([plan for own in plans for plan in own], lm)
-    for split in known.values():
-        _tell_cut(split, watch)
+    for data in known.values():
+        _tell_cut(data, watch)
     watch.begin(max(member.config.steps for member in members), sum(member.config.batch_size for member in members))
     folder.mkdir(parents=True, exist_ok=True)
     fitted = fit(
@@ -122,8 +122,8 @@ def train_together(
     )
     by_name = {(member.run, member.name): result for member, result in zip(members, fitted, strict=True)}
     delivered = [
-        _deliver(config, lm, own_splits, [(plan, by_name[plan.run, plan.name]) for plan in own], watch)
-        for config, own_splits, own in zip(configs, splits, plans, strict=True)
+        _deliver(config, lm, own_sets, [(plan, by_name[plan.run, plan.name]) for plan in own], watch)
+        for config, own_sets, own in zip(configs, sets, plans, strict=True)
     ]
     if not any(delivered):
         raise ValueError(_nothing_left([by_name[plan.run, plan.name] for own in plans for plan in own]))
@@ -149,7 +149,7 @@ def _check_together(configs: Sequence[RunConfig]) -> None:
         raise ValueError(f"two runs write to {max(names, key=names.count)}; give each a folder of its own name")
 
 
-def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Split], watch: Watch) -> Split:
+def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, TaskData], watch: Watch) -> TaskData:
     """A task's data; runs that see it alike share it."""
     fields = (
         "inputs", "targets", "labels", "metric", "group_by", "select", "max_train", "max_dev", "max_input_length",
@@ -158,25 +158,25 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Spli
     key = (task.name, repr(config.data), *(getattr(config, name) for name in fields))
     if key not in known:
         known[key] = prepare(config, task, lm)
-        _tell_split(known[key], watch)
+        _tell_data(known[key], watch)
     return known[key]
 
 
 def _deliver(
-    config: RunConfig, lm: FrozenLM, splits: Sequence[Split], trained: Sequence[tuple[Plan, Fitted]], watch: Watch
+    config: RunConfig, lm: FrozenLM, sets: Sequence[TaskData], trained: Sequence[tuple[Plan, Fitted]], watch: Watch
 ) -> list[Trained]:
     """Choose each task's setting, save its prompts, and score them once. What stopped before a score is not saved."""
-    several = len(splits) > 1 or len(config.seeds) > 1
+    several = len(sets) > 1 or len(config.seeds) > 1
     config.out.mkdir(parents=True, exist_ok=True)
     delivered = []
-    for split in splits:
-        own = [(plan, fitted) for plan, fitted in trained if plan.split is split]
+    for data in sets:
+        own = [(plan, fitted) for plan, fitted in trained if plan.data is data]
         chosen = _choose(own)
         left = [(plan, fitted) for plan, fitted in own if plan.setting == chosen and not _is_lost(fitted)]
         kept = [_keep(config, lm, plan, fitted, several) for plan, fitted in left]
         _write_settings(config.out, own, chosen)
-        scored = split.dev and kept
-        delivered += _score_once(config, lm, split, kept, watch) if scored else [trained for _, trained in kept]
+        scored = data.dev and kept
+        delivered += _score_once(config, lm, data, kept, watch) if scored else [trained for _, trained in kept]
     return delivered
 
 
@@ -223,12 +223,12 @@ def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: t
     for plan, result in trained:
         record = {
             "name": plan.name,
-            "task": plan.split.task.name,
+            "task": plan.data.task.name,
             "prompt_length": plan.setting[0],
             "learning_rate": plan.setting[1],
             "seed": plan.seed,
             "chosen": plan.setting == chosen,
-            "selection": plan.split.selected_on,
+            "selection": plan.data.selected_on,
             "score": result.score,
             "step": result.step,
             "steps_run": result.steps_run,
@@ -236,34 +236,34 @@ def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: t
             "history": result.history,
         }
         lines.append(json.dumps(record))
-    path = out / f"{trained[0][0].split.task.name.replace('/', '-')}.settings.jsonl"
+    path = out / f"{trained[0][0].data.task.name.replace('/', '-')}.settings.jsonl"
     write_whole(path, "\n".join(lines) + "\n")
 
 
 def _keep(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, several: bool) -> tuple[Plan, Trained]:
     """Save a chosen prompt at once, so that nothing later can lose it."""
     prompt = SoftPrompt(fitted.values, _card(config, lm, plan, fitted, None))
-    name = f"{plan.split.task.name.replace('/', '-')}-seed-{plan.seed}" if several else ""
+    name = f"{plan.data.task.name.replace('/', '-')}-seed-{plan.seed}" if several else ""
     save_prompt(prompt, config.out / name)
     return plan, Trained(prompt, config.out / name, fitted, None)
 
 
 def _score_once(
-    config: RunConfig, lm: FrozenLM, split: Split, kept: Sequence[tuple[Plan, Trained]], watch: Watch
+    config: RunConfig, lm: FrozenLM, data: TaskData, kept: Sequence[tuple[Plan, Trained]], watch: Watch
 ) -> list[Trained]:
-    """Score the dev set once, all the split's prompts in one pass, and write it into cards and rows."""
+    """Score the dev set once, all the task's prompts in one pass, and write it into cards and rows."""
     values = [trained.prompt.values for _, trained in kept]
     scoring = kept[0][0].train.scoring
-    scores = evaluate(lm, values, split.task, split.dev, split.form, scoring=scoring, watch=watch)
-    inputs = encode_examples(split.dev, split.form, lm.tokenizer, with_targets=False)
-    split.notes["scored_cut"] = sum(row.was_cut for row in inputs)
+    scores = evaluate(lm, values, data.task, data.dev, data.form, scoring=scoring, watch=watch)
+    inputs = encode_examples(data.dev, data.form, lm.tokenizer, with_targets=False)
+    data.notes["scored_cut"] = sum(row.was_cut for row in inputs)
     delivered, rows = [], []
     for (plan, trained), dev in zip(kept, scores, strict=True):
         prompt = SoftPrompt(trained.prompt.values, _card(config, lm, plan, trained.fitted, dev))
         save_prompt(prompt, trained.folder)
         delivered.append(replace(trained, prompt=prompt, dev=dev))
         rows.append(_result(config, lm, plan, trained.fitted, dev))
-    others = [row for row in read_rows(config.out / ROWS) if row.task != split.task.name]
+    others = [row for row in read_rows(config.out / ROWS) if row.task != data.task.name]
     write_rows(config.out / ROWS, [*others, *rows])
     return delivered
 
@@ -300,7 +300,7 @@ def evaluate(
 
 
 def _card(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Evaluation | None) -> Card:
-    task = plan.split.task
+    task = plan.data.task
     recipe = {**asdict(plan.train), "metric": config.metric, "group_by": config.group_by, "quantize": lm.quantization}
     return Card(
         model_name=lm.name,
@@ -310,10 +310,10 @@ def _card(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Eval
         task=task.name,
         task_version=task.version,
         labels=task.labels or (),
-        text=plan.split.form.to_json(),
+        text=plan.data.form.to_json(),
         init=plan.init,
         recipe=json.loads(json.dumps({**recipe, "selection_score": fitted.score})),
-        selection=plan.split.selected_on,
+        selection=plan.data.selected_on,
         dev_metrics=dict(dev.metrics) if dev else {},
         step=fitted.step,
         seed=plan.seed,
@@ -328,9 +328,9 @@ def _result(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Ev
         experiment="train",
         config={**own, "train": json.loads(json.dumps(asdict(plan.train))), "prompt_length": plan.setting[0]},
         model=model_of_row(lm.name),
-        task=plan.split.task.name,
+        task=plan.data.task.name,
         split="dev",
-        selection=plan.split.selected_on,
+        selection=plan.data.selected_on,
         scoring=plan.train.scoring,
         metrics=dev.metrics,
         value=dev.headline,
@@ -340,7 +340,7 @@ def _result(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Ev
         steps_run=fitted.steps_run,
         seconds=fitted.history[-1]["seconds"] if fitted.history else 0.0,
         seed=plan.seed,
-        notes={**plan.split.notes, "history": fitted.history},
+        notes={**plan.data.notes, "history": fitted.history},
         **surroundings(lm.device, lm.dtype),
     )
 
@@ -350,22 +350,22 @@ def model_of_row(name: str) -> str:
     return MODELS.get(name, name)
 
 
-def _tell_split(split: Split, watch: Watch) -> None:
+def _tell_data(data: TaskData, watch: Watch) -> None:
     held = (
-        (f"{len(split.selection)} held out" if split.selection else f"{len(split.folds)} folds")
-        if split.selected_on != "dev"
+        (f"{len(data.selection)} held out" if data.selection else f"{len(data.folds)} folds")
+        if data.selected_on != "dev"
         else "dev chooses the step"
     )
-    watch.message(f"{split.task.name}: {split.notes['train']}")
-    overlaps = {part: split.notes[f"overlap_with_{part}"] for part in ("dev", "test")}
+    watch.message(f"{data.task.name}: {data.notes['train']}")
+    overlaps = {part: data.notes[f"overlap_with_{part}"] for part in ("dev", "test")}
     removed = "".join(f", {count} left out that stand in {part}" for part, count in overlaps.items() if count)
-    watch.message(f"{split.task.name}: {len(split.train)} training examples, {held}, {len(split.dev)} dev{removed}")
+    watch.message(f"{data.task.name}: {len(data.train)} training examples, {held}, {len(data.dev)} dev{removed}")
 
 
-def _tell_cut(split: Split, watch: Watch) -> None:
-    if num_cut := split.notes["train_cut"]:
-        used, limit = split.notes["train_used"], split.form.max_input_length
+def _tell_cut(data: TaskData, watch: Watch) -> None:
+    if num_cut := data.notes["train_cut"]:
+        used, limit = data.notes["train_used"], data.form.max_input_length
         watch.message(
-            f"{split.task.name}: {num_cut:,} of {used:,} training inputs are cut to {limit} tokens; "
+            f"{data.task.name}: {num_cut:,} of {used:,} training inputs are cut to {limit} tokens; "
             "--max-input-length takes more of them"
         )

@@ -538,10 +538,10 @@ def _check_examples(row: Result, config: RunConfig, lm: FrozenLM) -> None:
     if row.config.get("method") == MULTI_TASK:
         return  # of a mixture
     (task,) = tasks_of(config)
-    split = (prepared if "method" in row.config else prepare)(config, task, lm)
-    known = {"examples": split.notes["examples"]}
+    data = (prepared if "method" in row.config else prepare)(config, task, lm)
+    known = {"examples": data.notes["examples"]}
     if not row.config.get("also"):  # or less what stands in other sets
-        known["train_used"] = len(split.train)
+        known["train_used"] = len(data.train)
     for name, found in known.items():
         if row.notes.get(name, found) != found:
             raise ValueError(

@@ -85,7 +85,7 @@ def sst2_data(tmp_path):
     return tmp_path / "data"
 
 
-def rte_split(lm, data):
+def rte_data(lm, data):
     config = RunConfig(model="tiny", task=("superglue/rte",), data=data)
     return prepare(config, get_task("superglue/rte"), lm)
 
@@ -94,18 +94,18 @@ def rte_split(lm, data):
 
 
 def test_the_majority_class_is_that_of_the_training_rows_even_where_dev_has_another(llama, rte):
-    split = rte_split(llama, rte)
-    wrong = [example for example in split.dev if example.targets == "not_entailment"][:3]
-    right = [example for example in split.dev if example.targets == "entailment"][:1]
-    answered = baselines.majority(replace(split, dev=wrong + right))
+    data = rte_data(llama, rte)
+    wrong = [example for example in data.dev if example.targets == "not_entailment"][:3]
+    right = [example for example in data.dev if example.targets == "entailment"][:1]
+    answered = baselines.majority(replace(data, dev=wrong + right))
     assert {p.text for p in answered.evaluation.predictions} == {"entailment"}
     assert answered.evaluation.metrics == {"accuracy": 0.25}
     assert answered.notes == {"label": "entailment", "share_of_train": 40 / 60}
 
 
 def test_words_that_decide_the_label_are_learned_and_the_penalty_is_the_best_of_four_on_the_folds(llama, rte):
-    split = rte_split(llama, rte)
-    answered = baselines.tfidf(split)
+    data = rte_data(llama, rte)
+    answered = baselines.tfidf(data)
     assert answered.evaluation.metrics == {"accuracy": 1.0}
     assert answered.selection == "cross-validation"
     scores = answered.notes["selection_scores"]
@@ -115,64 +115,64 @@ def test_words_that_decide_the_label_are_learned_and_the_penalty_is_the_best_of_
 
 
 def test_the_penalty_is_chosen_without_a_look_at_dev(llama, rte):
-    split = rte_split(llama, rte)
+    data = rte_data(llama, rte)
     wrong = {"entailment": "not_entailment", "not_entailment": "entailment"}
-    turned = [replace(e, targets=wrong[e.targets], references=(wrong[e.targets],)) for e in split.dev]
-    answered = baselines.tfidf(replace(split, dev=turned))
+    turned = [replace(e, targets=wrong[e.targets], references=(wrong[e.targets],)) for e in data.dev]
+    answered = baselines.tfidf(replace(data, dev=turned))
     assert answered.evaluation.metrics == {"accuracy": 0.0}
-    assert answered.notes == baselines.tfidf(split).notes
+    assert answered.notes == baselines.tfidf(data).notes
 
 
 def test_a_mean_state_in_a_batch_is_that_of_the_input_alone(lm, rte):
-    split = rte_split(lm, rte)
+    data = rte_data(lm, rte)
     texts = ["the sea", "the town is warm in the summer and wet in the night", "a film"]
-    examples = [replace(split.dev[0], inputs=text) for text in texts]
-    together = baselines.mean_states(lm, examples, split.form)
+    examples = [replace(data.dev[0], inputs=text) for text in texts]
+    together = baselines.mean_states(lm, examples, data.form)
     for text, state in zip(texts, together, strict=True):
-        ids = torch.tensor([encode_inputs(text, split.form, lm.tokenizer).ids])
+        ids = torch.tensor([encode_inputs(text, data.form, lm.tokenizer).ids])
         alone = lm.mean_state(lm.embed(ids), torch.ones_like(ids, dtype=torch.bool))
         np.testing.assert_allclose(state, alone[0].detach().numpy(), atol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 0.1
 
 
 def test_a_probe_on_the_frozen_states_learns_more_than_the_majority_class(llama, rte):
-    split = rte_split(llama, rte)
-    answered = baselines.probe(llama, split, max_train=4_000, watch=Watch())
-    assert answered.evaluation.metrics["accuracy"] > baselines.majority(split).evaluation.metrics["accuracy"]
+    data = rte_data(llama, rte)
+    answered = baselines.probe(llama, data, max_train=4_000, watch=Watch())
+    assert answered.evaluation.metrics["accuracy"] > baselines.majority(data).evaluation.metrics["accuracy"]
     assert answered.notes["probe_train"] == answered.notes["probe_train_of"] == 60
 
 
 def test_a_probe_of_many_rows_takes_a_fixed_part_and_says_so(llama, rte):
-    split = rte_split(llama, rte)
-    first, second = (baselines.probe(llama, split, max_train=30, watch=Watch()) for _ in range(2))
+    data = rte_data(llama, rte)
+    first, second = (baselines.probe(llama, data, max_train=30, watch=Watch()) for _ in range(2))
     assert (first.notes["probe_train"], first.notes["probe_train_of"]) == (30, 60)
     assert first.notes == second.notes
 
 
 def test_the_bare_model_is_asked_in_six_wordings_and_the_best_on_selection_rows_answers_dev(rte):
     lm = chat_lm()
-    split = rte_split(lm, rte)
-    answered = baselines.zero_shot(lm, split, num_selection=12, watch=Watch())
+    data = rte_data(lm, rte)
+    answered = baselines.zero_shot(lm, data, num_selection=12, watch=Watch())
     tried = answered.notes["tried"]
     assert list(tried) == ["separator", "options", "question", "instruction", "label", "chat"]
     assert answered.notes["num_selection"] == 12
     assert tried[answered.notes["chosen"]]["sum"] == max(t["sum"] for t in tried.values())
     assert tried["options"]["text"] == "{inputs}\nOptions: {labels}\nThe right option is"
     wording = next(w for w in baselines.WORDINGS if w.name == answered.notes["chosen"])
-    again, _ = baselines.ask(lm, split, split.dev, wording, Watch())
+    again, _ = baselines.ask(lm, data, data.dev, wording, Watch())
     assert answered.evaluation.predictions == again.predictions
 
 
 def test_a_model_without_a_chat_template_is_asked_in_five_wordings(llama, rte):
-    answered = baselines.zero_shot(llama, rte_split(llama, rte), num_selection=4, watch=Watch())
+    answered = baselines.zero_shot(llama, rte_data(llama, rte), num_selection=4, watch=Watch())
     assert list(answered.notes["tried"]) == ["separator", "options", "question", "instruction", "label"]
 
 
 @pytest.mark.parametrize("name", ["separator", "options", "instruction", "chat"])
 def test_a_wordings_scores_are_the_summed_log_probabilities_after_its_text(name, rte):
     lm = chat_lm()
-    split = rte_split(lm, rte)
-    example = replace(split.dev[0], inputs="the sea is warm")
+    data = rte_data(lm, rte)
+    example = replace(data.dev[0], inputs="the sea is warm")
     texts = {
         "separator": ["the sea is warm", "\nanswer:"],
         "options": ["the sea is warm", "\nOptions: entailment or not_entailment\nThe right option is"],
@@ -187,7 +187,7 @@ def test_a_wordings_scores_are_the_summed_log_probabilities_after_its_text(name,
         ],
     }
     wording = next(w for w in baselines.WORDINGS if w.name == name)
-    evaluation, _ = baselines.ask(lm, split, [example], wording, Watch())
+    evaluation, _ = baselines.ask(lm, data, [example], wording, Watch())
     before = [id for text in texts[name] for id in lm.tokenizer.encode(text)]
     space = "" if name == "chat" else " "
     for label, score in evaluation.predictions[0].scores.items():
@@ -484,7 +484,7 @@ def test_the_bars_show_steps_and_scores_of_a_run_that_was_resumed(capsys):
 
 def test_an_encoder_decoder_is_asked_too(rte):
     lm = tiny_lm("t5")
-    answered = baselines.zero_shot(lm, rte_split(lm, rte), num_selection=4, watch=Watch())
+    answered = baselines.zero_shot(lm, rte_data(lm, rte), num_selection=4, watch=Watch())
     assert answered.evaluation.illegal_rate == 0.0
     assert len(answered.evaluation.predictions) == 20
     assert set(answered.evaluation.predictions[0].scores) == {"entailment", "not_entailment"}

@@ -25,7 +25,7 @@ from softprompt.data import default_format, encode_examples, encode_target
 from softprompt.evaluation import read_rows
 from softprompt.inference import Engine
 from softprompt.optimizers import Adafactor, AdamW
-from softprompt.plan import Split, check_plans, plan_prompts, prepare, tasks_of
+from softprompt.plan import TaskData, check_plans, plan_prompts, prepare, tasks_of
 from softprompt.prediction import evaluate_prompts, open_prompts
 from softprompt.run import Watch, evaluate, train, train_together
 from softprompt.tasks import Example, get_task, mixed, mixture
@@ -53,7 +53,7 @@ def own(folder, records=None, **changes):
     return RunConfig(**{"model": "tiny", "data": files, **own, **few, **changes})
 
 
-def split_of(config, lm):
+def data_of(config, lm):
     return prepare(config, tasks_of(config)[0], lm)
 
 
@@ -107,9 +107,9 @@ def test_a_run_teaches_a_model_what_its_start_does_not_ask_for(skilled, tmp_path
     records = {name: skill_records(count, seed, "mirror") for seed, (name, count) in enumerate(counts.items(), 1)}
     few = {"prompt_length": (8,), "steps": 80, "batch_size": 32, "evaluate_every": 20, "num_selection": 50}
     config = own(tmp_path, records, scoring=scoring, **few)
-    split = split_of(config, skilled)
-    start = plan_prompts(config, split, skilled)[0].values
-    (before,) = evaluate(skilled, [start], split.task, split.dev, split.form, scoring=scoring)
+    data = data_of(config, skilled)
+    start = plan_prompts(config, data, skilled)[0].values
+    (before,) = evaluate(skilled, [start], data.task, data.dev, data.form, scoring=scoring)
     (made,) = train(config, lm=skilled)
     assert before.headline < 0.7 and made.dev.headline > 0.95
     assert made.fitted.score > 0.95 and made.dev.illegal_rate == 0
@@ -122,18 +122,18 @@ def test_more_than_32_labels_are_trained_and_ranked(lm, tmp_path):
     labels = tuple(f"kind {i}" for i in range(40))
     records = {"train": films("train", 80, labels), "dev": films("dev", 40, labels)}
     config = own(tmp_path, records, labels=labels, select="held-out", scoring="rank")
-    split = split_of(config, lm)
+    data = data_of(config, lm)
     with pytest.warns(UserWarning, match="40 labels for 4 prompt rows: the last 36 were skipped"):
-        (plan,) = plan_prompts(config, split, lm)
-    space = " " if split.form.leading_space else ""
+        (plan,) = plan_prompts(config, data, lm)
+    space = " " if data.form.leading_space else ""
     starts = [lm.embeddings[lm.tokenizer.encode(space + label)].mean(0) for label in labels[:4]]
     assert torch.allclose(plan.values, torch.stack(starts))
     (made,) = train(config, lm=lm)
     assert made.fitted.steps_run == 2 and not torch.allclose(made.prompt.values, plan.values)
     first = made.dev.predictions[0]
     assert tuple(first.scores) == labels and first.text == max(labels, key=first.scores.get)
-    rows = encode_examples(split.dev[:1] * 40, split.form, lm.tokenizer)
-    alone = [[encode_target(label, split.form, lm.tokenizer)] for label in labels]
+    rows = encode_examples(data.dev[:1] * 40, data.form, lm.tokenizer)
+    alone = [[encode_target(label, data.form, lm.tokenizer)] for label in labels]
     scores = Engine(lm, [made.prompt.values]).label_scores(rows, [0] * 40, alone)
     assert list(first.scores.values()) == pytest.approx([score for (score,) in scores], abs=1e-4)
 
@@ -164,12 +164,12 @@ def test_room_for_a_written_answer_and_for_the_longest_prompt_is_asked_for_befor
     lm, labels = tiny_lm("gpt2"), ("sea", "a warm and funny story of the sea")
     records = {"dev": films("dev", 1, labels), "train": films("train", 30, labels)}
     config = own(tmp_path, records, labels=labels, init="uniform")
-    split = split_of(config, lm)
-    taken = len(encode_examples(split.dev, split.form, lm.tokenizer)[0].ids) + split.form.max_target_length
+    data = data_of(config, lm)
+    taken = len(encode_examples(data.dev, data.form, lm.tokenizer)[0].ids) + data.form.max_target_length
     longest = 256 - taken
-    check_plans(plan_prompts(replace(config, prompt_length=(4, longest)), split, lm), lm)
+    check_plans(plan_prompts(replace(config, prompt_length=(4, longest)), data, lm), lm)
     with pytest.raises(ValueError, match=rf"prompt {longest + 1} \+ input and target {taken} tokens"):
-        check_plans(plan_prompts(replace(config, prompt_length=(4, longest + 1)), split, lm), lm)
+        check_plans(plan_prompts(replace(config, prompt_length=(4, longest + 1)), data, lm), lm)
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -178,7 +178,7 @@ def test_the_longest_label_is_written_whole_in_the_format_it_is_trained_in(tmp_p
     lm, long = chatty(), "story film warm sea film sea"
     records = {split: films(split, count, ("sea", long)) for split, count in (("train", 30), ("dev", 6))}
     config = own(tmp_path, records, labels=("sea", long), chat=chat)
-    form = split_of(config, lm).form
+    form = data_of(config, lm).form
     whole = [*lm.tokenizer.encode(("" if chat else " ") + long), lm.tokenizer.eos_id]
     assert encode_target(long, form, lm.tokenizer) == whole
     assert form.max_target_length == len(whole) == (9 if chat else 7)
@@ -190,9 +190,9 @@ def test_a_long_target_is_trained_whole(tmp_path, llama):
     long = " ".join(["sea"] * 181)
     assert len(llama.tokenizer.encode(" " + long)) == 181
     config = own(tmp_path, {"train": [{"text": "a", "label": long}, {"text": "b", "label": "sea"}]}, labels=None)
-    split = split_of(replace(config, select="dev"), llama)
-    assert split.form.max_target_length == 182 and split.notes["targets_cut"] == 0
-    assert len(encode_target(long, split.form, llama.tokenizer)) == 182
+    data = data_of(replace(config, select="dev"), llama)
+    assert data.form.max_target_length == 182 and data.notes["targets_cut"] == 0
+    assert len(encode_target(long, data.form, llama.tokenizer)) == 182
 
 
 def test_targets_longer_than_any_answer_are_cut_counted_and_warned_of(tmp_path, t5, monkeypatch):
@@ -233,19 +233,19 @@ def test_what_stands_in_dev_or_test_is_not_trained_on_and_is_counted_and_told(tm
     (row,) = read_rows(config.out / "results.jsonl")
     assert (row.notes["overlap_with_dev"], row.notes["overlap_with_test"], row.notes["train_used"]) == (1, 2, 27)
     assert row.notes["scored_cut"] == 0
-    split = split_of(config, llama)
-    assert {"3", "6", "7"}.isdisjoint(example.id for example in split.train)
+    data = data_of(config, llama)
+    assert {"3", "6", "7"}.isdisjoint(example.id for example in data.train)
 
 
 def test_a_task_without_a_test_file_loses_nothing_to_it(tmp_path, llama):
-    split = split_of(own(tmp_path), llama)
-    assert (split.notes["overlap_with_test"], len(split.train)) == (0, 30)
+    data = data_of(own(tmp_path), llama)
+    assert (data.notes["overlap_with_test"], len(data.train)) == (0, 30)
 
 
 @pytest.mark.parametrize(("task", "dev", "test"), [("glue/sst2", 5, 10), ("glue/mrpc", 0, 6)])
 def test_official_training_files_lose_what_stands_in_their_dev_and_test_files(data_folder, llama, task, dev, test):
-    split = split_of(RunConfig(model="tiny", task=(task,), data=data_folder), llama)
-    assert (split.notes["overlap_with_dev"], split.notes["overlap_with_test"]) == (dev, test)
+    data = data_of(RunConfig(model="tiny", task=(task,), data=data_folder), llama)
+    assert (data.notes["overlap_with_dev"], data.notes["overlap_with_test"]) == (dev, test)
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,8 @@ def test_targets_that_the_tokenizer_does_not_give_back_are_told_before_training(
     config = own(tmp_path, {"train": films("train", 30, labels), "dev": []}, **{"labels": labels, **changes})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        split_of(config, lm)
-        split_of(config, tiny_lm("llama"))
+        data_of(config, lm)
+        data_of(config, tiny_lm("llama"))
     assert [str(warning.message) for warning in caught] == [
         f"{count} of 3 different training targets of own do not come back from the tokenizer of tiny-nfkc: "
         r"'\u2460' comes back as '1', which is never right; write them otherwise"
@@ -277,13 +277,13 @@ def test_the_rows_that_are_scored_first_have_every_label_whatever_the_order_of_t
     records = {
         name: sorted(films(name, count), key=itemgetter("label")) for name, count in (("train", 600), ("dev", 90))
     }
-    split = split_of(own(tmp_path, records, select=select), llama)
-    parts = [held for _, held in split.folds] or [split.selection]
+    data = data_of(own(tmp_path, records, select=select), llama)
+    parts = [held for _, held in data.folds] or [data.selection]
     for part in parts:
         labels = Counter(example.targets for example in part[:30])
         assert len(labels) == 2 and min(labels.values()) >= 8
     assert [len(part) for part in parts] == {"held-out": [60], "cross-validation": [200] * 3, "dev": [90]}[select]
-    assert [example.id for example in split.dev] == [str(n) for n in range(1, 91)], "dev is scored in its own order"
+    assert [example.id for example in data.dev] == [str(n) for n in range(1, 91)], "dev is scored in its own order"
 
 
 @pytest.mark.parametrize("select", ["held-out", "cross-validation", "dev"])
@@ -293,8 +293,8 @@ def test_selection_rows_that_are_scored_together_stand_side_by_side(tmp_path, ll
         for name, count in (("train", 600), ("dev", 90))
     }
     config = own(tmp_path, records, select=select, group_by="question", metric="em")
-    split = split_of(config, llama)
-    for part in [held for _, held in split.folds] or [split.selection]:
+    data = data_of(config, llama)
+    for part in [held for _, held in data.folds] or [data.selection]:
         runs = [group for group, _ in groupby(part, key=lambda example: example.group)]
         assert len(runs) == len(set(runs)) == len(part) / 5
 
@@ -302,10 +302,10 @@ def test_selection_rows_that_are_scored_together_stand_side_by_side(tmp_path, ll
 @pytest.mark.parametrize(("count", "selected_on"), [(499, "cross-validation"), (500, "held-out")])
 def test_a_set_under_500_examples_gets_folds_and_a_larger_one_a_held_out_part(tmp_path, llama, count, selected_on):
     config = own(tmp_path, {"train": films("train", count)})
-    split = split_of(config, llama)
-    assert split.selected_on == selected_on
-    assert (len(split.folds), len(split.selection), len(split.train)) == ((0, 50, 450) if count == 500 else (3, 0, 499))
-    assert split_of(replace(config, max_train=400), llama).selected_on == "cross-validation"
+    data = data_of(config, llama)
+    assert data.selected_on == selected_on
+    assert (len(data.folds), len(data.selection), len(data.train)) == ((0, 50, 450) if count == 500 else (3, 0, 499))
+    assert data_of(replace(config, max_train=400), llama).selected_on == "cross-validation"
 
 
 def test_dev_chooses_where_it_is_asked_to_and_the_row_says_so(tmp_path, llama):
@@ -323,8 +323,8 @@ def test_a_mixture_that_its_dev_rows_choose_is_scored_on_all_of_them(tmp_path, l
     """As methods are compared on several tasks: the dev rows stand in `selection`, and `dev` is empty."""
     task = get_task("boolq")
     rows = [mixed(task, Example(inputs="text", targets="True", id=str(i), references=("True",))) for i in range(3)]
-    split = Split(mixture([task]), default_format(llama), rows, rows, [], [], "dev")
-    (plan,) = plan_prompts(own(tmp_path, init="vocab", num_selection=None, preset="paper"), split, llama)
+    data = TaskData(mixture([task]), default_format(llama), rows, rows, [], [], "dev")
+    (plan,) = plan_prompts(own(tmp_path, init="vocab", num_selection=None, preset="paper"), data, llama)
     assert plan.train.num_selection == 3
 
 
@@ -366,7 +366,7 @@ def test_the_dev_set_is_scored_once_with_the_chosen_prompts_only(tmp_path, llama
 
 def test_training_examples_may_be_bounded_by_a_seeded_shuffle(tmp_path, llama):
     config = own(tmp_path, {"train": sorted(films("train", 600), key=itemgetter("label"))}, select="dev")
-    few, more = (split_of(replace(config, max_train=count), llama).train for count in (10, 20))
+    few, more = (data_of(replace(config, max_train=count), llama).train for count in (10, 20))
     assert [example.id for example in more[:10]] == [example.id for example in few]
     assert len(more) == 20 and len({example.targets for example in few}) == 2
 
@@ -450,7 +450,7 @@ def test_the_setting_with_the_best_mean_over_its_seeds_is_chosen_and_every_one_i
 )
 def test_a_setting_is_chosen_by_its_mean_score(tmp_path, llama, scores, chosen):
     config = own(tmp_path, seeds=(0, 1), learning_rate=tuple(0.1 * (i + 1) for i in range(len(scores))))
-    plans = plan_prompts(config, split_of(config, llama), llama)
+    plans = plan_prompts(config, data_of(config, llama), llama)
     fitted = [Fitted(plan.values, score=score) for plan, score in zip(plans, chain(*scores), strict=True)]
     assert run._choose(list(zip(plans, fitted, strict=True))) == (4, config.learning_rate[chosen])
 
@@ -475,9 +475,9 @@ FAST = AdamW(learning_rate=0.03, schedule="linear", warmup_steps=10)
 )
 def test_an_optimizer_asked_for_keeps_its_presets_other_settings(tmp_path, kind, preset, asked, wanted):
     lm, config = tiny_lm(kind), own(tmp_path, preset=preset, optimizer=asked)
-    (plan,) = plan_prompts(config, split_of(config, lm), lm)
+    (plan,) = plan_prompts(config, data_of(config, lm), lm)
     assert plan.train.optimizer == wanted
-    (slower,) = plan_prompts(replace(config, learning_rate=(0.01,)), split_of(config, lm), lm)
+    (slower,) = plan_prompts(replace(config, learning_rate=(0.01,)), data_of(config, lm), lm)
     assert slower.train.optimizer == replace(wanted, learning_rate=0.01)
 
 
@@ -537,12 +537,12 @@ def test_free_text_cannot_be_ranked_and_is_told_so_before_training(tmp_path, lla
 def test_a_mixture_is_ranked_only_if_all_of_its_rows_can_be(tmp_path, llama, tasks, scoring):
     known = [get_task(name) for name in tasks]
     rows = [mixed(task, Example(inputs="text", targets="True", id="1", references=("True",))) for task in known]
-    split = Split(mixture(known), default_format(llama), rows, [], [], [], "held-out")
-    (plan,) = plan_prompts(own(tmp_path, init="vocab"), split, llama)
+    data = TaskData(mixture(known), default_format(llama), rows, [], [], [], "held-out")
+    (plan,) = plan_prompts(own(tmp_path, init="vocab"), data, llama)
     assert plan.train.scoring == scoring
     if scoring == "generate":
         with pytest.raises(ValueError, match="has free-text targets, nothing to rank; use --scoring generate"):
-            plan_prompts(own(tmp_path, init="vocab", scoring="rank"), split, llama)
+            plan_prompts(own(tmp_path, init="vocab", scoring="rank"), data, llama)
 
 
 def test_the_demo_scores_the_prompt_that_training_starts_from(tmp_path, llama, monkeypatch):

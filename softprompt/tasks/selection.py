@@ -7,10 +7,10 @@ import numpy as np
 
 from softprompt.tasks.task import Example, Task
 
-Split = tuple[list[Example], list[Example]]
+Sides = tuple[list[Example], list[Example]]
 
 
-def hold_out(examples: Sequence[Example], task: Task, *, fraction: float = 0.1, seed: int) -> Split:
+def hold_out(examples: Sequence[Example], task: Task, *, fraction: float = 0.1, seed: int) -> Sides:
     """(examples to train on, examples held out), each in the order given; the seed alone decides.
 
     Labels keep their shares, and examples of one source (where there is none, of inputs equal as in
@@ -36,7 +36,7 @@ def hold_out(examples: Sequence[Example], task: Task, *, fraction: float = 0.1, 
     return _sides(examples, task, held)
 
 
-def folds(examples: Sequence[Example], task: Task, *, num_folds: int = 5, seed: int) -> list[Split]:
+def folds(examples: Sequence[Example], task: Task, *, num_folds: int = 5, seed: int) -> list[Sides]:
     """`num_folds` pairs (train on, held out) whose held-out parts are disjoint and together everything.
 
     Stratified and grouped as in `hold_out`; for sets under 500 examples. Raises ValueError for fewer than two
@@ -133,7 +133,7 @@ def _joined(examples: Sequence[Example]) -> list[str]:
     return [root(first) for first, *_ in lines]
 
 
-def _sides(examples: Sequence[Example], task: Task, held: Sequence[int]) -> Split:
+def _sides(examples: Sequence[Example], task: Task, held: Sequence[int]) -> Sides:
     out = set(held)
     train = [example for place, example in enumerate(examples) if place not in out]
     if task.nested_sources:
