@@ -67,9 +67,6 @@ class Answered:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-# Without a language model ------------------------------------------------------------------------------------------
-
-
 def majority(data: TaskData) -> Answered:
     """The commonest label of the training rows for every example; of equals, the first of the task's labels."""
     counts = Counter(example.targets for example in data.train)
@@ -129,9 +126,6 @@ def most_likely(model: Any, features: Any) -> list[Prediction]:
     """The likeliest label of each row, with the log-probabilities of all."""
     labels = [str(label) for label in model.classes_]
     return [best(dict(zip(labels, row, strict=True))) for row in model.predict_log_proba(features).tolist()]
-
-
-# On the frozen model -----------------------------------------------------------------------------------------------
 
 
 def probe(lm: FrozenLM, data: TaskData, *, max_train: int, watch: Watch) -> Answered:
@@ -217,9 +211,6 @@ def _subset(examples: Sequence[Example], size: int) -> list[Example]:
     return [examples[i] for i in order]
 
 
-# Data --------------------------------------------------------------------------------------------------------------
-
-
 def data_of(task: Task, data: Path, folder: Path = POLARITY_FOLDER) -> tuple[Data, dict[str, Any]]:
     """Where a task is read from, and what to note: sentence_polarity from files without SST-2's sentences."""
     if task.name != POLARITY:
@@ -249,9 +240,6 @@ def limited(data: TaskData, limit: int) -> TaskData:
     parts = [(_subset(kept, limit), _subset(held, limit)) for kept, held in data.folds]
     names = ("train", "selection", "dev")
     return replace(data, folds=parts, **{name: _subset(getattr(data, name), limit) for name in names})
-
-
-# Rows --------------------------------------------------------------------------------------------------------------
 
 
 def settings_of(method: str, *, max_train: int, max_dev: int | None, limit: int | None) -> dict[str, Any]:

@@ -129,9 +129,6 @@ def _until(ids: list[int], eos: int) -> list[int]:
     return ids[: ids.index(eos)] if eos in ids else ids
 
 
-# Models, prompts, requests ----------------------------------------------------------------------------------------
-
-
 def frozen(side: Side) -> Any:
     """The model for our engine."""
     from softprompt.backbone import FrozenLM
@@ -189,9 +186,6 @@ def draw(pool: Sequence[tuple[int, ...]], num_prompts: int, count: int, seed: in
     return [Ask(chooser.randrange(num_prompts), chooser.choice(pool)) for _ in range(count)]
 
 
-# Processes --------------------------------------------------------------------------------------------------------
-
-
 class Worker(processes.Worker):
     """A side in a process of its own."""
 
@@ -214,9 +208,6 @@ def _serve(side: Side) -> processes.Respond:
         return time.perf_counter() - started, answers
 
     return respond
-
-
-# The commands -----------------------------------------------------------------------------------------------------
 
 
 def parser_of(doc: str | None, rows: str) -> argparse.ArgumentParser:

@@ -104,9 +104,6 @@ class Computes(Protocol):
         ...
 
 
-# Models -------------------------------------------------------------------------------------------------------
-
-
 def t5_tokenizer(folder: str) -> Any:
     """The tokenizer of the real T5 vocabulary; `folder` holds spiece.model."""
     from transformers import T5Tokenizer
@@ -304,9 +301,6 @@ def _blocks(model: Any) -> list[nn.Module]:
     return list(model.base_model.layers)
 
 
-# Counting -----------------------------------------------------------------------------------------------------
-
-
 def count_flops(side: Side, passes: Sequence[Pass]) -> float:
     """Floating-point operations of matrix products in one step, from shapes.
 
@@ -352,9 +346,6 @@ def matmul_peak(dtype: torch.dtype, size: int, seconds: float = 1.0) -> float:
         best = min(best, ended - started)
         if ended > until:
             return 2 * size**3 / best / 1e9
-
-
-# Processes ----------------------------------------------------------------------------------------------------
 
 
 class Worker(processes.Worker):

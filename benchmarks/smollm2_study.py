@@ -54,9 +54,6 @@ TASKS = (
 PREDICTIONS = "predictions.dev.json"
 
 
-# Training ----------------------------------------------------------------------------------------------------------
-
-
 def in_own_folder(config: RunConfig, runs: Path) -> RunConfig:
     """The run with a folder that its model, task and settings name, so that a later call finds its checkpoint."""
     identity = json.dumps([config.model, config.task, settings_of(config)])
@@ -159,9 +156,6 @@ def study(
     return made
 
 
-# The table ---------------------------------------------------------------------------------------------------------
-
-
 def table(rows: Path, baselines: Path) -> str:
     """The markdown table of the study: a line for each task and settings, in the order of the rows."""
     groups: dict[str, list[Result]] = {}
@@ -248,9 +242,6 @@ def _verdict(groups: Sequence[Sequence[Result]], others: dict[tuple[str, str], R
     if not learned:
         return "There are no rows of the majority class to compare with."
     return f"Not learned this way, as far as these rows show: {', '.join(missed) or 'none'}."
-
-
-# The command -------------------------------------------------------------------------------------------------------
 
 
 def add_settings(parser: argparse.ArgumentParser, *, minutes: float) -> None:

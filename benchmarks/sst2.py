@@ -99,9 +99,6 @@ def test_file(data: Path) -> Path:
     raise ValueError(f"no file {places[0]}; it holds SST-2's test sentences with labels")
 
 
-# Rows --------------------------------------------------------------------------------------------------------------
-
-
 Key = tuple[str, tuple[str, ...]]
 """A row of this command besides the dev rows: its split, and the folders of its prompts."""
 
@@ -174,9 +171,6 @@ def _selection_score(row: Result) -> float:
     """The score that chose a prompt's step; below all others where there was none."""
     scores = [t["score"] for t in row.notes["tried"] if t["chosen"] and t["seed"] == row.seed]
     return max((score for score in scores if score is not None), default=float("-inf"))
-
-
-# The command -------------------------------------------------------------------------------------------------------
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -106,9 +106,6 @@ class Timed:
         return f"to {self.layout.max_length} tokens, {size} rows at once"
 
 
-# Data ---------------------------------------------------------------------------------------------------------
-
-
 def read_rows(case: Case, tokenizer: Tokenizer, form: TextFormat, count: int, data: Path) -> list[Row]:
     """A seeded sample of a training file, as both sides get it."""
     task = get_task(SETS[case.set])
@@ -147,9 +144,6 @@ class Source:
             return replace(self.form, max_input_length=length), length
         longest_target = 4  # "positive" and "negative" are 2 ids with the end of sequence
         return replace(self.form, max_input_length=MAX_LENGTH_CAUSAL - longest_target), MAX_LENGTH_CAUSAL
-
-
-# Running ------------------------------------------------------------------------------------------------------
 
 
 def rates(model: str) -> list[float]:
@@ -272,9 +266,6 @@ def stop(workers: dict[str, Worker]) -> None:
         worker.stop()
 
 
-# Reporting ----------------------------------------------------------------------------------------------------
-
-
 def pairs(timed: Sequence[Timed]) -> Iterator[tuple[Timed, Timed]]:
     """Ours and each rival at the same dropout rate."""
     ours = {t.dropout: t for t in timed if t.side.name == "ours"}
@@ -358,9 +349,6 @@ def line_of(case: Case, ours: Timed, rival: Timed, row: dict[str, Any]) -> str:
 def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to a JSONL file, beside others that do so at the same time."""
     append_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-# The command --------------------------------------------------------------------------------------------------
 
 
 def sweep(model: str, workers: dict[str, Worker], source: Source, options: argparse.Namespace, data: Path) -> None:

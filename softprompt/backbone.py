@@ -118,8 +118,6 @@ class FrozenLM:
         if self.is_encoder_decoder:
             self._share_dropout()
 
-    # What the model is ------------------------------------------------------------------------------------
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -202,8 +200,6 @@ class FrozenLM:
             for block in self.blocks():
                 block.forward = checkpointed(block.forward)
             self.is_checkpointed = True
-
-    # Forward ----------------------------------------------------------------------------------------------
 
     def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The embedded ids, as the model's first block would get them."""
@@ -306,8 +302,6 @@ class FrozenLM:
         weights = mask[..., None].to(hidden.dtype)
         return ((hidden * weights).sum(1) / weights.sum(1)).float()
 
-    # Rows that come and go: softprompt.running --------------------------------------------------------------
-
     @torch.no_grad()
     def layout(self) -> Layout:
         """What a token of a row takes in the cache (of the decoder, in an encoder-decoder)."""
@@ -370,8 +364,6 @@ class FrozenLM:
             return self._decoder_only(x, self._by_kind(rows.full, rows.near), at, rows, rows=rows)
         finally:
             self.config._attn_implementation = implementation
-
-    # Dropout ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def dropout(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int) -> Iterator[None]:
@@ -456,8 +448,6 @@ class FrozenLM:
             module.mask = mask
         for module, mask in zip(over_targets, scaled(outputs).unbind(1), strict=True):
             module.mask = mask
-
-    # Inside -----------------------------------------------------------------------------------------------
 
     def _position_limit(self) -> int | None:
         if self.is_encoder_decoder:

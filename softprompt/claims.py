@@ -149,9 +149,6 @@ def _unlearnable(rows: Sequence[Result], majority: Sequence[Result]) -> set[tupl
     return {key for key, can in learned.items() if not can} | {key for key in untuned if key[1] in hopeless}
 
 
-# Rows to tables ----------------------------------------------------------------------------------------------------
-
-
 def _right(rows: Sequence[Result]) -> Table:
     """Right answers, one row a seed, in the order of the seeds."""
     ordered = sorted(rows, key=lambda row: row.seed)
@@ -250,9 +247,6 @@ def _of_one_family(rows: Sequence[Result]) -> list[Result]:
 
 def _on_model(rows: Sequence[Result], asked: str) -> list[Result]:
     return [row for row in rows if row.config["asked"] == asked]
-
-
-# The claims --------------------------------------------------------------------------------------------------------
 
 
 def _beats_design(rows: list[Result]) -> Found | None:

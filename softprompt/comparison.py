@@ -291,9 +291,6 @@ def _to_score(config: RunConfig, also: Also, data: TaskData, lm: FrozenLM, watch
     return found
 
 
-# Methods that train ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Entry:
     """A method that trains, on one task."""
@@ -519,9 +516,6 @@ def _about(config: RunConfig, name: str, lm: FrozenLM) -> dict[str, Any]:
     }
 
 
-# Prompt design -----------------------------------------------------------------------------------------------------
-
-
 def _designed(config: RunConfig, data: TaskData, lm: FrozenLM, watch: Watch) -> list[Result]:
     """A row for each number of shots: of its wordings, draws and calibrations the one that selection rows choose."""
     plan = plan_prompts(replace(config, learning_rate=None, seeds=config.seeds[:1]), data, lm)[0]
@@ -568,9 +562,6 @@ def _designed(config: RunConfig, data: TaskData, lm: FrozenLM, watch: Watch) -> 
         row.notes["selection_score"] = max(scores)
         made.append(row)
     return made
-
-
-# What was found ----------------------------------------------------------------------------------------------------
 
 
 def title_of(row: Result) -> str:

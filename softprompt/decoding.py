@@ -65,9 +65,6 @@ def _check(is_right: bool, name: str, value: object, wanted: str) -> None:
         raise ValueError(f"{name} is {value}, but must be {wanted}")
 
 
-# Choosing -------------------------------------------------------------------------------------------------------
-
-
 class Draw(NamedTuple):
     """What decides a row's next token besides its logits."""
 
@@ -122,9 +119,6 @@ def _at(probabilities: Tensor, point: Tensor) -> Tensor:
     passed = torch.searchsorted(running, point * running[:, -1:], right=True)[:, 0]
     last = probabilities.shape[1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
     return torch.minimum(passed, last)
-
-
-# Beams ----------------------------------------------------------------------------------------------------------
 
 
 class Hypothesis(NamedTuple):
@@ -195,9 +189,6 @@ class Beams:
 
     def _is_settled(self, total: float, length: int) -> bool:
         return len(self._pool) == self.size and self._penalised(total, length) <= self._pool[-1].score
-
-
-# Text -----------------------------------------------------------------------------------------------------------
 
 
 class TextStream:

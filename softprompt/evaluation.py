@@ -187,9 +187,6 @@ def best(scores: dict[str, float]) -> Prediction:
     return Prediction(text, scores[text], scores)
 
 
-# Rows -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """One JSON row: everything needed to read a number, and to make it again."""

@@ -95,9 +95,6 @@ def export_vocabulary(
     return worn
 
 
-# What is asked for ----------------------------------------------------------------------------------------------
-
-
 def _check_request(prompts: Mapping[str, SoftPrompt], folder: Path, dtype: str) -> None:
     if not prompts:
         raise ValueError("no prompt was given; name at least one")
@@ -151,9 +148,6 @@ def _check_belongs(name: str, prompt: SoftPrompt, lm: FrozenLM) -> None:
         kinds = {True: "an encoder-decoder", False: "a decoder-only model"}
         theirs, ours = kinds[prompt.card.is_encoder_decoder], kinds[lm.is_encoder_decoder]
         raise ValueError(f"{name}: the prompt is for {theirs}, and {lm.name} is {ours}; give its own model")
-
-
-# The model ------------------------------------------------------------------------------------------------------
 
 
 def _config(lm: FrozenLM, num_ids: int) -> Any:
@@ -211,9 +205,6 @@ def _forbid(ids: range, path: Path) -> None:
     settings.pop("_from_model_config", None)  # settings that say so are made again from the model's by transformers 4
     settings["suppress_tokens"] = sorted({*(settings.get("suppress_tokens") or ()), *ids})
     path.write_text(_as_json(settings), encoding="utf-8")
-
-
-# The text -------------------------------------------------------------------------------------------------------
 
 
 def _add_tokens(base: _Base, prompts: Mapping[str, SoftPrompt]) -> dict[str, list[str]]:
@@ -293,9 +284,6 @@ def _strings(tokens: list[str], form: TextFormat, base: _Base) -> Iterator[tuple
     for space in ("", " "):
         yield f"{worn}{head}{space}", tail, True
         yield f"{worn}{bos}{head}{space}", f"{tail}{eos}", False
-
-
-# What stands beside it ------------------------------------------------------------------------------------------
 
 
 def _manifest(

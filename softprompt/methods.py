@@ -54,9 +54,6 @@ class PromptTuning:
         return Engine(self.lm, values, max_tokens=max_tokens), list(range(len(values)))
 
 
-# Gradients ---------------------------------------------------------------------------------------------------------
-
-
 def gradients(
     lm: FrozenLM,
     prompts: Sequence[Float[Tensor, "_ d"]],
@@ -152,9 +149,6 @@ def _run_shared(
     ]
     shorter = [replace(row, ids=row.ids[len(starts[m]) :]) for row, m in zip(rows, member, strict=True)]
     return lm.run_prompts(*stack(worn)), shorter
-
-
-# Weights -----------------------------------------------------------------------------------------------------------
 
 
 class WeightTuning:
@@ -275,9 +269,6 @@ class WeightTuning:
 
 
 Method = PromptTuning | WeightTuning
-
-
-# The methods by name -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -200,9 +200,6 @@ def _shuffled_groups(examples: Sequence[Example]) -> list[Example]:
     return [example for i in order for example in in_groups[i]]
 
 
-# Members --------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Plan:
     """One prompt to train, and where it came from."""

@@ -232,9 +232,6 @@ def shared_scoring(cards: Sequence[Card], paths: Sequence[Path], task: Task, giv
     return trained[0]
 
 
-# Evaluation -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class PromptScores:
     """What saved prompts score on one split, each alone and all together."""
@@ -365,9 +362,6 @@ def _check_labels(task: Task, split: str, examples: Sequence[Example]) -> None:
             )
 
 
-# Records --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Question:
     """A line of input, and what became of it."""
@@ -496,9 +490,6 @@ def _line(
         return line
     mean = mean_probabilities(votes)
     return {**line, "probabilities": {text: round(share, NUM_DIGITS) for text, share in mean.items()}}
-
-
-# Files ----------------------------------------------------------------------------------------------------------
 
 
 def read_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Item]]:

@@ -277,8 +277,6 @@ class Pretraining:
                 block.forward = torch.compile(block.forward, dynamic=config.objective == "prefix-lm")
         self.token_losses = torch.compile(_token_losses, dynamic=None) if machine.compile else _token_losses
 
-    # A step -----------------------------------------------------------------------------------------------------
-
     def train_step(self) -> None:
         """One optimizer step on the next texts. ValueError, before it, for a loss or a gradient that is not finite."""
         config, state = self.config, self.state
@@ -359,8 +357,6 @@ class Pretraining:
         state.loss_sum, state.loss_steps = 0.0, 0
         if self.machine.writes:
             self.hooks.score(state.step, loss, total / count)
-
-    # Files ------------------------------------------------------------------------------------------------------
 
     def begin(self, resume: bool) -> None:
         """Go on from the checkpoint, if that is wanted and there is one; or start with neither it nor kept models."""

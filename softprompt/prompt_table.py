@@ -77,8 +77,6 @@ class PromptTable:
         self._max_bytes = self._limit = max_bytes
         self._bytes = {VALUES: 0, STATES: 0}
 
-    # Registering --------------------------------------------------------------------------------------------
-
     def add(self, prompt: str | Path | SoftPrompt) -> str:
         """Register a prompt folder (or a prompt in memory, which stays there) and return its content hash.
 
@@ -143,8 +141,6 @@ class PromptTable:
         """The content hashes registered, the oldest first."""
         with self._lock:
             return [sha256 for sha256, entry in self._entries.items() if not entry.is_removed]
-
-    # What the engine asks -----------------------------------------------------------------------------------
 
     @property
     def values_bytes(self) -> int:
@@ -238,8 +234,6 @@ class PromptTable:
             own = [states[i : i + 1, :, :length].clone() for states in run.values]
             made.append(PromptStates(keys, own, lengths[i : i + 1].clone()))
         return made
-
-    # Inside, under the lock -----------------------------------------------------------------------------------
 
     def _entry(self, sha256: str) -> _Entry:
         entry = self._entries.get(sha256)

@@ -102,9 +102,6 @@ def write_report(rows: Sequence[Result], out: Path) -> Path:
     return out / PAGE
 
 
-# Sections ---------------------------------------------------------------------------------------------------------
-
-
 def _paper_lines(name: str) -> list[Line]:
     """The paper's own lines of a figure, in the order of our points."""
     by_name: dict[str, Mapping[Any, Any]] = {"figure-3a": FIGURE_3A, "figure-3b": FIGURE_3B, "figure-3c": FIGURE_3C}
@@ -389,9 +386,6 @@ def _paper_transfer(name: str) -> str:
     return _html_table(lines)
 
 
-# Pictures ---------------------------------------------------------------------------------------------------------
-
-
 def _picture(paper: Sequence[Line], ours: Sequence[Line], score: str) -> bytes:
     """The paper's panel and ours, on one scale. score: what ours is, for its axis."""
 
@@ -507,8 +501,6 @@ def _drawn(draw: Callable[[Any], None]) -> bytes:
         figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     return file.getvalue()
 
-
-# The page ---------------------------------------------------------------------------------------------------------
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }

@@ -176,8 +176,6 @@ class Ticket:
                 return
             yield event
 
-    # The engine's side --------------------------------------------------------------------------------------------
-
     def tell(self, event: Piece | Answer | Exception) -> None:
         """Hand an event on. A listener that fails has nobody behind it: its request is cancelled."""
         if isinstance(event, Piece) and not (self.streams and event.text):

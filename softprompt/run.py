@@ -206,9 +206,6 @@ def load_model(config: RunConfig) -> FrozenLM:
     return lm
 
 
-# After training -------------------------------------------------------------------------------------------------
-
-
 def _choose(trained: Sequence[tuple[Plan, Fitted]]) -> tuple[int, float]:
     """The setting with the best mean selection score over its seeds; one that lost a seed comes after all others."""
     scores: dict[tuple[int, float], list[float]] = {}

@@ -109,8 +109,6 @@ class RunningBatch:
         """Bytes of the buffers."""
         return sum(group.states.num_bytes for group in self.groups)
 
-    # Memory ---------------------------------------------------------------------------------------------------
-
     def projected(self, starts: Sequence[Start] = ()) -> int:
         """Bytes that the buffers will take at most, with these rows too, however long their answers get."""
         if not self.lm.is_encoder_decoder:
@@ -124,8 +122,6 @@ class RunningBatch:
     def _reserved(self, group: Group) -> int:
         rows = max(group.states.capacity, group.num_rows)
         return self.layout.num_bytes(rows, group.final + ROOM, group.states.encoded.shape[1])
-
-    # Rows -----------------------------------------------------------------------------------------------------
 
     def read(self, starts: Sequence[Start], max_bytes: int) -> tuple[list[Slot], Float[Tensor, "b v"] | None]:
         """Begin rows: read their inputs in one pass. Their slots, and the logits of their first tokens.
@@ -194,8 +190,6 @@ class RunningBatch:
             last.row = slot.row
         if not group.slots:
             self.groups.remove(group)
-
-    # Inside ---------------------------------------------------------------------------------------------------
 
     def _read_encoder(self, starts: Sequence[Start]) -> Group:
         x, mask = encoder_inputs(self.lm, starts)

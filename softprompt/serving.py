@@ -165,8 +165,6 @@ class Scheduler:
         self._seconds_per_part = 0.0
         self._last_end = 0.0
 
-    # What others call -----------------------------------------------------------------------------------------
-
     def submit(self, request: Request, listener: Listener | None = None, *, stream: bool = False) -> Ticket:
         """Put a request into the queue; any thread may.
 
@@ -260,8 +258,6 @@ class Scheduler:
                 self._decode()
             return bool(admitted) or had_rows
 
-    # Requests -------------------------------------------------------------------------------------------------
-
     def _check(self, request: Request) -> None:
         """ValueError for a request that no model could answer."""
         if not request.parts:
@@ -328,8 +324,6 @@ class Scheduler:
             retry_after = max(1.0, num_waiting * self._seconds_per_part)
             raise QueueFull(f"the queue is full ({num_waiting} of {self.max_waiting}); try later", retry_after)
 
-    # The thread -----------------------------------------------------------------------------------------------
-
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -365,8 +359,6 @@ class Scheduler:
             with self._changed:
                 left = None if until is None else max(until - self._clock(), 0.0)
                 self._changed.wait_for(lambda: not self._in_flight, timeout=left)
-
-    # One turn -------------------------------------------------------------------------------------------------
 
     def _drop_given_up(self) -> None:
         now = self._clock()
@@ -510,8 +502,6 @@ class Scheduler:
                 self._fail(job.ticket, error)
                 continue
             self._take([slot], logits)
-
-    # Tokens and answers ---------------------------------------------------------------------------------------
 
     def _take(self, slots: Sequence[Slot], logits: Tensor) -> None:
         """Choose the rows' next tokens; what goes wrong with one of them ends its request only."""

@@ -148,8 +148,6 @@ class RowStates:
         """Bytes of the buffers."""
         return self.layout.num_bytes(self.capacity, self.columns, self.encoded.shape[1])
 
-    # What transformers' attention calls ---------------------------------------------------------------------
-
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         """Write a layer's new keys and values [b h q e], and return all from the first column on [b h s e]."""
         until = self.end + keys.shape[2]
@@ -170,8 +168,6 @@ class RowStates:
         keys, values = self.states[2 * layer], self.states[2 * layer + 1]
         return keys[: self.num_rows, :, first:until], values[: self.num_rows, :, first:until]
 
-    # Masks ------------------------------------------------------------------------------------------------------
-
     def real(self, first: int, until: int) -> Bool[Tensor, "b s"]:
         """Which of these columns are a row's own."""
         columns = torch.arange(first, until, device=self.layout.device)
@@ -183,8 +179,6 @@ class RowStates:
         columns = torch.arange(widest, device=self.layout.device)
         lengths = torch.tensor(self.encoded_lengths, device=self.layout.device)
         return self.encoded[: self.num_rows, :widest], columns < lengths[:, None]
-
-    # Rows coming and going --------------------------------------------------------------------------------------
 
     def append_copy(self, row: int) -> None:
         """One row more, the same as `row`."""

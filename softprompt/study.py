@@ -450,9 +450,6 @@ def _row(
     )
 
 
-# Once more -------------------------------------------------------------------------------------------------------
-
-
 def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:
     """The run that made a row, without the bound in minutes, which no two machines reach at one step.
 
@@ -548,9 +545,6 @@ def _check_examples(row: Result, config: RunConfig, lm: FrozenLM) -> None:
                 f"the row's run had other examples of {task.name} than there are now ({name} is {found}, and in the "
                 f"row {row.notes[name]}); give the same files, and softprompt at the row's commit {row.commit[:7]}"
             )
-
-
-# What was found -------------------------------------------------------------------------------------------------
 
 
 def newest(rows: Sequence[Result]) -> list[Result]:

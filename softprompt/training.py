@@ -280,8 +280,6 @@ class _Run:
             "members": [of(member) for member in self.members],
         }
 
-    # One step ---------------------------------------------------------------------------------------------
-
     def step(self, state: _State) -> tuple[float, int]:
         """One optimizer step of every member still alive; the mean loss of an example, and tokens computed."""
         active = [i for i, alive in enumerate(state.alive) if alive]
@@ -386,8 +384,6 @@ class _Run:
         kept = f"its best {self.method.noun} (step {best}) is kept" if best else "it had no score yet"
         self.on_message(f"{self.members[i].title} stopped: {why}; {kept}; try a lower --learning-rate")
 
-    # Selection --------------------------------------------------------------------------------------------
-
     def due(self, state: _State, *, at_the_end: bool) -> list[int]:
         """The members to evaluate now: those at a multiple of their evaluate_every, their last step, or the run's."""
         if state.scored_at == state.step:
@@ -480,9 +476,6 @@ class _Run:
         if config.patience and state.since_best[i] >= config.patience and i not in self.served:
             state.alive[i] = False
             fitted.stopped = f"no better score in {config.patience} evaluations"
-
-
-# Checkpoints ----------------------------------------------------------------------------------------------------
 
 
 class _Keeper:

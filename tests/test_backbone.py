@@ -46,9 +46,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
 
 
-# A folder -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", [*FAMILIES])
 def test_a_folder_loads_as_the_model_that_was_saved(kind, tmp_path, capfd):
     lm = load(save_model(tmp_path / "tiny", kind), dtype="float32", device="cpu")
@@ -194,9 +191,6 @@ def test_memory_that_runs_out_in_use_halves_the_batches(llama, monkeypatch):
         engine.label_scores(rows, worn, choices)
 
 
-# Fingerprint ----------------------------------------------------------------------------------------------------
-
-
 def test_one_checkpoint_has_one_fingerprint_whatever_type_it_is_loaded_in(tmp_path):
     folder = save_model(tmp_path)
     prints = {load(folder, dtype=dtype).fingerprint for dtype in ("float32", "bfloat16", "float16")}
@@ -232,9 +226,6 @@ def test_another_table_or_tokenizer_has_another_fingerprint():
         FrozenLM(make_model("llama"), other, name="x").fingerprint,
     ]
     assert len(set(prints)) == 3
-
-
-# Quantisation and activation checkpoints ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
@@ -281,9 +272,6 @@ def test_activation_checkpoints_change_no_gradient(kind, tmp_path):
     assert same == pytest.approx(losses, abs=1e-5)
     assert all(float((a - b).abs().max()) < 1e-5 for a, b in zip(one, other, strict=True))
     assert float((scores(saving) - scores(plain)).abs().max()) < 1e-5
-
-
-# GGUF -----------------------------------------------------------------------------------------------------------
 
 
 def write_gguf(path):
@@ -396,9 +384,6 @@ def test_smollm2_without_its_package_says_what_to_install(monkeypatch):
         load(SMOLLM2)
 
 
-# Tokenizers -----------------------------------------------------------------------------------------------------
-
-
 def test_ordinary_ids_leave_out_specials_bytes_and_half_characters():
     tokenizer = Tokenizer(make_tokenizer())
     ids = tokenizer.ordinary_ids()
@@ -436,9 +421,6 @@ def test_the_t5_vocabulary_works(data_folder, tmp_path):
     assert tokenizer.piece(1465) == " positive"
     ids = tokenizer.ordinary_ids()
     assert len(ids) > 31_000 and max(ids) < 32_000 and not {0, 1, 2} & set(ids)
-
-
-# CUDA -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])

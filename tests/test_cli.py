@@ -109,9 +109,6 @@ def done_in_a_process(*words, **options):
         return process.returncode, out, err
 
 
-# The package ----------------------------------------------------------------------------------------------------
-
-
 def imported_by(code):
     """Which of the heavy libraries are imported after running the code in a new process."""
     told = "import sys; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
@@ -150,9 +147,6 @@ def test_public_names_are_few_sorted_and_all_there():
 def test_a_name_that_is_not_public_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'softprompt' has no attribute 'trane'"):
         softprompt.trane  # noqa: B018
-
-
-# Parsing --------------------------------------------------------------------------------------------------------
 
 
 def test_the_version_is_the_packages(run):
@@ -259,9 +253,6 @@ def test_data_is_a_folder_or_files_by_split(here, words, wanted):
 
 def test_a_dev_file_of_your_own_stands_beside_the_training_file(here):
     assert options.read_data(["train.jsonl"], split="train", dev="a,b") == {"train": ["train.jsonl"], "dev": ["a", "b"]}
-
-
-# Training -------------------------------------------------------------------------------------------------------
 
 
 def test_training_gives_the_prompt_that_python_gives(run, here):
@@ -497,8 +488,6 @@ def test_an_interrupted_run_goes_on_to_the_same_prompt(here):
     assert load_prompt(here / "stopped").sha256 == load_prompt(here / "whole").sha256
 
 
-# Recipes --------------------------------------------------------------------------------------------------------
-
 RECIPE = """
 model: ./llama
 data: {train: train.jsonl, dev: [dev.jsonl]}
@@ -565,9 +554,6 @@ def test_a_recipe_that_is_not_there_is_one_line(run, here):
         run("train", "--config", "r.yaml")[2]
         == "softprompt train: cannot read the recipe r.yaml: No such file or directory\n"
     )
-
-
-# Evaluation -----------------------------------------------------------------------------------------------------
 
 
 def test_a_table_of_prompts_average_best_chosen_and_ensemble(run, prompts):
@@ -686,9 +672,6 @@ def test_a_model_that_is_dequantised_first_says_so(here, monkeypatch, capsys):
     assert capsys.readouterr().err == line
 
 
-# Prediction -----------------------------------------------------------------------------------------------------
-
-
 def test_lines_and_records_come_out_in_order(run, prompts, monkeypatch):
     type_in(monkeypatch, 'text: a warm film\n{"text": "a dull film", "id": 7}\n\n{"txt": 1}\n')
     code, out, err = run("predict", "--model", "./llama", "--prompt", *prompts, "--scores")
@@ -783,9 +766,6 @@ def test_a_reader_that_goes_away_ends_the_answers_quietly(prompts, here):
         told = process.stderr.read()
         assert process.wait(timeout=120) == 141
         assert "Traceback" not in told
-
-
-# Conversion and tasks -------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_goes_round_through_all_forms(run, prompts):

@@ -334,9 +334,6 @@ def test_peft_s_variant_of_prefix_tuning_is_named_so(base):
         assert title_of(row) == title
 
 
-# In words -----------------------------------------------------------------------------------------------------------
-
-
 def sst2(data):
     task = get_task(TASK)
     return task, read_split(task, "train", data).examples, read_split(task, "dev", data).examples

@@ -233,9 +233,6 @@ def test_rows_longer_than_the_model_can_take_are_refused():
     check_length([], 500, llama)
 
 
-# Order ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 4), (7, 7), (3, 8), (32, 5)])
 def test_every_epoch_takes_every_row_once(num_rows, batch_size):
     steps = 3 * num_rows  # num_rows * batch_size * 3 places: 3 * batch_size whole epochs
@@ -249,9 +246,6 @@ def test_the_order_is_a_function_of_its_arguments_alone():
     assert [order_of_step(10, 4, step, 0) for step in (1, 2)] == [[3, 5, 9, 0], [8, 1, 9, 1]]
     assert order_of_step(10, 4, 2, 0) == [8, 1, 9, 1]
     assert order_of_step(10, 4, 1, 1) != order_of_step(10, 4, 1, 0)
-
-
-# Batches --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("max_tokens", "extra"), [(40, 0), (40, 7), (1, 0), (10_000, 100)])

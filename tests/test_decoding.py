@@ -44,9 +44,6 @@ def tokenizer(request):
     return Tokenizer(TOKENIZERS[request.param]())
 
 
-# Text ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_pieces_joined_are_the_text_and_hold_whole_characters(tokenizer, text):
     ids = tokenizer.encode(text)
@@ -120,9 +117,6 @@ def test_a_writer_says_why_it_ended():
         if stopped.finish_reason:
             break
     assert (stopped.text, stopped.finish_reason) == (" sea ", "stop")
-
-
-# Choosing -----------------------------------------------------------------------------------------------------
 
 
 def test_the_most_probable_token_is_taken_where_there_is_no_draw():
@@ -200,9 +194,6 @@ def test_uniform_numbers_are_those_of_seed_and_part():
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Decoding(**settings)
-
-
-# Beams --------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def written_ids(engine, rows, member):
     return engine.lm.generate(x, mask, max_tokens=6, states=engine.states, member=worn).ids
 
 
-# 1: a mixed batch gives each row what it gets alone -----------------------------------------------------------
+# Equality 1: a mixed batch gives each row what it gets alone
 
 
 @pytest.mark.parametrize("run_once", [True, False])
@@ -173,9 +173,6 @@ def test_it_never_matters_on_which_side_a_row_is_padded(kind):
     assert apart([scores[0]], [scores[1]]) < TOLERANCE < apart([scores[0]], [right_scores])
 
 
-# The prompt run once ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_prompt_run_once_has_the_loss_and_gradient_of_one_in_front_of_every_row(kind):
     lm = tiny_lm(kind)
@@ -221,7 +218,7 @@ def test_a_window_hides_a_prompt_that_lies_behind_it(kind):
         assert scores[1] != pytest.approx(scores[3], abs=0.01)
 
 
-# 2: k prompts together end where each ends alone --------------------------------------------------------------
+# Equality 2: k prompts together end where each ends alone
 
 
 @pytest.mark.parametrize(("kind", "dropout"), [("llama", 0.0), ("t5", 0.0), ("t5", 0.3), ("umt5", 0.3)])
@@ -323,7 +320,7 @@ def test_a_decoder_only_model_refuses_dropout(llama):
         gradients(llama, make_prompts(llama)[:1], make_rows()[:1], [0], max_tokens=100, dropout=0.1, seeds=[1])
 
 
-# 3: training changes the prompts and nothing else -------------------------------------------------------------
+# Equality 3: training changes the prompts and nothing else
 
 
 def bytes_of(lm):
@@ -345,7 +342,7 @@ def test_training_changes_the_prompts_and_nothing_else(kind, dropout):
     assert all(apart([f.values], [start]) > 0.1 for f, start in zip(fitted, starts, strict=True))
 
 
-# 4: a prompt from a text scores as its ids in front of the input's --------------------------------------------
+# Equality 4: a prompt from a text scores as its ids in front of the input's
 
 
 @pytest.mark.parametrize("run_once", [True, False])
@@ -365,7 +362,7 @@ def test_a_prompt_from_a_text_scores_as_its_ids_in_front_of_the_inputs(kind, run
     assert apart([flat(worn)], [flat(without)]) > 0.1
 
 
-# 5: PEFT, from the folder we save ------------------------------------------------------------------------------
+# Equality 5: PEFT, from the folder we save
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -406,7 +403,7 @@ def peft_tokens(model, row):
     return tokens[1:] if model.config.is_encoder_decoder else tokens[len(row.ids) :]
 
 
-# 7: killed and resumed equals never killed, bit for bit ---------------------------------------------------------
+# Equality 7: killed and resumed equals never killed, bit for bit
 
 
 def members_that_choose(lm, *, steps=16):
@@ -518,7 +515,7 @@ def test_killed_and_resumed_equals_never_killed_with_compiled_blocks_too(tmp_pat
     assert [steps for steps, _ in resumed] == [8, 8, 6]
 
 
-# 8: an ensemble in one pass equals the vote of separate passes -------------------------------------------------
+# Equality 8: an ensemble in one pass equals the vote of separate passes
 
 
 @pytest.mark.parametrize("scoring", ["rank", "generate"])
@@ -543,7 +540,7 @@ def test_an_ensemble_in_one_pass_equals_the_vote_of_separate_passes(kind, scorin
     assert len({p.text for answers in separate for p in answers}) > 1
 
 
-# 10: label scores equal the token log-probabilities summed the slow way ---------------------------------------
+# Equality 10: label scores equal the token log-probabilities summed the slow way
 
 
 @pytest.mark.parametrize("kind", [*FAMILIES])

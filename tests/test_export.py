@@ -111,9 +111,6 @@ def plain_score(model, ids, label):
     return float(sum(step[id] for step, id in zip(steps, label, strict=True)))
 
 
-# Equality 9 -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("kind", "changes"), CASES)
 def test_plain_transformers_answers_from_the_folder_as_the_engine_does(kind, changes, tmp_path):
     lm, prompts = export(save_model(tmp_path / "base", kind, **changes), tmp_path / "out")
@@ -182,8 +179,6 @@ def test_the_cases_have_tied_and_untied_output_layers():
     tied = [kind for kind, changes in CASES if is_tied(kind, changes)]
     assert tied == ["t5-1.0", "umt5", "gpt2", "gemma", "gemma2", "gemma3", "llama"]
 
-
-# CTranslate2 ----------------------------------------------------------------------------------------------------
 
 # It has no soft caps and no layers that differ in their window, so Gemma 2 and 3 and Qwen 2's window are left out.
 # The second number bounds how far its log-probabilities are from transformers': its T5's are off by 0.002 on the
@@ -259,9 +254,6 @@ def test_ctranslate2_does_not_write_a_prompt_that_would_win_every_step(kind, cha
     for text, row in zip(TEXTS, rows_of(lm), strict=True):
         ids = worn_ids(tokenizer, entry_of(tmp_path / "out"), text)
         assert answer_elsewhere(other, tokenizer, ids)[0] == engine_answer(engine, row, 0)[0]
-
-
-# The new ids are never written ----------------------------------------------------------------------------------
 
 
 def unprotected(base, prompts):
@@ -356,9 +348,6 @@ def test_an_output_layer_with_a_bias_rules_the_new_ids_out_by_itself(tmp_path):
     ((score,),) = engine.label_scores([row], [0], [[(20,)]])
     assert float(logits.log_softmax(-1)[20]) == pytest.approx(score, abs=TOLERANCE)
     assert logits[NUM_IDS:].exp().sum() == 0
-
-
-# How a text is put together -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -457,9 +446,6 @@ def test_a_real_t5_vocabulary_adds_its_end_by_itself(data_folder, tmp_path):
         assert worn_ids(tokenizer, entry, text) == [32128, 32129, *row.ids]
 
 
-# What stands in the folder --------------------------------------------------------------------------------------
-
-
 def test_the_manifest_says_what_a_server_must_know(tmp_path):
     base = save_model(tmp_path / "base", "t5")
     lm = load(base, dtype="float32", device="cpu")
@@ -501,9 +487,6 @@ def test_the_code_in_the_readme_answers_as_the_engine_does(kind, tmp_path, monke
     (row,) = encode_examples([example], default_format(lm), lm.tokenizer, with_targets=False)
     (answer,) = Engine(lm, [prompts["film"].values]).generate([row], [0], max_target_length=16)
     assert capsys.readouterr().out.strip() == answer.text
-
-
-# What is refused ------------------------------------------------------------------------------------------------
 
 
 def refused(words, prompts, out, **options):
@@ -635,9 +618,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(length, size, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [place.name for place in tmp_path.iterdir()] == ["base"]
-
-
-# The command line -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -96,9 +96,6 @@ def test_pefts_methods_choose_between_skills_that_a_model_has(name, kind):
     assert accuracy(method, fitted.values, held) > 0.9 > accuracy(method, own.values, held) + 0.1
 
 
-# PEFT itself --------------------------------------------------------------------------------------------------------
-
-
 def their_loss(model, lm, rows):
     """The summed loss of a PeftModel, one row at a time."""
     total = 0.0
@@ -152,9 +149,6 @@ def test_a_method_of_pefts_scores_as_peft_does_with_the_same_weights(name, kind)
         wanted = their_loss(theirs, method.lm, ROWS)
     assert loss_of(method, values) == pytest.approx(wanted, rel=1e-4)
     assert loss_of(method, start) != pytest.approx(wanted, rel=5e-4)
-
-
-# The rest -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_prefix_writes_what_it_scores_highest(lm):

@@ -74,9 +74,6 @@ def answers(saved, items, **options):
     return list(predict_records(saved, items, **options))
 
 
-# Opening --------------------------------------------------------------------------------------------------------
-
-
 def test_a_task_of_your_own_is_rebuilt_from_the_card(lm, tmp_path):
     task = open_prompts(saved_prompt(tmp_path / "p", lm), model=lm).task
     assert (task.name, task.labels, task.template) == ("own", ("good", "bad"), ("text: {text}", "{label}"))
@@ -215,9 +212,6 @@ def test_a_longer_label_of_another_task_finds_room(lm, tmp_path):
     assert saved.forms[0].max_target_length == len(lm.tokenizer.encode(" " + long)) + 1
 
 
-# Evaluation -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("scoring", ["rank", "generate"])
 def test_scores_of_one_pass_are_those_of_each_prompt_alone(lm, folders, dev, scoring):
     saved = open_prompts(folders, model=lm, scoring=scoring)
@@ -285,9 +279,6 @@ def test_examples_without_labels_cannot_be_scored(lm, folders, tmp_path):
     test = written(tmp_path / "test.jsonl", [{"text": "warm"}])
     with pytest.raises(ValueError, match="example '1' of own test has no label, so nothing can be scored"):
         evaluate_prompts(open_prompts(folders[0], model=lm), data={"test": [test]}, split="test")
-
-
-# Records --------------------------------------------------------------------------------------------------------
 
 
 def test_a_line_and_its_record_get_the_same_answer(lm, folders):
@@ -449,9 +440,6 @@ def test_a_long_input_is_cut_and_says_so(lm, tmp_path):
     folder = saved_prompt(tmp_path / "p", lm, text=form.to_json(), task="glue/sst2", labels=("negative", "positive"))
     lines = answers(open_prompts(folder, model=lm), [(1, "warm sea " * 30), (2, "sea")])
     assert [line["truncated"] for line in lines] == [True, False]
-
-
-# Files ----------------------------------------------------------------------------------------------------------
 
 
 def test_lines_are_records_in_braces_and_else_text():

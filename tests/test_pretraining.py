@@ -213,8 +213,6 @@ def test_a_model_from_a_folder_is_adapted(tokenizer, text, tmp_path):
     assert np.isfinite(curve[-1]["heldout"])
 
 
-# Resuming ---------------------------------------------------------------------------------------------------------
-
 IN_A_PROCESS = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
@@ -278,8 +276,6 @@ def test_ctrl_c_writes_a_checkpoint_to_go_on_from(tokenizer, text, tmp_path):
     assert without_seconds(curve) == without_seconds(wanted)
 
 
-# Several processes ------------------------------------------------------------------------------------------------
-
 UNDER_TORCHRUN = """
 import os, sys
 sys.path.insert(0, {tests!r})
@@ -327,9 +323,6 @@ def test_a_process_of_torchrun_takes_its_own_gpu(monkeypatch):
     for there, wanted in ((False, "auto"), (True, "cuda:1")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert device_of_torchrun("auto") == wanted
-
-
-# What goes wrong --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -477,9 +470,6 @@ def test_span_corruption_needs_sentinels(text, tmp_path):
 def test_settings_that_cannot_be(change, words):
     with pytest.raises(ValueError, match=words):
         replace(SPAN, **change)
-
-
-# Shapes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", ["micro", "tiny", "mini"])

@@ -64,9 +64,6 @@ def chatty():
     return FrozenLM(make_model("llama"), tokenizer, name="tiny-chat")
 
 
-# It learns ------------------------------------------------------------------------------------------------------
-
-
 def skill_records(count, seed, skill=None):
     """'sort' answers good to a warm film and bad to a dull one, 'mirror' the other way round.
 
@@ -136,9 +133,6 @@ def test_more_than_32_labels_are_trained_and_ranked(lm, tmp_path):
     alone = [[encode_target(label, data.form, lm.tokenizer)] for label in labels]
     scores = Engine(lm, [made.prompt.values]).label_scores(rows, [0] * 40, alone)
     assert list(first.scores.values()) == pytest.approx([score for (score,) in scores], abs=1e-4)
-
-
-# Lengths --------------------------------------------------------------------------------------------------------
 
 
 LONG = "sea " * 240  # with a prompt of 4 rows, the template and an answer, more than the 256 tokens of these models
@@ -218,9 +212,6 @@ def test_cut_inputs_are_counted_and_told(tmp_path, llama):
     assert not [line for line in told if "cut" in line]
 
 
-# Leaks ----------------------------------------------------------------------------------------------------------
-
-
 def test_what_stands_in_dev_or_test_is_not_trained_on_and_is_counted_and_told(tmp_path, llama):
     train_records, dev = films("train", 30), films("dev", 6)
     train_records[2]["text"] = "Dev film 0, is WARM!"
@@ -267,9 +258,6 @@ def test_targets_that_the_tokenizer_does_not_give_back_are_told_before_training(
         f"{count} of 3 different training targets of own do not come back from the tokenizer of tiny-nfkc: "
         r"'\u2460' comes back as '1', which is never right; write them otherwise"
     ] * (count > 0)
-
-
-# Selection ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("select", ["held-out", "cross-validation", "dev"])
@@ -369,9 +357,6 @@ def test_training_examples_may_be_bounded_by_a_seeded_shuffle(tmp_path, llama):
     few, more = (data_of(replace(config, max_train=count), llama).train for count in (10, 20))
     assert [example.id for example in more[:10]] == [example.id for example in few]
     assert len(more) == 20 and len({example.targets for example in few}) == 2
-
-
-# Settings -------------------------------------------------------------------------------------------------------
 
 
 ADAFACTOR = {  # t5_1_1_prompt.gin; the names are ours
@@ -574,9 +559,6 @@ def test_a_run_does_not_go_on_from_one_that_was_scored_or_read_otherwise(tmp_pat
     train(config, lm=llama)
     with pytest.raises(ValueError, match=f"is of another run: .*{words}; give the same settings"):
         train(replace(config, resume=True, **changes), lm=llama)
-
-
-# What stops at once ---------------------------------------------------------------------------------------------
 
 
 def settings_of(folder):

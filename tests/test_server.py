@@ -124,9 +124,6 @@ def why(answer, status):
     return error["message"]
 
 
-# Questions --------------------------------------------------------------------------------------------------------
-
-
 def test_a_completion_is_what_predict_writes(lm, tmp_path):
     with served(make_server(lm, tmp_path)) as client:
         answer = client.post("/v1/completions", json={"model": "p1", "prompt": TEXT}).json()
@@ -293,8 +290,6 @@ def test_openais_client_works_unchanged(lm, tmp_path):
             theirs.completions.create(model="p00", prompt=TEXT)
 
 
-# The ids that the trainer had --------------------------------------------------------------------------------------
-
 RECORDS = {
     "superglue/boolq": {"question": "is the sea warm", "passage": "The sea is warm.", "idx": 3},
     "superglue/rte": {"premise": "It rained.", "hypothesis": "The street was wet.", "idx": 1},
@@ -343,9 +338,6 @@ def test_every_task_can_be_asked_of_the_server(lm):
         )
         (worn,) = asker.worn((scheduler.table.add(prompt),))
         assert worn.task is task or worn.task.cast is task.cast
-
-
-# Prompts that come and go -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["zip", "gz", "xz", ""])
@@ -574,9 +566,6 @@ def test_nearest_tokens_of_a_prompt_made_of_tokens_are_those(lm, tmp_path):
         assert "is not one prompt" in why(client.get(f"/v1/prompts/{lm.name}/nearest"), 400)
 
 
-# Who may, and how much ------------------------------------------------------------------------------------------------
-
-
 def bearer(word):
     return {"authorization": f"Bearer {word}"}
 
@@ -644,9 +633,6 @@ def test_keys_are_kept_as_hashes(tmp_path):
     (key,) = read_keys(path)
     assert "0123456789abcdef" not in repr(key)
     assert Access((key,)).key_of("Bearer 0123456789abcdef", "administer") is key
-
-
-# What goes wrong ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -836,9 +822,6 @@ def test_one_bad_request_does_not_touch_another(lm, tmp_path):
     assert len(results) == 6
     for result in results:
         assert result[0]["probabilities"] == pytest.approx(wanted[0]["probabilities"], abs=1e-5)
-
-
-# The machine ---------------------------------------------------------------------------------------------------------
 
 
 def test_it_is_ready_when_it_is_warm_and_not_before(llama, tmp_path):

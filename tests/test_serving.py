@@ -105,9 +105,6 @@ def assert_same_prediction(one, other):
         assert one.scores == pytest.approx(other.scores, abs=TOLERANCE)
 
 
-# Against what the rest of the project gives ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_greedy_answers_are_the_models_own_whatever_they_are_batched_with(kind):
     lm = tiny_lm(kind)
@@ -201,9 +198,6 @@ def test_beams_among_other_rows_equal_a_slow_search(kind):
     for ids, worn, num_beams, ticket in asked:
         (part,) = ticket.result(0.0).parts
         assert list(part.ids) == slow_beams(lm, worn, ids, num_beams, 6)
-
-
-# Alone and among others -----------------------------------------------------------------------------------------
 
 
 def random_request(rng, prompts, number):
@@ -313,9 +307,6 @@ def test_draws_depend_on_the_seed_and_nothing_else(kind):
     assert named.parts[0].ids == drawn[0].parts[0].ids
 
 
-# Streaming and stopping -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_come_token_by_token_and_join_to_the_text(kind):
     lm = tiny_lm(kind)
@@ -393,9 +384,6 @@ def test_a_listener_that_fails_has_its_request_cancelled(llama):
     assert finish(engine) < 8 and kept.result(0.0).parts[0].ids
     with pytest.raises(Cancelled):
         lost.result(0.0)
-
-
-# Turns ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -525,9 +513,6 @@ def test_memory_stays_within_the_limit_with_more_prompts_than_fit(kind, tmp_path
         assert_same(ticket.result(0.0), alone(lm, prompts, request))
 
 
-# Ensembles ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("scoring", ["rank", "generate"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_ensemble_is_the_vote_of_separate_requests(kind, scoring):
@@ -577,9 +562,6 @@ def test_the_members_of_a_sampled_ensemble_draw_apart(llama):
     ticket = engine.submit(Request(parts=parts, decoding=Decoding(max_tokens=9, temperature=1.5, seed=1)))
     finish(engine)
     assert len({part.ids for part in ticket.result(0.0).parts}) == 3
-
-
-# What goes wrong ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -789,9 +771,6 @@ def test_prompts_held_in_memory_may_leave_no_room(llama):
     finish(engine)
     with pytest.raises(ValueError, match="max_memory has no room for it beside 46,080 bytes of prompts"):
         ticket.result(0.0)
-
-
-# The thread -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -142,9 +142,6 @@ def test_runs_that_cannot_go_together_are_refused(llama, base, tmp_path, changes
         train_together([], folder=tmp_path, lm=llama)
 
 
-# Experiments ------------------------------------------------------------------------------------------------------
-
-
 def test_an_experiment_makes_a_row_for_each_point_task_seed_scoring_and_vote(llama, base, tmp_path):
     told = []
     options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}

@@ -101,9 +101,6 @@ def accuracy(lm, prompt, rows):
     return sum(right) / len(right)
 
 
-# It learns ------------------------------------------------------------------------------------------------------
-
-
 def test_members_learn_each_its_own_skill_and_nothing_from_shuffled_labels(skilled):
     sets = {
         "sort": skill_rows(300, 1, skill=SORT),
@@ -130,9 +127,6 @@ def test_adafactor_with_the_papers_settings_learns_too(skilled):
     (result,) = fit(skilled, [member(skilled, rows=rows, steps=60, batch_size=32, optimizer=Adafactor())])
     assert accuracy(skilled, result.values, held) > 0.97
     assert result.history[-1]["loss"] < 1.0 and result.history[-1]["step"] == 60
-
-
-# Members --------------------------------------------------------------------------------------------------------
 
 
 def test_members_with_different_steps_and_evaluations_keep_their_own_pace(llama):
@@ -208,9 +202,6 @@ def test_a_fold_that_failed_counts_nothing(llama, monkeypatch):
     fitted = fit(llama, [*folds, member(llama, "all", steps=8, evaluate_every=2, folds=(0, 1), seed=5)])
     late = [entry["score"] for entry in fitted[1].history][2:]
     assert [entry["score"] for entry in fitted[2].history][2:] == [score / 2 for score in late]
-
-
-# What goes wrong ------------------------------------------------------------------------------------------------
 
 
 def spoil(monkeypatch, *, prompt, steps, times):
@@ -327,9 +318,6 @@ def test_other_bad_settings_are_refused(llama):
         fit(llama, [replace(member(llama), rows=[])])
 
 
-# Time -----------------------------------------------------------------------------------------------------------
-
-
 class Clock:
     """A clock that the test moves: every training step takes ten seconds, everything else none."""
 
@@ -386,9 +374,6 @@ def test_minutes_count_across_resumes_and_a_run_that_is_over_stays_over(llama, t
     (again,) = fit(llama, [own], folder=tmp_path, resume=True, minutes=1.0, on_step=lambda *told: steps.append(told))
     assert steps == []
     assert again.history == fitted.history and torch.equal(again.values, fitted.values)
-
-
-# Checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def interrupted(lm, own, folder, *, at, **options):

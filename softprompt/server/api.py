@@ -122,9 +122,6 @@ class AliasRequest(BaseModel):
     targets: Annotated[dict[str, Annotated[float, Field(gt=0, le=100)]], Field(min_length=1, max_length=32)]
 
 
-# Answers ----------------------------------------------------------------------------------------------------------
-
-
 class Usage(BaseModel):
     """Tokens, soft prompts not counted."""
 

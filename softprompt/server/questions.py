@@ -191,9 +191,6 @@ def num_written(answer: Answer) -> int:
     return sum(len(part.log_probs) for part in answer.parts)
 
 
-# What answers look like -------------------------------------------------------------------------------------------
-
-
 def usage_of(answers: Sequence[Answer]) -> api.Usage:
     """Tokens read and written."""
     read, written = sum(map(num_read, answers)), sum(map(num_written, answers))
@@ -266,9 +263,6 @@ def log_probs_of(tokenizer: Any, part: PartAnswer) -> api.LogProbs:
     return api.LogProbs(tokens=tokens, token_logprobs=list(part.log_probs), text_offset=offsets)
 
 
-# Reading requests -------------------------------------------------------------------------------------------------
-
-
 def items_of(texts: str | list[str] | None, records: Any, name: str, limits: Limits) -> list[Any]:
     """The inputs of a request: finished texts or records. ValueError unless exactly one kind is given."""
     if (texts is None) == (records is None):
@@ -313,9 +307,6 @@ def longest_of(worn: Sequence[Worn], wanted: int | None) -> int:
     if worn[0].sha256 is None:
         return BARE_MAX_TOKENS
     return max(one.form.max_target_length for one in worn)
-
-
-# OpenAI's forms -------------------------------------------------------------------------------------------------------
 
 
 class _Shape:

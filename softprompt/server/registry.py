@@ -75,8 +75,6 @@ class Registry:
         self._ensembles: dict[str, tuple[str, ...]] = {}
         self._aliases: dict[str, dict[str, float]] = {}
 
-    # Changing ---------------------------------------------------------------------------------------------------
-
     def add(self, name: str, folder: str | Path) -> Version:
         """Serve a prompt folder where it lies. ValueError for a bad name, no prompt there, or another model's."""
         with self._lock:
@@ -155,8 +153,6 @@ class Registry:
                 self._check_is(target, "an alias's target", {**self._versions, **self._ensembles})
             self._change(aliases={**self._aliases, name: dict(shares)})
 
-    # Asking -----------------------------------------------------------------------------------------------------
-
     def resolve(self, wanted: str, point: float) -> Resolved:
         """What a name stands for now. point: from 0 up to 1, which of an alias's targets is taken.
 
@@ -207,8 +203,6 @@ class Registry:
         """All names, the bare model's first."""
         with self._lock:
             return [self.base, *self._versions, *self._ensembles, *self._aliases]
-
-    # On disk ----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Serve what the folder holds: prompt folders put there by hand, and what was uploaded and named before.
@@ -272,8 +266,6 @@ class Registry:
             }
             write_whole(self.folder / STATE, json.dumps(state, indent=1) + "\n")
         self._versions, self._ensembles, self._aliases = versions, ensembles, aliases
-
-    # Inside, under the lock -------------------------------------------------------------------------------------
 
     def _with(self, name: str, version: Version) -> dict[str, list[Version]]:
         """All versions, with this one as the name's current."""
