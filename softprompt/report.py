@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from softprompt.claims import MAJORITY, Table, along_training, as_table, decide, matched_differences
-from softprompt.comparison import PROMPT_DESIGN
+from softprompt.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING
 from softprompt.evaluation import Result
 from softprompt.experiments import EXPERIMENTS
 from softprompt.files import write_whole
@@ -41,6 +41,7 @@ from softprompt.study import VOTE, family_of, newest, short_name, spread, table
 
 PAGE = "index.html"
 TRANSFERS = ("table-1", "table-2")
+TUNED = (PROMPT_TUNING, MODEL_TUNING)  # the methods of both, in the order of their colours in figure 1
 SUPERGLUE = tuple(f"superglue/{name}" for name in TABLE_3)  # the paper's eight tasks
 COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#ca8a04", "#ec4899", "#06b6d4", "#78350f", "#1f2937")
 MARKERS = "os^Dvp"  # one for each family of models
@@ -327,8 +328,7 @@ def _transfer(rows: Sequence[Result]) -> str:
         own = [r for r in rows if (r.config["frozen"], r.config["trained_on"], r.task) == (frozen, source, task)]
         for metric in own[0].metrics:
             found = {
-                method: [100 * row.metrics[metric] for row in own if row.config["method"] == method]
-                for method in ("prompt-tuning", "model-tuning")
+                method: [100 * row.metrics[metric] for row in own if row.config["method"] == method] for method in TUNED
             }
             prompt, model = found.values()
             apart = f"{fmean(prompt) - fmean(model):+.1f}" if prompt and model else "-"
@@ -337,8 +337,8 @@ def _transfer(rows: Sequence[Result]) -> str:
 
 
 def _matched(rows: Sequence[Result]) -> list[str]:
-    """The differences where both methods are equally good on the task trained on; nothing without such scores."""
-    lines = [["model", "trained on", "scored on", "prompt tuning - model tuning at equal quality at home"]]
+    """Prompt tuning minus model tuning at the steps where they are nearest on the task trained on."""
+    lines = [["model", "trained on", "scored on", "difference at the steps nearest at home"]]
     for frozen, source in dict.fromkeys((row.config["frozen"], row.config["trained_on"]) for row in rows):
         own = [row for row in rows if (row.config["frozen"], row.config["trained_on"]) == (frozen, source)]
         found = matched_differences(own)
@@ -349,7 +349,7 @@ def _matched(rows: Sequence[Result]) -> list[str]:
 def _courses(rows: Sequence[Result]) -> list[Course]:
     """Scores along training by method, task and model: those that have them at home and elsewhere."""
     found = []
-    for method, source, frozen in dict.fromkeys(map(_course_of, rows)):
+    for method, source, frozen in sorted(dict.fromkeys(map(_course_of, rows)), key=lambda kind: TUNED.index(kind[0])):
         scores = along_training([row for row in rows if _course_of(row) == (method, source, frozen)])
         home, away = scores.pop(source, {}), list(scores.values())
         if home and away:
