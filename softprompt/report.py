@@ -433,7 +433,7 @@ def _courses_picture(courses: Sequence[Course]) -> bytes:
             axes.errorbar(xs, ys, xerr=wide, yerr=high, fmt="none", **faint)
             axes.annotate("end", (xs[-1], ys[-1]), textcoords="offset points", xytext=(6, 4), color=colour, fontsize=8)
         axes.set(xlabel="score on the task that is trained on", ylabel="mean score on the others")
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_aspect("equal")
         _legend(figure, colours, markers if len(markers) > 1 else {})
 
     return _drawn(draw)
