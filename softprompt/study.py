@@ -488,12 +488,12 @@ def rerun(
     def load(config: RunConfig) -> FrozenLM:
         return _checked(row, load_model(config))
 
-    if row.config.get("method") == MULTI_TASK:
-        config = replace(config, task=tuple(row.config["task"]))
-        return next(one.metrics for one in run_multi_task(config, watch=watch, load=load) if one.task == row.task)
-    if "method" in row.config:
-        also, method = _others_of(row), row.config["method"]
-        made = run_method(config, method, also=also, only=row.task, watch=watch, load=load)
+    if method := row.config.get("method"):
+        del lm  # every trial loads its own
+        if method == MULTI_TASK:
+            config = replace(config, task=tuple(row.config["task"]))
+            return next(one.metrics for one in run_multi_task(config, watch=watch, load=load) if one.task == row.task)
+        made = run_method(config, method, also=_others_of(row), only=row.task, watch=watch, load=load)
         return next(one.metrics for one in made if one.config.get("shots") == row.config.get("shots"))
     (delivered,) = train(config, lm=lm, watch=watch)
     if delivered.dev is None:
