@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -129,11 +129,14 @@ def _our_lines(rows: Sequence[Result], scoring: str) -> list[Line]:
         for frozen in dict.fromkeys(row.config["frozen"] for row in own):
             of_model = [row for row in own if row.config["frozen"] == frozen]
             means = [100 * fmean(r.value for r in of_model if r.seed == s) for s in {r.seed for r in of_model}]
-            spread = stdev(means) if len(means) > 1 else None
-            found.append((of_model[0].config["num_parameters"] / 1e6, Point(fmean(means), spread)))
+            found.append((of_model[0].config["num_parameters"] / 1e6, _over_seeds(means)))
         if found:
             lines.append(Line(name, sorted(found), family))
     return lines
+
+
+def _over_seeds(values: Sequence[float]) -> Point:
+    return Point(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def _of_rows(name: str, rows: Sequence[Result]) -> Section:
@@ -354,7 +357,7 @@ def _courses(rows: Sequence[Result]) -> list[Course]:
         home, away = scores.pop(source, {}), list(scores.values())
         if home and away:
             steps = [step for step in home if all(step in one for one in away)]
-            points = [(_point([home[step]]), _point([one[step] for one in away])) for step in steps]
+            points = [(_over_seeds(_means([home[s]])), _over_seeds(_means([one[s] for one in away]))) for s in steps]
             found.append(Course(method.replace("-", " "), f"{source}, {short_name(frozen)}", points))
     return found
 
@@ -363,10 +366,9 @@ def _course_of(row: Result) -> tuple[str, str, str]:
     return row.config["method"], row.config["trained_on"], row.config["frozen"]
 
 
-def _point(scores: Sequence[Table]) -> Point:
-    """The mean of several sets' scores [seeds, examples], and its deviation over seeds."""
-    seeds = [100 * fmean(by_set) for by_set in zip(*(table.mean(axis=1) for table in scores), strict=True)]
-    return Point(fmean(seeds), stdev(seeds) if len(seeds) > 1 else None)
+def _means(scores: Sequence[Table]) -> list[float]:
+    """Each seed's mean of several sets, in percent; scores: [seeds, examples] of each."""
+    return [100 * fmean(by_set) for by_set in zip(*(table.mean(axis=1) for table in scores), strict=True)]
 
 
 def _paper_transfer(name: str) -> str:
@@ -390,10 +392,9 @@ def _picture(paper: Sequence[Line], ours: Sequence[Line], score: str) -> bytes:
     """The paper's panel and ours, on one scale. score: what ours is, for its axis."""
 
     # A name has one colour in both panels, and a family of models one marker.
-    names = dict.fromkeys(line.name for line in [*paper, *ours])
-    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
-    families = list(dict.fromkeys(line.family for line in ours))
-    markers = {"": MARKERS[0], **{name: MARKERS[place % len(MARKERS)] for place, name in enumerate(families)}}
+    colours = _in_turn((line.name for line in [*paper, *ours]), COLOURS)
+    families = _in_turn((line.family for line in ours), MARKERS)
+    markers = {"": MARKERS[0], **families}
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
@@ -402,9 +403,14 @@ def _picture(paper: Sequence[Line], ours: Sequence[Line], score: str) -> bytes:
         (_panel if _has_sizes(ours) else _columns)(right, ours, colours, markers, title)
         left.set(ylabel="mean score, SuperGLUE", ylim=(0, 100))
         right.set(ylabel=score, ylim=(0, 100))
-        _legend(figure, colours, {name: markers[name] for name in families} if len(families) > 1 else {})
+        _legend(figure, colours, families if len(families) > 1 else {})
 
     return _drawn(draw)
+
+
+def _in_turn(names: Iterable[str], kinds: Sequence[str]) -> dict[str, str]:
+    """A colour or a marker for each name; they begin again where there are more names."""
+    return {name: kinds[place % len(kinds)] for place, name in enumerate(dict.fromkeys(names))}
 
 
 def _legend(figure: Any, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
@@ -418,8 +424,8 @@ def _legend(figure: Any, colours: Mapping[str, str], markers: Mapping[str, str])
 
 def _courses_picture(courses: Sequence[Course]) -> bytes:
     """Scores elsewhere over scores at home; a colour for each method, a marker for each model and task."""
-    colours = dict(zip(dict.fromkeys(course.method for course in courses), COLOURS, strict=False))
-    markers = dict(zip(dict.fromkeys(course.of for course in courses), MARKERS, strict=False))
+    colours = _in_turn((course.method for course in courses), COLOURS)
+    markers = _in_turn((course.of for course in courses), MARKERS)
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()

@@ -239,6 +239,8 @@ def test_two_sizes_of_a_family_keep_names_of_their_own(tmp_path):
         assert f"<td>{size}</td><td>mrqa/squad</td><td>mrqa/race</td><td>accuracy</td>" in text
         assert f"<td>{size}</td><td>mrqa/squad</td><td>mrqa/race</td><td>+0.0</td>" in text
         assert f"<td>{size}</td><td>glue/sst2</td><td>generate</td><td>50.0</td>" in text
+    many = [replace(r, config=r.config | {"asked": f"m{n}", "frozen": f"m{n}"}) for n in range(8) for r in rows[:4]]
+    assert len(_courses(many)) == 16 and write_report(many, tmp_path).is_file(), "more models than there are markers"
 
 
 def test_a_mean_is_called_what_it_is():
