@@ -28,18 +28,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from softprompt.backbone import FrozenLM
-from softprompt.comparison import with_dev
-from softprompt.config import Data, RunConfig
-from softprompt.data import TextFormat, collate, encode_examples, encode_target, micro_batches
-from softprompt.evaluation import Evaluation, Result, append_rows, best, judge, read_rows, right_answers, surroundings
-from softprompt.files import write_whole
-from softprompt.inference import MAX_TOKENS, Prediction, Progress
-from softprompt.loading import SMOLLM2, load
-from softprompt.plan import TaskData, prepare
-from softprompt.prompt_design import WORDINGS, Wording, worded
-from softprompt.run import Watch, evaluate, model_of_row
+from softprompt.answering.engine import MAX_TOKENS, Prediction
+from softprompt.answering.evaluation import Evaluation, best, evaluate, judge, right_answers
+from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings
+from softprompt.base.files import write_whole
+from softprompt.base.watch import Progress, Watch
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.loading import SMOLLM2, load
+from softprompt.models.text import TextFormat, collate, encode_examples, encode_target, micro_batches
+from softprompt.study.comparison import with_dev
+from softprompt.study.prompt_design import WORDINGS, Wording, worded
 from softprompt.tasks import Example, Task, get_task, has_split, read_split, without_overlap
+from softprompt.tasks.reading import Data
+from softprompt.training.plan import TaskData, prepare
+from softprompt.training.settings import RunConfig
 
 METHODS = ("majority", "tfidf", "probe", "zero-shot")
 POLARITY = "classification/sentence_polarity"

@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from softprompt.files import whole_folder, write_whole
-from softprompt.loading import BUNDLED_FOLDER
-from softprompt.shapes import SIZES
+from softprompt.base.files import whole_folder, write_whole
+from softprompt.models.loading import BUNDLED_FOLDER
+from softprompt.models.shapes import SIZES
 
 MAX_BYTES = 30_000_000  # what the package may carry
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

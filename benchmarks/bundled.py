@@ -21,13 +21,14 @@ from statistics import fmean
 from baselines import bars, data_folder
 from smollm2_study import add_settings, config_of, study
 
-from softprompt.evaluation import Result, read_rows
-from softprompt.loading import BUNDLED_FOLDER
-from softprompt.pretraining import save_model
-from softprompt.run import load_model
-from softprompt.shapes import SIZES, new_model
-from softprompt.study import spread
-from softprompt.tokenizer import load_tokenizer
+from softprompt.answering.rows import Result, read_rows
+from softprompt.models.loading import BUNDLED_FOLDER
+from softprompt.models.shapes import SIZES
+from softprompt.models.tokenizer import load_tokenizer
+from softprompt.pretraining.loop import save_model
+from softprompt.pretraining.new_t5 import new_model
+from softprompt.study.study import spread
+from softprompt.training.run import load_model
 
 BUNDLED = "bundled/t5-mini"
 UNTRAINED = Path("runs/t5_mini/untrained")

@@ -21,10 +21,10 @@ import torch
 from ngrams import NGrams
 from tqdm import tqdm
 
-from softprompt.corpus import TokenStream, corpus_files, tokenized
-from softprompt.evaluation import surroundings
-from softprompt.loading import load
-from softprompt.study import short_name
+from softprompt.answering.rows import surroundings
+from softprompt.models.loading import load
+from softprompt.pretraining.corpus import TokenStream, corpus_files, tokenized
+from softprompt.study.study import short_name
 
 LENGTH = 256
 ORDER = 5

@@ -26,13 +26,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from softprompt.corpus import TokenStream, corpus_files, read_documents, tokenized
-from softprompt.evaluation import surroundings
-from softprompt.loading import choose_dtype, keep_freed_memory, load
-from softprompt.pretraining import CURVE, Hooks, Machine, PretrainConfig, pretrain, save_model
-from softprompt.shapes import SIZES, new_model, read_model
-from softprompt.tokenizer import Tokenizer, load_tokenizer
-from softprompt.vocabulary import train_vocabulary
+from softprompt.answering.rows import surroundings
+from softprompt.models.loading import choose_dtype, keep_freed_memory, load
+from softprompt.models.shapes import SIZES
+from softprompt.models.tokenizer import Tokenizer, load_tokenizer
+from softprompt.pretraining.corpus import TokenStream, corpus_files, read_documents, tokenized
+from softprompt.pretraining.loop import CURVE, Hooks, Machine, PretrainConfig, pretrain, save_model
+from softprompt.pretraining.new_t5 import new_model, read_model
+from softprompt.pretraining.vocabulary import train_vocabulary
 
 DEVICE = torch.device("cpu")
 VOCABULARY = 8_192

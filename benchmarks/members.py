@@ -27,16 +27,15 @@ from sides import CPU, SMOLLM2
 from torch import Tensor
 from train_speed import append
 
-from softprompt.backbone import FrozenLM
-from softprompt.data import Row, default_format, encode_examples
-from softprompt.evaluation import surroundings
-from softprompt.inference import MAX_TOKENS
-from softprompt.loading import load
-from softprompt.memory import peak_bytes, reset_peak
-from softprompt.methods import gradients
-from softprompt.optimizers import AdamW
-from softprompt.run import model_of_row
+from softprompt.answering.engine import MAX_TOKENS
+from softprompt.answering.rows import model_of_row, surroundings
+from softprompt.base.memory import peak_bytes, reset_peak
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.loading import load
+from softprompt.models.text import Row, default_format, encode_examples
 from softprompt.tasks import get_task, read_examples
+from softprompt.training.methods import gradients
+from softprompt.training.optimizers import AdamW
 
 TOLERANCE = 1e-3  # ours: of the largest gradient; the two ways add in another order
 

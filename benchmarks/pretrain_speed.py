@@ -31,13 +31,14 @@ import numpy as np
 import torch
 from sides import matmul_peak
 
-from softprompt.corpus import TokenStream, corpus_files, tokenized
-from softprompt.evaluation import surroundings
-from softprompt.loading import choose_dtype, keep_freed_memory
-from softprompt.objectives import span_lengths
-from softprompt.pretraining import Hooks, Machine, PretrainConfig, Pretraining, machine_of_torchrun
-from softprompt.shapes import SIZES, Shape, new_model
-from softprompt.tokenizer import load_tokenizer
+from softprompt.answering.rows import surroundings
+from softprompt.models.loading import choose_dtype, keep_freed_memory
+from softprompt.models.shapes import SIZES, Shape
+from softprompt.models.tokenizer import load_tokenizer
+from softprompt.pretraining.corpus import TokenStream, corpus_files, tokenized
+from softprompt.pretraining.loop import Hooks, Machine, PretrainConfig, Pretraining, machine_of_torchrun
+from softprompt.pretraining.new_t5 import new_model
+from softprompt.pretraining.objectives import span_lengths
 
 DOCUMENTED_BATCH = 8  # rows: the documentation's own
 NEEDED = 2.0
@@ -45,7 +46,7 @@ TOLERANCE = 1e-4  # of losses in float32, relative
 
 
 class Ours:
-    """A step of `softprompt.pretraining`."""
+    """A step of `softprompt.pretraining.loop`."""
 
     def __init__(self, size: str, vocabulary: str, config: PretrainConfig, bfloat16: bool, joined: ExitStack):
         keep_freed_memory()

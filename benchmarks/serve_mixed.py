@@ -39,10 +39,10 @@ from serving_sides import (
 )
 from tqdm import tqdm
 
-from softprompt.data import TextFormat, default_format, encode_target
-from softprompt.evaluation import surroundings
-from softprompt.loading import keep_freed_memory
-from softprompt.serving import Answer, Decoding, Part, Request, Scheduler
+from softprompt.answering.rows import surroundings
+from softprompt.models.loading import keep_freed_memory
+from softprompt.models.text import TextFormat, default_format, encode_target
+from softprompt.serving.scheduler import Answer, Decoding, Part, Request, Scheduler
 
 NUM_MEMBERS = 5
 LABELS = ("negative", "positive")

@@ -45,9 +45,9 @@ from serving_sides import (
 from sides import SMOLLM2
 from tqdm import tqdm
 
-from softprompt.data import default_format
-from softprompt.evaluation import surroundings
-from softprompt.loading import choose_dtype
+from softprompt.answering.rows import surroundings
+from softprompt.models.loading import choose_dtype
+from softprompt.models.text import default_format
 
 
 class Rival(NamedTuple):

@@ -21,10 +21,10 @@ from sides import SHAPES, SMOLLM2, hf_model, t5_tokenizer
 from sides import Side as ModelSide
 from train_speed import append
 
-from softprompt.data import encode_inputs
-from softprompt.loading import keep_freed_memory
-from softprompt.prompt import Card, SoftPrompt, save_prompt
-from softprompt.serving import Decoding, Part, Request, Scheduler
+from softprompt.models.loading import keep_freed_memory
+from softprompt.models.text import encode_inputs
+from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
+from softprompt.serving.scheduler import Decoding, Part, Request, Scheduler
 from softprompt.tasks import get_task, read_examples
 
 MAX_BATCH = 16  # rows of the rival that groups its queue by prompt
@@ -131,8 +131,8 @@ def _until(ids: list[int], eos: int) -> list[int]:
 
 def frozen(side: Side) -> Any:
     """The model for our engine."""
-    from softprompt.backbone import FrozenLM
-    from softprompt.loading import load
+    from softprompt.models.backbone import FrozenLM
+    from softprompt.models.loading import load
 
     if side.model not in SHAPES:
         return load(side.source, dtype=side.dtype)
@@ -143,7 +143,7 @@ def peft_base(side: Side) -> tuple[Any, int, int]:
     """The model for PEFT, its end of sequence and its padding."""
     if side.model in SHAPES:
         return hf_model(_model_side(side)), 1, 0
-    from softprompt.loading import read_checkpoint
+    from softprompt.models.loading import read_checkpoint
 
     model, tokenizer, _ = read_checkpoint(side.source)
     return model.to(getattr(torch, side.dtype)), tokenizer.eos_token_id, tokenizer.pad_token_id

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softprompt.data import Row, micro_batches, pad
-from softprompt.memory import peak_bytes, reset_peak
+from softprompt.base.memory import peak_bytes, reset_peak
+from softprompt.models.text import Row, micro_batches, pad
 
 # T5 1.1 (paper, section 3; t5/models of google-research/text-to-text-transfer-transformer). Head width 64.
 SHAPES = {
@@ -134,11 +134,11 @@ def hf_model(side: Side) -> Any:
 
 
 class Ours:
-    """`softprompt.methods.gradients` and an optimizer update."""
+    """`softprompt.training.methods.gradients` and an optimizer update."""
 
     def __init__(self, side: Side):
-        from softprompt import backbone, loading
-        from softprompt.optimizers import AdamW
+        from softprompt.models import backbone, loading
+        from softprompt.training.optimizers import AdamW
 
         if side.keep_freed_memory:
             loading.keep_freed_memory()
@@ -181,7 +181,7 @@ class Ours:
     def _gradient(
         self, rows: Sequence[Row], prompt: Tensor, max_tokens: int, dropout: float, seeds: list[int] | None
     ) -> tuple[Tensor, float]:
-        from softprompt.methods import gradients
+        from softprompt.training.methods import gradients
 
         worn = [0] * len(rows)
         found, sums, _ = gradients(self.lm, [prompt], rows, worn, max_tokens=max_tokens, dropout=dropout, seeds=seeds)

@@ -31,15 +31,16 @@ from baselines import (
     right_answers,
 )
 
-from softprompt.backbone import FrozenLM
-from softprompt.comparison import settings_of, settings_of_row
-from softprompt.config import RunConfig
-from softprompt.evaluation import Result, append_rows, read_rows
-from softprompt.files import write_whole
-from softprompt.inference import Prediction
-from softprompt.loading import SMOLLM2
-from softprompt.run import Trained, Watch, load_model, model_of_row, train
+from softprompt.answering.engine import Prediction
+from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows
+from softprompt.base.files import write_whole
+from softprompt.base.watch import Watch
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.loading import SMOLLM2
+from softprompt.study.comparison import settings_of, settings_of_row
 from softprompt.tasks import get_task, read_split
+from softprompt.training.run import Trained, load_model, train
+from softprompt.training.settings import RunConfig
 
 EXPERIMENT = "smollm2_tasks"
 TASKS = (

@@ -23,13 +23,15 @@ from typing import Any
 from baselines import bars, data_folder, right_answers
 from smollm2_study import add_settings, config_of, in_own_folder, kept_predictions, train_rows
 
-from softprompt.backbone import FrozenLM
-from softprompt.config import RunConfig
-from softprompt.data import TextFormat
-from softprompt.evaluation import Evaluation, Result, append_rows, ensemble, judge, read_rows
-from softprompt.prompt import load_prompt
-from softprompt.run import Watch, evaluate, load_model
+from softprompt.answering.evaluation import Evaluation, ensemble, evaluate, judge
+from softprompt.answering.rows import Result, append_rows, read_rows
+from softprompt.base.watch import Watch
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.text import TextFormat
+from softprompt.prompts.prompt import load_prompt
 from softprompt.tasks import Example, get_task, read_split
+from softprompt.training.run import load_model
+from softprompt.training.settings import RunConfig
 
 EXPERIMENT = "sst2"
 TASK = "glue/sst2"

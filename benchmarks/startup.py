@@ -26,10 +26,10 @@ import torch
 from sides import SMOLLM2
 from train_speed import append
 
-from softprompt.data import default_format
-from softprompt.evaluation import surroundings
-from softprompt.loading import load
-from softprompt.prompt import Card, SoftPrompt, from_vocabulary, save_prompt
+from softprompt.answering.rows import surroundings
+from softprompt.models.loading import load
+from softprompt.models.text import default_format
+from softprompt.prompts.prompt import Card, SoftPrompt, from_vocabulary, save_prompt
 
 ROOT = Path(__file__).parent.parent
 NEEDED = {"help": 0.5, "predict": 5.0}  # seconds: the project's own bars for a person who waits

@@ -21,13 +21,13 @@ from family import table as family_table
 from smollm2_study import table as tasks_table
 from train_speed import RIVALS
 
-from softprompt import paper
-from softprompt.claims import MAJORITY, as_table, decide
-from softprompt.evaluation import read_rows
-from softprompt.files import write_whole
-from softprompt.significance import NOT_SEEN, SEEN, UNTESTABLE
-from softprompt.study import newest, short_name
-from softprompt.study import table as study_table
+from softprompt.answering.rows import read_rows
+from softprompt.base.files import write_whole
+from softprompt.study import paper
+from softprompt.study.claims import MAJORITY, as_table, decide
+from softprompt.study.significance import NOT_SEEN, SEEN, UNTESTABLE
+from softprompt.study.study import newest, short_name
+from softprompt.study.study import table as study_table
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)

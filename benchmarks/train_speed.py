@@ -27,14 +27,14 @@ from typing import Any, NamedTuple
 import torch
 from sides import DOCUMENTED_BATCH, SHAPES, SMOLLM2, Layout, Side, Worker, count_flops, matmul_peak, t5_tokenizer
 
-from softprompt.backbone import FrozenLM
-from softprompt.data import Row, TextFormat, default_format, encode_examples
-from softprompt.evaluation import surroundings
-from softprompt.files import append_whole
-from softprompt.inference import MAX_TOKENS
-from softprompt.loading import load
+from softprompt.answering.engine import MAX_TOKENS
+from softprompt.answering.rows import surroundings
+from softprompt.base.files import append_whole
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.loading import load
+from softprompt.models.text import Row, TextFormat, default_format, encode_examples
+from softprompt.models.tokenizer import Tokenizer
 from softprompt.tasks import get_task, read_examples
-from softprompt.tokenizer import Tokenizer
 
 SETS = {"sst2": "glue/sst2", "rte": "superglue/rte", "boolq": "superglue/boolq", "multirc": "superglue/multirc"}
 # What PEFT pads to. 128: its notebook examples/conditional_generation/peft_prompt_tuning_seq2seq.ipynb. The longer

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from softprompt.backbone import FrozenLM
-from softprompt.config import RunConfig
-from softprompt.plan import plan_prompts, prepare, tasks_of
-from softprompt.prediction import open_prompts, predict_records
-from softprompt.run import Trained, Watch, evaluate, load_model, train
+from softprompt.answering.evaluation import evaluate
+from softprompt.answering.prediction import open_prompts, predict_records
+from softprompt.base.watch import Watch
+from softprompt.models.backbone import FrozenLM
+from softprompt.training.plan import plan_prompts, prepare, tasks_of
+from softprompt.training.run import Trained, load_model, train
+from softprompt.training.settings import RunConfig
 
 HERE = Path(__file__).parent / "customer_messages"
 INTENTS = ("billing", "cancel", "delivery", "login", "praise", "refund", "sales question", "technical")

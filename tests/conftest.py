@@ -15,48 +15,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Every jaxtyping annotation is checked at run time in tests: a prompt of width 17 for a model of
 # width 16 fails at the call.
 # `tasks` has no tensors, and checking every record of a real data set would take minutes.
-TENSOR_MODULES = [
-    "objectives",
-    "tokenizer",
-    "states",
-    "layers",
-    "backbone",
-    "loading",
-    "shapes",
-    "paper",
-    "params",
-    "significance",
-    "vocabulary",
-    "corpus",
-    "data",
-    "prompt",
-    "formats",
-    "export",
-    "optimizers",
-    "inference",
-    "methods",
-    "evaluation",
-    "prompt_design",
-    "training",
-    "pretraining",
-    "config",
-    "plan",
-    "run",
-    "memory",
-    "comparison",
-    "prediction",
-    "inspection",
-    "experiments",
-    "study",
-    "claims",
-    "report",
-    "decoding",
-    "prompt_table",
-    "running",
-    "request",
-    "serving",
-]
-install_import_hook([f"softprompt.{name}" for name in TENSOR_MODULES], "beartype.beartype")
+TENSOR_ROOMS = ["models", "prompts", "answering", "training", "serving", "pretraining", "study"]
+WITHOUT = {
+    "serving.http",
+    "pretraining.commands",
+    "study.commands",
+}  # no tensors; FastAPI reads their annotations itself
+PACKAGE = Path(__file__).parent.parent / "softprompt"
+
+
+def tensor_modules():
+    """Every module whose annotations are checked."""
+    for room in TENSOR_ROOMS:
+        for path in sorted((PACKAGE / room).rglob("*.py")):
+            name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+            if path.name != "__init__.py" and not any(name.startswith(f"{folder}.") for folder in WITHOUT):
+                yield f"softprompt.{name}"
+
+
+install_import_hook(list(tensor_modules()), "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -178,7 +155,7 @@ def spread(model, seed: int = 0):
 
 def tiny_lm(kind: str, **changes):
     """A tiny FrozenLM of a kind in FAMILIES."""
-    from softprompt.backbone import FrozenLM
+    from softprompt.models.backbone import FrozenLM
 
     return FrozenLM(make_model(kind, **changes), make_tokenizer(bos=kind == "llama"), name=f"tiny-{kind}")
 
@@ -204,7 +181,7 @@ def run(capsys):
     """Run a command: its exit code, stdout and stderr."""
 
     def call(*words):
-        from softprompt.cli import main
+        from softprompt.cli.command_line import main
 
         code = main([str(word) for word in words])
         printed = capsys.readouterr()

@@ -10,19 +10,19 @@ import pytest
 import torch
 from conftest import FAMILIES, make_model, make_tokenizer, tiny_lm
 
-from softprompt import loading
-from softprompt.backbone import FrozenLM
-from softprompt.data import Row
-from softprompt.inference import Engine
-from softprompt.loading import SMOLLM2, choose_device, choose_dtype, dequantised_folder, load
-from softprompt.methods import gradients
-from softprompt.optimizers import AdamW
-from softprompt.prompt import from_vocabulary
-from softprompt.prompt_table import PromptTable
-from softprompt.running import RunningBatch, Start
-from softprompt.shapes import projected_embeddings
-from softprompt.states import RowGroups
-from softprompt.tokenizer import Tokenizer
+from softprompt.answering.engine import Engine
+from softprompt.answering.running import RunningBatch, Start
+from softprompt.models import loading
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.loading import SMOLLM2, choose_device, choose_dtype, dequantised_folder, load
+from softprompt.models.states import RowGroups
+from softprompt.models.text import Row
+from softprompt.models.tokenizer import Tokenizer
+from softprompt.pretraining.new_t5 import projected_embeddings
+from softprompt.prompts.prompt import from_vocabulary
+from softprompt.serving.prompt_table import PromptTable
+from softprompt.training.methods import gradients
+from softprompt.training.optimizers import AdamW
 
 ROWS = [Row((5, 6, 7, 8, 30), (9, 1), False, 0), Row((15, 16, 17), (9, 20, 1), False, 1)]
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from conftest import make_llama, make_tokenizer, tiny_lm
 
-from softprompt.backbone import FrozenLM
-from softprompt.comparison import with_dev
-from softprompt.config import RunConfig
-from softprompt.data import encode_inputs
-from softprompt.evaluation import Result, append_rows
-from softprompt.inference import Prediction
-from softprompt.plan import prepare
-from softprompt.prompt_design import listed
-from softprompt.run import Watch
+from softprompt.answering.engine import Prediction
+from softprompt.answering.rows import Result, append_rows
+from softprompt.base.watch import Watch
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.text import encode_inputs
+from softprompt.study.comparison import with_dev
+from softprompt.study.prompt_design import listed
 from softprompt.tasks import get_task, read_split, without_overlap
+from softprompt.training.plan import prepare
+from softprompt.training.settings import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 baselines = importlib.import_module("baselines")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softprompt import params
-from softprompt.claims import CLAIMS, as_table, decide
-from softprompt.evaluation import Result
-from softprompt.study import VOTE
+from softprompt.answering.rows import Result
+from softprompt.study import params
+from softprompt.study.claims import CLAIMS, as_table, decide
+from softprompt.study.study import VOTE
 
 NUM = 400
 SIZES = {"runs/f/micro/lm": 2_700_000, "runs/f/mini/lm": 14_400_000}

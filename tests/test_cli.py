@@ -20,16 +20,17 @@ import torch
 from conftest import make_llama, make_t5, make_tokenizer
 
 import softprompt
-from softprompt import cli
-from softprompt.commands import options, terminal
-from softprompt.commands import train as train_command
-from softprompt.config import PRESETS, SELECTIONS, RunConfig
-from softprompt.data import default_format
-from softprompt.evaluation import SCORINGS
-from softprompt.loading import dequantised_folder, load
-from softprompt.prompt import Card, SoftPrompt, load_prompt, save_prompt
-from softprompt.run import train
+from softprompt.answering.evaluation import SCORINGS
+from softprompt.base import terminal
+from softprompt.cli import command_line as cli
+from softprompt.cli import options
+from softprompt.cli import train as train_command
+from softprompt.models.loading import dequantised_folder, load
+from softprompt.models.text import default_format
+from softprompt.prompts.prompt import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks.own_file import METRICS
+from softprompt.training.run import train
+from softprompt.training.settings import PRESETS, SELECTIONS, RunConfig
 
 ROOT = Path(__file__).parent.parent
 OWN = ["--inputs", "text: {text}", "--targets", "{label}", "--labels", "good,bad"]
@@ -93,7 +94,7 @@ def type_in(monkeypatch, text):
 def in_a_process(*words, **options):
     """The command line in a process of its own, stderr and stdout as text."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "softprompt.cli", *map(str, words)]
+    command = [sys.executable, "-m", "softprompt.cli.command_line", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes, **options) as process:
         try:
@@ -374,7 +375,7 @@ def test_stopped_before_training_begins_is_told_and_leaves_all_as_it_was(run, he
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("softprompt.run.prepare", stopped)
+    monkeypatch.setattr("softprompt.training.run.prepare", stopped)
     code, _, err = run(*training("--out", "out", "--overwrite"))
     assert code == 130
     assert err.splitlines()[-1] == "softprompt train: stopped before training began; out is as it was"
@@ -880,7 +881,7 @@ COMMAND_LINES = [
 
 @pytest.mark.parametrize(("document", "line"), COMMAND_LINES)
 def test_every_command_of_the_documents_can_be_read(document, line):
-    from softprompt.cli import _parsed
+    from softprompt.cli.command_line import _parsed
 
     assert callable(_parsed(shlex.split(line, comments=True)[1:]).run)
 

@@ -6,19 +6,29 @@ import pytest
 import torch
 from conftest import make_llama, make_model, make_tokenizer, tiny_lm
 
-from softprompt import comparison
-from softprompt.backbone import FrozenLM
-from softprompt.cli import main
-from softprompt.comparison import compare, equal_seconds, rows_of, run_method, score_within, title_of
-from softprompt.config import RunConfig
-from softprompt.data import default_format
-from softprompt.evaluation import example_scores, read_rows, right_answers
-from softprompt.inference import Prediction
-from softprompt.methods import TUNERS
-from softprompt.prompt_design import WORDINGS, Design, ask, calibrated, designs, examples_in_front, how_scored, num_rows
-from softprompt.run import Watch
+from softprompt.answering.engine import Prediction
+from softprompt.answering.evaluation import example_scores, right_answers
+from softprompt.answering.rows import read_rows
+from softprompt.base.watch import Watch
+from softprompt.cli.command_line import main
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.text import default_format
+from softprompt.study import comparison
+from softprompt.study.comparison import compare, equal_seconds, rows_of, run_method, score_within, title_of
+from softprompt.study.prompt_design import (
+    WORDINGS,
+    Design,
+    ask,
+    calibrated,
+    designs,
+    examples_in_front,
+    how_scored,
+    num_rows,
+)
 from softprompt.tasks import Example, get_task, read_split
-from softprompt.training import fit
+from softprompt.training.loop import fit
+from softprompt.training.methods import TUNERS
+from softprompt.training.settings import RunConfig
 
 KINDS = ["t5", "llama"]
 TASK = "glue/sst2"
@@ -84,7 +94,7 @@ def test_methods_are_compared_at_one_prompt_length(base, tmp_path):
 def test_a_prompt_of_the_comparison_is_that_of_a_run_alone(llama, base, tmp_path):
     from safetensors.torch import load_file
 
-    from softprompt.run import train
+    from softprompt.training.run import train
 
     config = replace(base, learning_rate=(0.03,), seeds=(0,), select="held-out")
     (row,) = run_method(config, "prompt-tuning", load=lambda _: llama)

@@ -14,9 +14,9 @@ from conftest import make_tokenizer
 from texts import documents
 from transformers import ByT5Tokenizer
 
-from softprompt.corpus import TokenStream, corpus_files, read_documents, tokenized
-from softprompt.loading import BUNDLED_FOLDER
-from softprompt.tokenizer import Tokenizer, load_tokenizer
+from softprompt.models.loading import BUNDLED_FOLDER
+from softprompt.models.tokenizer import Tokenizer, load_tokenizer
+from softprompt.pretraining.corpus import TokenStream, corpus_files, read_documents, tokenized
 
 LINES = ["the sea is warm", "", "  a story about a town  ", "it rained"]
 WANTED = ["the sea is warm", "a story about a town", "it rained"]
@@ -87,8 +87,8 @@ def test_a_corpus_is_tokenised_once(tokenizer, tmp_path):
 
 def test_a_corpus_is_never_in_memory_as_a_whole(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("\n".join(documents(4_000)))
-    monkeypatch.setattr("softprompt.corpus.CHUNK", 2_000)
-    monkeypatch.setattr("softprompt.corpus.PART", 10_000)
+    monkeypatch.setattr("softprompt.pretraining.corpus.CHUNK", 2_000)
+    monkeypatch.setattr("softprompt.pretraining.corpus.PART", 10_000)
     tokenized(corpus_files([tmp_path / "a.txt"]), Tokenizer(make_tokenizer(bos=True)))  # imports what is needed
     tracemalloc.start()
     stream = tokenized(corpus_files([tmp_path / "a.txt"]), tokenizer)

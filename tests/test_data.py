@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_tokenizer, tiny_lm
 
-from softprompt.data import (
+from softprompt.models.text import (
     Row,
     TextFormat,
     check_length,
@@ -18,13 +18,13 @@ from softprompt.data import (
     encode_inputs,
     encode_target,
     micro_batches,
-    order_of_step,
     pad,
     pad_candidates,
     target_lengths,
 )
+from softprompt.models.tokenizer import Tokenizer
 from softprompt.tasks import Example
-from softprompt.tokenizer import Tokenizer
+from softprompt.training.order import order_of_step
 
 PAD, EOS, BOS = 0, 1, 3
 CHAT = (

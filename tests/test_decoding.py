@@ -4,8 +4,19 @@ import pytest
 import torch
 from conftest import make_tokenizer, tiny_lm
 
-from softprompt.decoding import MAX_BEAMS, NUCLEUS, Beams, Decoding, Draw, TextStream, Writer, choose, sample, uniforms
-from softprompt.tokenizer import Tokenizer
+from softprompt.answering.decoding import (
+    MAX_BEAMS,
+    NUCLEUS,
+    Beams,
+    Decoding,
+    Draw,
+    TextStream,
+    Writer,
+    choose,
+    sample,
+    uniforms,
+)
+from softprompt.models.tokenizer import Tokenizer
 
 
 def draw(seed):

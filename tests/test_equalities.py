@@ -15,16 +15,16 @@ import pytest
 import torch
 from conftest import ENCODER_DECODERS, FAMILIES, make_model, make_tokenizer, tiny_lm
 
-from softprompt.backbone import NO_PROMPT, FrozenLM
-from softprompt.data import Row, collate, default_format, encode_examples, shared_start
-from softprompt.evaluation import ensemble, predict
-from softprompt.inference import Engine
-from softprompt.layers import use_written_out_attention, written_out_attention
-from softprompt.methods import gradients
-from softprompt.optimizers import Adafactor, AdamW
-from softprompt.prompt import Card, SoftPrompt, from_text, prepend, save_prompt
+from softprompt.answering.engine import Engine
+from softprompt.answering.evaluation import ensemble, predict
+from softprompt.models.backbone import NO_PROMPT, FrozenLM
+from softprompt.models.layers import use_written_out_attention, written_out_attention
+from softprompt.models.text import Row, collate, default_format, encode_examples, shared_start
+from softprompt.prompts.prompt import Card, SoftPrompt, from_text, prepend, save_prompt
 from softprompt.tasks import Example, file_task
-from softprompt.training import Member, TrainConfig, fit
+from softprompt.training.loop import Member, TrainConfig, fit
+from softprompt.training.methods import gradients
+from softprompt.training.optimizers import Adafactor, AdamW
 
 TOLERANCE = 1e-5
 KINDS = ["t5", "llama"]
@@ -453,7 +453,7 @@ def train_in_a_process(make, folder, moment, number, pipe):
 def in_a_process(make, folder, moment="never", number=0):
     """Start a run, or go on with one; kill it with SIGKILL at the moment, or return what it ends with."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers.models.auto", "softprompt.training", *MODELING])
+    context.set_forkserver_preload(["transformers.models.auto", "softprompt.training.loop", *MODELING])
     here, there = context.Pipe()
     process = context.Process(target=train_in_a_process, args=(make, folder, moment, number, there))
     process.start()

@@ -2,9 +2,9 @@
 
 import pytest
 
-from softprompt.data import Row
-from softprompt.evaluation import Other, ensemble, judge, vote
-from softprompt.inference import Prediction
+from softprompt.answering.engine import Prediction
+from softprompt.answering.evaluation import Other, ensemble, judge, vote
+from softprompt.models.text import Row
 from softprompt.tasks import UNLABELLED, Example, get_task
 
 

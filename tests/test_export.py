@@ -14,12 +14,12 @@ from conftest import FAMILIES, make_model, make_tokenizer, spread, tiny_lm
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from softprompt import export as export_module
-from softprompt.data import default_format, encode_all_inputs, encode_examples
-from softprompt.export import MANIFEST, export_vocabulary
-from softprompt.inference import Engine
-from softprompt.loading import load
-from softprompt.prompt import Card, SoftPrompt, save_prompt
+from softprompt.answering.engine import Engine
+from softprompt.models.loading import load
+from softprompt.models.text import default_format, encode_all_inputs, encode_examples
+from softprompt.prompts import export as export_module
+from softprompt.prompts.export import MANIFEST, export_vocabulary
+from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
 from softprompt.tasks import Example
 
 TOLERANCE = 1e-5

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from softprompt.files import remove_leftovers, whole_folder, write_whole
+from softprompt.base.files import remove_leftovers, whole_folder, write_whole
 
 
 def names(folder):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import tiny_lm
 
-from softprompt.cli import main
-from softprompt.data import default_format
-from softprompt.inspection import ablate, inspect_prompt, nearest_tokens, neighbourhood, starting_values
-from softprompt.prediction import open_prompts
-from softprompt.prompt import Card, SoftPrompt, initial_prompt, save_prompt
-from softprompt.run import evaluate
+from softprompt.answering.evaluation import evaluate
+from softprompt.answering.inspection import ablate, inspect_prompt, nearest_tokens, neighbourhood, starting_values
+from softprompt.answering.prediction import open_prompts
+from softprompt.cli.command_line import main
+from softprompt.models.text import default_format
+from softprompt.prompts.prompt import Card, SoftPrompt, initial_prompt, save_prompt
 from softprompt.tasks import read_split
 
 LABELS = ("positive", "negative")

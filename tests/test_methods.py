@@ -8,10 +8,10 @@ import torch
 from conftest import make_model, tiny_lm
 from test_training import FIRST, MIRROR, SECOND, SORT, TASK, config, skill_rows
 
-from softprompt.data import default_format
-from softprompt.methods import TUNERS, PromptTuning, gradients, make_tuning
-from softprompt.optimizers import Adafactor, AdamW, PerWeight
-from softprompt.training import Member, fit
+from softprompt.models.text import default_format
+from softprompt.training.loop import Member, fit
+from softprompt.training.methods import TUNERS, PromptTuning, gradients, make_tuning
+from softprompt.training.optimizers import Adafactor, AdamW, PerWeight
 
 ROWS = skill_rows(5, 3)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.objectives import (
+from softprompt.pretraining.objectives import (
     NUM_SENTINELS,
     corrupt_spans,
     draw_split,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from softprompt.optimizers import Adafactor, AdamW, kind_of, rate_multiplier
+from softprompt.training.optimizers import Adafactor, AdamW, kind_of, rate_multiplier
 
 
 def published_adafactor(prompt, gradients, *, factored, offset=0, rate=0.3, decay=1e-5):

@@ -7,12 +7,12 @@ import torch
 from conftest import T5, make_llama, make_tokenizer, tiny_lm
 from transformers import T5Config, T5ForConditionalGeneration
 
-from softprompt.cli import main
-from softprompt.methods import make_tuning
-from softprompt.paper import SIZES as PAPER_SIZES
-from softprompt.paper import TABLE_4
-from softprompt.params import counts, figure_4, prefix_numbers, t5, table_4
-from softprompt.shapes import SIZES, Architecture, read_architecture
+from softprompt.cli.command_line import main
+from softprompt.models.shapes import SIZES, Architecture, read_architecture
+from softprompt.study.paper import SIZES as PAPER_SIZES
+from softprompt.study.paper import TABLE_4
+from softprompt.study.params import counts, figure_4, prefix_numbers, t5, table_4
+from softprompt.training.methods import make_tuning
 
 MISPRINTS = {  # reference of each: arithmetic on the row itself
     ("small", 20): ("prints 10,420 trainable", "prints 76,971,572 in all"),

@@ -9,10 +9,8 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 
-from softprompt.data import default_format
-from softprompt.evaluation import append_rows, ensemble
-from softprompt.loading import load
-from softprompt.prediction import (
+from softprompt.answering.evaluation import ensemble, evaluate
+from softprompt.answering.prediction import (
     count_items,
     evaluate_prompts,
     open_prompts,
@@ -22,8 +20,10 @@ from softprompt.prediction import (
     read_lines,
     task_of,
 )
-from softprompt.prompt import Card, SoftPrompt, save_prompt
-from softprompt.run import evaluate
+from softprompt.answering.rows import append_rows
+from softprompt.models.loading import load
+from softprompt.models.text import default_format
+from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
 from softprompt.tasks import file_task, read_split
 
 WORDS = ["warm", "funny", "dull", "lifeless", "summer", "street", "story", "morning", "family", "sea"]

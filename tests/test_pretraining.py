@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from texts import documents
 
 import softprompt
-from softprompt.corpus import TokenStream
-from softprompt.pretraining import (
+from softprompt.models.shapes import SIZES, Shape, shape_of
+from softprompt.models.tokenizer import Tokenizer, load_tokenizer
+from softprompt.pretraining.corpus import TokenStream
+from softprompt.pretraining.loop import (
     CHECKPOINT,
     CURVE,
     Hooks,
@@ -29,9 +31,8 @@ from softprompt.pretraining import (
     pretrain,
     save_model,
 )
-from softprompt.shapes import SIZES, Shape, new_model, projected_embeddings, read_model, shape_of
-from softprompt.tokenizer import Tokenizer, load_tokenizer
-from softprompt.vocabulary import train_vocabulary
+from softprompt.pretraining.new_t5 import new_model, projected_embeddings, read_model
+from softprompt.pretraining.vocabulary import train_vocabulary
 
 TINY = Shape(d_model=32, d_ff=64, num_heads=2, d_kv=16, num_layers=2, num_decoder_layers=1)
 SPAN = PretrainConfig(
@@ -128,7 +129,7 @@ def test_the_loss_is_that_of_transformers(tokenizer, text, tmp_path):
     config = replace(SPAN, steps=1, micro_batch_size=8, evaluate_every=1)
     told = []
     trained(tokenizer, text, config, tmp_path, hooks=Hooks(step=lambda *values: told.append(values)))
-    from softprompt.pretraining import objective_of
+    from softprompt.pretraining.loop import objective_of
 
     objective = objective_of(config, tokenizer, "tiny")
     batch = text[0].texts(range(8), objective.text_length, 0)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from softprompt.config import RunConfig
-from softprompt.data import default_format, encode_inputs
-from softprompt.preview import estimate, token_lengths
-from softprompt.run import Watch
+from softprompt.base.watch import Watch
+from softprompt.models.text import default_format, encode_inputs
 from softprompt.tasks import UNLABELLED, Example
+from softprompt.training.estimation import estimate, token_lengths
+from softprompt.training.settings import RunConfig
 
 
 def example(inputs, targets="good"):

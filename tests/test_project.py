@@ -7,33 +7,52 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import TENSOR_MODULES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt"
-LAYERS = ["files", "tasks", *TENSOR_MODULES, "server", "preview", "commands", "cli", "__init__", "__main__"]
+# A folder imports those before it; folders of one line never import one another.
+FLOORS = [
+    {"base"},
+    {"tasks"},
+    {"models"},
+    {"prompts"},
+    {"answering"},
+    {"training", "serving"},
+    {"serving.http", "pretraining", "study.experiments"},
+    {"study"},
+    {"cli"},
+    {"pretraining.commands", "study.commands"},
+]
+FLOOR_OF = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
+BESIDE_THE_PRODUCT = {"pretraining", "study"}
+LONGEST_PATH = 9
+MOST_FLOORS_IN_A_FOLDER = 7  # to become 6: training
 ONLY_IN = {
-    "transformers": {"tokenizer", "layers", "backbone", "shapes", "loading"},
+    "transformers": {"models", "pretraining.new_t5"},
     "sklearn": set(),
-    "peft": {"methods"},
-    "matplotlib": {"report"},
+    "peft": {"training.methods"},
+    "matplotlib": {"study.report"},
     "datasets": {"tasks"},
-    "argparse": {"commands", "cli"},
-    "fastapi": {"server"},
-    "starlette": {"server"},
-    "pydantic": {"server"},
-    "prometheus_client": {"server"},
-    "uvicorn": {"commands"},
+    "argparse": {"cli", "base.command", "pretraining.commands", "study.commands"},
+    "fastapi": {"serving.http"},
+    "starlette": {"serving.http"},
+    "pydantic": {"serving.http"},
+    "prometheus_client": {"serving.http"},
+    "uvicorn": {"cli.serve"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def layer(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+
+
+def folder_of(module: str) -> str:
+    """The folder a module lies in, without the package's own name; '' for those in none."""
+    return ".".join(MODULES[module].relative_to(PACKAGE).parts[:-1])
 
 
 def imported(path: Path) -> set[str]:
-    """Every module named in an import statement of the file, inside functions too."""
+    """Every module and name in an import statement of the file, inside functions too."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -43,22 +62,69 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def own_layers(path: Path) -> set[str]:
-    parts = [name.split(".") for name in imported(path) if name.startswith("softprompt.")]
-    return {part[1] for part in parts if part[1] in LAYERS}
+def own_imports(module: str) -> set[str]:
+    """The modules and faces of ours that a module imports."""
+    names = imported(MODULES[module])
+    below = {name for name in names if name in MODULES and name not in (module, "softprompt")}
+    return {name for name in below if not any(other.startswith(f"{name}.") for other in below)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_only_go_up_the_list(path):
-    for other in own_layers(path):
-        assert LAYERS.index(other) <= LAYERS.index(layer(path)), f"{path.name} imports {other}, which is below it"
+def longest_path(below: dict[str, set[str]]) -> list[str]:
+    """The longest way down, which a cycle would make endless."""
+    known: dict[str, list[str]] = {}
+
+    def way(place: str, above: tuple[str, ...] = ()) -> list[str]:
+        assert place not in above, f"a cycle: {' -> '.join([*above, place])}"
+        if place not in known:
+            ways = [way(other, (*above, place)) for other in below.get(place, ())]
+            known[place] = [place, *max(ways, key=len, default=[])]
+        return known[place]
+
+    return max((way(place) for place in below), key=len)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_heavy_libraries_stand_in_their_one_file(path):
-    tops = {name.split(".")[0] for name in imported(path)}
-    for library, files in ONLY_IN.items():
-        assert library not in tops or layer(path) in files, f"{path.name} imports {library}"
+HOUSED = [module for module in MODULES if folder_of(module)]
+
+
+@pytest.mark.parametrize("module", HOUSED)
+def test_a_folder_imports_those_below_it_and_by_their_faces(module):
+    own = folder_of(module)
+    for other in own_imports(module):
+        folder = folder_of(other)
+        if folder == own:
+            continue
+        assert FLOOR_OF[folder] < FLOOR_OF[own], f"{module} imports {other}, which is not below it"
+        is_beside = own.split(".")[0] in BESIDE_THE_PRODUCT
+        assert is_beside or folder.split(".")[0] not in BESIDE_THE_PRODUCT, f"{module} is the product, {other} is not"
+        is_face = MODULES[other].name == "__init__.py" or folder in ("base", "tasks") or own.startswith(f"{folder}.")
+            is_face = is_face or folder.startswith(f"{own}.")
+        assert is_face, f"{module} reaches into {other}; import what {folder} offers"
+
+
+def test_folders_have_no_cycle_and_no_long_path():
+    below: dict[str, set[str]] = {}
+    for module in HOUSED:
+        others = {folder_of(other) for other in own_imports(module)}
+        below.setdefault(folder_of(module), set()).update(others - {folder_of(module)})
+    assert set(below) == set(FLOOR_OF)
+    path = longest_path(below)
+    assert len(path) <= LONGEST_PATH, path
+
+
+@pytest.mark.parametrize("folder", FLOOR_OF)
+def test_modules_of_a_folder_have_no_cycle_and_do_not_stack_high(folder):
+    inside = {module for module in HOUSED if folder_of(module) == folder and MODULES[module].name != "__init__.py"}
+    path = longest_path({module: own_imports(module) & inside for module in inside})
+    assert len(path) <= MOST_FLOORS_IN_A_FOLDER, path
+
+
+@pytest.mark.parametrize("module", HOUSED)
+def test_heavy_libraries_stand_in_their_one_place(module):
+    tops = {name.split(".")[0] for name in imported(MODULES[module])}
+    own = module.removeprefix("softprompt.")
+    for library, places in ONLY_IN.items():
+        allowed = any(own == place or own.startswith(f"{place}.") for place in places)
+        assert library not in tops or allowed, f"{module} imports {library}"
 
 
 def test_tasks_know_no_torch():
@@ -66,14 +132,10 @@ def test_tasks_know_no_torch():
         assert "torch" not in {name.split(".")[0] for name in imported(path)}, path.name
 
 
-def test_the_list_of_files_in_the_design_is_that_of_the_imports():
-    rows = re.findall(r"^\| `(\w+)(?:\.py|/)` \|", (ROOT / "docs" / "design.md").read_text(), re.M)
-    assert [name for name in rows if name != "playground"] == [name for name in LAYERS if not name.startswith("__")]
-
-
-def test_every_layer_is_a_file():
-    there = {layer(path) for path in FILES}
-    assert there == set(LAYERS)
+def test_every_folder_says_what_it_is_for():
+    for folder in FLOOR_OF:
+        path = PACKAGE.joinpath(*folder.split("."), "__init__.py")
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
 
 
 def test_the_version_is_one_number_everywhere():

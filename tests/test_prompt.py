@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from softprompt import prompt as prompt_module
-from softprompt.prompt import (
+from softprompt.prompts import prompt as prompt_module
+from softprompt.prompts.prompt import (
     Card,
     SoftPrompt,
     check_fits,

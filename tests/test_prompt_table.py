@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 
-from softprompt.backbone import FrozenLM
-from softprompt.prompt import Card, SoftPrompt, load_prompt, save_prompt
-from softprompt.prompt_table import PromptTable
+from softprompt.models.backbone import FrozenLM
+from softprompt.prompts.prompt import Card, SoftPrompt, load_prompt, save_prompt
+from softprompt.serving.prompt_table import PromptTable
 
 
 def make_prompt(lm, seed, length=5, **changes):

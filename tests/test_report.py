@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from softprompt.cli import main
-from softprompt.evaluation import Result, append_rows, read_rows
-from softprompt.report import _courses, _hours, _mean_of, _of_common_tasks, _our_lines, write_report
-from softprompt.study import VOTE
+from softprompt.answering.rows import Result, append_rows, read_rows
+from softprompt.cli.command_line import main
+from softprompt.study.report import _courses, _hours, _mean_of, _of_common_tasks, _our_lines, write_report
+from softprompt.study.study import VOTE
 
 
 def row(

@@ -9,10 +9,10 @@ import pytest
 from conftest import make_model
 from texts import documents
 
-from softprompt.cli import main
-from softprompt.evaluation import read_rows
-from softprompt.experiments import EXPERIMENTS
-from softprompt.vocabulary import train_vocabulary
+from softprompt.answering.rows import read_rows
+from softprompt.cli.command_line import main
+from softprompt.pretraining.vocabulary import train_vocabulary
+from softprompt.study.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 16  # of the tiny T5

@@ -18,18 +18,21 @@ from conftest import make_model, make_tokenizer, tiny_lm
 from test_training import spoil, taught
 from tokenizers import normalizers
 
-from softprompt import plan, run, training
-from softprompt.backbone import FrozenLM
-from softprompt.config import PRESETS, RunConfig
-from softprompt.data import default_format, encode_examples, encode_target
-from softprompt.evaluation import read_rows
-from softprompt.inference import Engine
-from softprompt.optimizers import Adafactor, AdamW
-from softprompt.plan import TaskData, check_plans, plan_prompts, prepare, tasks_of
-from softprompt.prediction import evaluate_prompts, open_prompts
-from softprompt.run import Watch, evaluate, train, train_together
+from softprompt.answering.engine import Engine
+from softprompt.answering.evaluation import evaluate
+from softprompt.answering.prediction import evaluate_prompts, open_prompts
+from softprompt.answering.rows import read_rows
+from softprompt.base.watch import Watch
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.text import default_format, encode_examples, encode_target
 from softprompt.tasks import Example, get_task, mixed, mixture
-from softprompt.training import Fitted, fit
+from softprompt.training import loop as training
+from softprompt.training import plan, run
+from softprompt.training.loop import Fitted, fit
+from softprompt.training.optimizers import Adafactor, AdamW
+from softprompt.training.plan import TaskData, check_plans, plan_prompts, prepare, tasks_of
+from softprompt.training.run import train, train_together
+from softprompt.training.settings import PRESETS, RunConfig
 
 CHAT = "{% for message in messages %}user: {{ message['content'] }}\n{% endfor %}assistant:"
 LABELS = ("good", "bad")

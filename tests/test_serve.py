@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 from test_server import TEXT, saved
 
-from softprompt.cli import main
+from softprompt.cli.command_line import main
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_prompt_of_another_model_stops_the_start(model, tmp_path, capsys, t5):
 def test_the_engines_model_is_packed_if_asked(tmp_path):
     pytest.importorskip("bitsandbytes", reason="quantisation needs bitsandbytes")
     from softprompt import load
-    from softprompt.commands.serve import DEFAULTS, _engine
+    from softprompt.cli.serve import DEFAULTS, _engine
 
     lm = load("bundled/t5-mini", device="cpu")
     saved(lm, tmp_path / "a", recipe={"quantize": "8bit"})
@@ -126,7 +126,7 @@ def test_the_engines_model_is_packed_if_asked(tmp_path):
 # torch.compile imports torch.jit, which Python 3.11 and torch 2.13 call old
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_the_engines_model_is_compiled_only_if_asked():
-    from softprompt.commands.serve import DEFAULTS, _engine
+    from softprompt.cli.serve import DEFAULTS, _engine
 
     for asked in (True, None):
         engine, _ = _engine(DEFAULTS | {"model": "bundled/t5-mini", "compile": asked}, {})

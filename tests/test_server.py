@@ -19,16 +19,16 @@ import uvicorn
 from conftest import tiny_lm
 from fastapi.testclient import TestClient
 
-from softprompt.data import default_format, encode_examples
-from softprompt.evaluation import vote
-from softprompt.prediction import open_prompts, predict_records
-from softprompt.prompt import Card, SoftPrompt, save_prompt
-from softprompt.server.access import Access, Key, read_keys
-from softprompt.server.app import Server, make_app
-from softprompt.server.asking import Asker
-from softprompt.server.registry import Registry
-from softprompt.server.wire import Limits
-from softprompt.serving import Scheduler
+from softprompt.answering.evaluation import vote
+from softprompt.answering.prediction import open_prompts, predict_records
+from softprompt.models.text import default_format, encode_examples
+from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
+from softprompt.serving.http.access import Access, Key, read_keys
+from softprompt.serving.http.app import Server, make_app
+from softprompt.serving.http.asking import Asker
+from softprompt.serving.http.registry import Registry
+from softprompt.serving.http.wire import Limits
+from softprompt.serving.scheduler import Scheduler
 from softprompt.tasks import TASKS, file_task, get_task
 
 LABELS = ("positive", "negative")
@@ -488,7 +488,7 @@ def test_a_full_disk_is_said_and_the_old_version_stays(llama, tmp_path, monkeypa
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("softprompt.server.registry.write_whole", full)
+        monkeypatch.setattr("softprompt.serving.http.registry.write_whole", full)
         answer = client.put("/v1/prompts/mine", content=archive(saved(llama, tmp_path / "b", seed=22)))
         assert why(answer, 507) == "could not be kept: No space left on device"
         assert client.get("/v1/prompts").json() == before
@@ -504,7 +504,7 @@ def test_a_full_disk_changes_no_name(llama, tmp_path, monkeypatch):
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("softprompt.server.registry.write_whole", full)
+        monkeypatch.setattr("softprompt.serving.http.registry.write_whole", full)
         for answer in (
             client.put("/v1/ensembles/other", json={"members": ["p1", "p0"]}),
             client.put("/v1/ensembles/both", json={"members": ["p1", "p0"]}),

@@ -11,7 +11,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import status_code_conformance
 from test_server import listening, make_server
 
-from softprompt.server.wire import Limits
+from softprompt.serving.http.wire import Limits
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 
-from softprompt.backbone import FrozenLM
-from softprompt.data import Row
-from softprompt.decoding import Decoding
-from softprompt.evaluation import vote
-from softprompt.inference import Engine, Prediction
-from softprompt.prompt import Card, SoftPrompt, save_prompt
-from softprompt.serving import (
+from softprompt.answering.decoding import Decoding
+from softprompt.answering.engine import Engine, Prediction
+from softprompt.answering.evaluation import vote
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.text import Row
+from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
+from softprompt.serving.scheduler import (
     Answer,
     Cancelled,
     DeadlineExceeded,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from softprompt.significance import (
+from softprompt.study.significance import (
     NOISE,
     NOT_SEEN,
     SEEN,

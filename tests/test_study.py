@@ -12,12 +12,11 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 
-from softprompt.cli import main
-from softprompt.config import RunConfig
-from softprompt.evaluation import Result, append_rows, read_rows
-from softprompt.experiments import EXPERIMENTS
-from softprompt.run import Watch, load_model, train, train_together
-from softprompt.study import (
+from softprompt.answering.rows import Result, append_rows, read_rows
+from softprompt.base.watch import Watch
+from softprompt.cli.command_line import main
+from softprompt.study.experiments import EXPERIMENTS
+from softprompt.study.study import (
     VOTE,
     _by_model,
     _others_of,
@@ -30,6 +29,8 @@ from softprompt.study import (
     table,
 )
 from softprompt.tasks import get_task
+from softprompt.training.run import load_model, train, train_together
+from softprompt.training.settings import RunConfig
 
 TASKS = ("superglue/rte", "glue/sst2")
 
@@ -145,7 +146,7 @@ def test_runs_that_cannot_go_together_are_refused(llama, base, tmp_path, changes
 def test_an_experiment_makes_a_row_for_each_point_task_seed_scoring_and_vote(llama, base, tmp_path):
     told = []
     options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
-    from softprompt.run import Watch
+    from softprompt.base.watch import Watch
 
     assert run_experiment("figure-3b", ["tiny"], base, **options, load=lambda _: llama) == []
     rows = read_rows(tmp_path / "rows.jsonl")
@@ -615,8 +616,10 @@ def test_a_model_is_loaded_once_to_say_how_long_all_its_points_take(data, tmp_pa
     make_model("t5").save_pretrained(place)
     make_tokenizer().save_pretrained(place)
     loaded = []
-    monkeypatch.setattr("softprompt.run.load_model", lambda config: loaded.append(config.model) or load_model(config))
-    monkeypatch.setattr("softprompt.study.run_experiment", lambda *given, **more: [])
+    monkeypatch.setattr(
+        "softprompt.training.run.load_model", lambda config: loaded.append(config.model) or load_model(config)
+    )
+    monkeypatch.setattr("softprompt.study.study.run_experiment", lambda *given, **more: [])
     words = [
         "experiment", "figure-3a", "--points", "1", "5", "--tasks", "glue/sst2", "--seeds", "0", "--data", str(data),
         "--steps", "3", "--batch-size", "4", "--evaluate-every", "3", "--num-selection", "8", "--models", str(place),

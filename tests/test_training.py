@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import tiny_lm
 
-from softprompt.backbone import FrozenLM
-from softprompt.data import Row, collate, default_format, encode_examples
-from softprompt.inference import Engine
-from softprompt.methods import gradients
-from softprompt.optimizers import Adafactor, AdamW
+from softprompt.answering.engine import Engine
+from softprompt.models.backbone import FrozenLM
+from softprompt.models.text import Row, collate, default_format, encode_examples
 from softprompt.tasks import Example, file_task
-from softprompt.training import CHECKPOINT, DIVERGED_STEPS, Member, TrainConfig, fit
+from softprompt.training.loop import CHECKPOINT, DIVERGED_STEPS, Member, TrainConfig, fit
+from softprompt.training.methods import gradients
+from softprompt.training.optimizers import Adafactor, AdamW
 
 FIRST, SECOND = (11, 1), (12, 1)  # the two labels' ids, end of sequence included
 SORT, MIRROR = 50, 51  # the two skills a `skilled` model has, as tokens in front of the input

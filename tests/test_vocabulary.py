@@ -4,8 +4,8 @@ import pytest
 from texts import documents
 from transformers import AutoTokenizer
 
-from softprompt.tokenizer import Tokenizer, load_tokenizer
-from softprompt.vocabulary import check_sentinels, train_vocabulary
+from softprompt.models.tokenizer import Tokenizer, load_tokenizer
+from softprompt.pretraining.vocabulary import check_sentinels, train_vocabulary
 
 SIZE = 410
 

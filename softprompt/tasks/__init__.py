@@ -6,16 +6,7 @@ from softprompt.tasks.own_file import file_task
 from softprompt.tasks.reading import Reading, has_split, read_examples, read_split
 from softprompt.tasks.records import read_records
 from softprompt.tasks.selection import folds, hold_out, without_overlap
-from softprompt.tasks.task import (
-    SPLITS,
-    UNLABELLED,
-    Example,
-    Hub,
-    Task,
-    headline,
-    illegal_rate,
-    with_task_name,
-)
+from softprompt.tasks.task import SPLITS, UNLABELLED, Example, Hub, Task, headline, illegal_rate, with_task_name
 
 __all__ = [
     "SPLITS",

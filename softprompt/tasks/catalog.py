@@ -1,7 +1,8 @@
 """Every task by its name."""
 
+from softprompt.base.names import nearest
 from softprompt.tasks import classification, glue, mrqa, superglue
-from softprompt.tasks.task import Task, nearest
+from softprompt.tasks.task import Task
 
 TASKS: dict[str, Task] = {
     "superglue/boolq": superglue.BOOLQ,

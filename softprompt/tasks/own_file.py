@@ -7,6 +7,7 @@ from statistics import fmean
 from string import Formatter
 from typing import Any
 
+from softprompt.base.names import nearest
 from softprompt.tasks.metrics import (
     accuracy,
     check_labelled,
@@ -29,7 +30,6 @@ from softprompt.tasks.task import (
     column,
     label_answer,
     labelled,
-    nearest,
     text_column,
 )
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from softprompt.base.names import nearest
 from softprompt.tasks.records import Numbered, place
-from softprompt.tasks.task import SPLITS, Example, Task, nearest
+from softprompt.tasks.task import SPLITS, Example, Task
 
 logger = logging.getLogger(__name__)
 
@@ -224,3 +225,6 @@ def _hub_records(task: Task, split: str, name: str) -> Numbered:
     for number, row in enumerate(rows, 1):
         if task.hub.subset is None or row["subset"] == task.hub.subset:
             yield number, row
+
+
+Data = str | Path | Mapping[str, Sequence[str | Path]] | None

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from softprompt.base.names import nearest
 from softprompt.tasks.records import Numbered, read_records
 
 SPLITS = ("train", "dev", "test")
@@ -116,12 +116,6 @@ def illegal_rate(predictions: Sequence[str], task: Task) -> float:
 def with_task_name(task: Task, example: Example) -> Example:
     """The example as T5 trains on it, the task's name in front of the inputs; SQuAD-like tasks have none."""
     return replace(example, inputs=f"{task.prefix} {example.inputs}") if task.prefix else example
-
-
-def nearest(wanted: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the known name nearest to the one wanted, or nothing."""
-    found = get_close_matches(wanted, list(known), n=1)
-    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def column(record: Mapping[str, Any], *names: str) -> Any:

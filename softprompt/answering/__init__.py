@@ -1,0 +1,122 @@
+"""Answers of a model that wears prompts: the engine, the running batch and decoding, scoring and its result rows,
+files of records, and what a prompt looks like.
+
+Training and serving both answer with it.
+"""
+
+from typing import TYPE_CHECKING
+
+from softprompt.base.faces import face
+
+if TYPE_CHECKING:
+    from softprompt.answering.decoding import (
+        MAX_BEAMS,
+        MAX_STOPS,
+        Beams,
+        Decoding,
+        Draw,
+        TextStream,
+        Writer,
+        choose,
+        uniforms,
+    )
+    from softprompt.answering.engine import (
+        MAX_TOKENS,
+        OUT_OF_MEMORY,
+        Engine,
+        Prediction,
+        is_out_of_memory,
+        mean_probabilities,
+    )
+    from softprompt.answering.evaluation import (
+        Evaluation,
+        Other,
+        best,
+        can_rank,
+        candidates_of,
+        check_can_rank,
+        check_scoring,
+        ensemble,
+        evaluate,
+        example_scores,
+        judge,
+        predict,
+        right_answers,
+        vote,
+    )
+    from softprompt.answering.inspection import NUM_NEAREST, ablate, inspect_prompt, nearest_tokens, neighbourhood
+    from softprompt.answering.prediction import (
+        CHUNK,
+        Written,
+        count_items,
+        evaluate_prompts,
+        examples_of,
+        form_of,
+        load_for,
+        open_prompts,
+        predict_file,
+        predict_records,
+        read_items,
+        read_lines,
+        shared_scoring,
+        shared_task,
+        tell_quantization,
+        to_line,
+    )
+    from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings, write_rows
+    from softprompt.answering.running import RunningBatch, Slot, Start, encoder_inputs
+
+__getattr__, __all__ = face(
+    __name__,
+    {
+        "decoding": (
+            "Beams",
+            "Decoding",
+            "Draw",
+            "MAX_BEAMS",
+            "MAX_STOPS",
+            "TextStream",
+            "Writer",
+            "choose",
+            "uniforms",
+        ),
+        "engine": ("Engine", "MAX_TOKENS", "OUT_OF_MEMORY", "Prediction", "is_out_of_memory", "mean_probabilities"),
+        "evaluation": (
+            "Evaluation",
+            "Other",
+            "best",
+            "can_rank",
+            "candidates_of",
+            "check_can_rank",
+            "check_scoring",
+            "ensemble",
+            "evaluate",
+            "example_scores",
+            "judge",
+            "predict",
+            "right_answers",
+            "vote",
+        ),
+        "inspection": ("NUM_NEAREST", "ablate", "inspect_prompt", "nearest_tokens", "neighbourhood"),
+        "prediction": (
+            "CHUNK",
+            "Written",
+            "count_items",
+            "evaluate_prompts",
+            "examples_of",
+            "form_of",
+            "load_for",
+            "open_prompts",
+            "predict_file",
+            "predict_records",
+            "read_items",
+            "read_lines",
+            "shared_scoring",
+            "shared_task",
+            "tell_quantization",
+            "to_line",
+        ),
+        "rows": ("Result", "append_rows", "model_of_row", "read_rows", "surroundings", "write_rows"),
+        "running": ("RunningBatch", "Slot", "Start", "encoder_inputs"),
+    },
+)

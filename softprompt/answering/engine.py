@@ -1,0 +1,179 @@
+"""Mixed-prompt batches: rows in, label scores or text out, each row with a prompt of its own.
+
+Shapes: b rows, k prompts, p prompt tokens, d width. Rows come back in the order they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from softprompt.base.watch import Progress
+from softprompt.models import NO_PROMPT, FrozenLM, PromptStates, Row, collate, micro_batches, pad_candidates
+from softprompt.prompts import prepend, stack
+
+# Tokens of a micro-batch at most, padding and prompts in front included. Ours: on a processor 2,048 are as fast as
+# 1,024 or up to 9 % faster (docs/log.md, 2026-11-26); a GPU wants to be full.
+MAX_TOKENS = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}
+
+OUT_OF_MEMORY = (
+    "out of memory even with one row at a time; use a shorter --max-input-length, fewer prompts at once, "
+    "--checkpoint-activations in training, or a smaller model"
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model answers to one input."""
+
+    text: str
+    """The answer, as text."""
+    log_prob: float
+    """Its summed log-probability."""
+    scores: dict[str, float] | None = None
+    """With label scoring: the summed log-probability of every candidate."""
+
+    def probabilities(self) -> dict[str, float] | None:
+        """The candidates' probabilities among themselves."""
+        if self.scores is None:
+            return None
+        shares = torch.tensor(list(self.scores.values()), dtype=torch.float64).softmax(0).tolist()
+        return dict(zip(self.scores, shares, strict=True))
+
+
+def mean_probabilities(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """What prompts that scored the same candidates give each of them, on average; nothing if none was scored."""
+    shares = [own for prediction in predictions if (own := prediction.probabilities()) is not None]
+    return {text: fmean(own[text] for own in shares) for text in shares[0]} if shares else {}
+
+
+class Engine:
+    """One frozen model and the prompts it wears.
+
+    prompts: float32 [p d] each, lengths may differ. A decoder-only model runs each once, here. states: keys and values
+    in their place, which no prompt made (prefix tuning).
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        lm: FrozenLM,
+        prompts: Sequence[Float[Tensor, "_ d"]],
+        *,
+        max_tokens: int | None = None,
+        run_once: bool = True,
+        states: PromptStates | None = None,
+    ):
+        self.lm = lm
+        self.max_tokens = max_tokens or MAX_TOKENS[lm.device.type]
+        values = [prompt.detach().to(lm.device) for prompt in prompts] or [torch.zeros(1, lm.width, device=lm.device)]
+        self.prompts, self.lengths = stack(values)
+        self.states = states
+        if states is not None:
+            self.lengths = states.lengths
+        elif run_once and not lm.is_encoder_decoder:
+            self.states = lm.run_prompts(self.prompts, self.lengths)
+
+    @torch.no_grad()
+    def label_scores(
+        self,
+        rows: Sequence[Row],
+        member: Sequence[int],
+        candidates: Sequence[Sequence[Sequence[int]]],
+        *,
+        progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """log p of each candidate of each row. candidates: for each row, the ids of each, end of sequence included.
+
+        Raises ValueError for rows longer than the model can take.
+        """
+        pairs = list(zip(rows, candidates, strict=True))
+        self._check_length(len(row.ids) + max(map(len, choices)) for row, choices in pairs)
+        scores: list[list[float]] = [[] for _ in rows]
+
+        def score(places: list[int]) -> None:
+            x, mask, worn = self.inputs([rows[i] for i in places], [member[i] for i in places])
+            ids, real = pad_candidates([candidates[i] for i in places], self.lm.tokenizer.pad_id, self.lm.device)
+            summed = self.lm.score(x, mask, ids, real, states=self.states, member=worn).tolist()
+            for i, values in zip(places, summed, strict=True):
+                scores[i] = values[: len(candidates[i])]
+
+        self._in_micro_batches([len(row.ids) + sum(map(len, choices)) for row, choices in pairs], score, progress)
+        return scores
+
+    @torch.no_grad()
+    def generate(
+        self,
+        rows: Sequence[Row],
+        member: Sequence[int],
+        *,
+        max_target_length: int,
+        progress: Progress | None = None,
+    ) -> list[Prediction]:
+        """The greedy answer to each row, at most `max_target_length` tokens long.
+
+        Raises ValueError for rows longer than the model can take.
+        """
+        lengths = [len(row.ids) + max_target_length for row in rows]
+        self._check_length(lengths)
+        answers: list[Prediction] = [Prediction("", 0.0)] * len(rows)
+
+        def write(places: list[int]) -> None:
+            x, mask, worn = self.inputs([rows[i] for i in places], [member[i] for i in places])
+            written = self.lm.generate(x, mask, max_tokens=max_target_length, states=self.states, member=worn)
+            for i, ids, log_prob in zip(places, written.ids, written.log_probs, strict=True):
+                answers[i] = Prediction(self.lm.tokenizer.decode(ids).strip(), log_prob)
+
+        self._in_micro_batches(lengths, write, progress)
+        return answers
+
+    def inputs(
+        self, rows: Sequence[Row], member: Sequence[int]
+    ) -> tuple[Float[Tensor, "b t d"], Tensor, Int[Tensor, " b"]]:
+        """The embedded rows, with their prompts in front unless those were run ahead."""
+        batch = collate(rows, member, self.lm.tokenizer.pad_id, self.lm.device)
+        x, mask = self.lm.embed(batch.ids), batch.mask
+        if self.states is None and any(m != NO_PROMPT for m in member):
+            x, mask = prepend(self.prompts, self.lengths, batch.member, x, mask)
+        return x, mask, batch.member
+
+    def _in_micro_batches(
+        self, lengths: Sequence[int], compute: Callable[[list[int]], None], progress: Progress | None
+    ) -> None:
+        """Call `compute` with the places of each micro-batch, of half the size from where memory runs out."""
+        in_front = 0 if self.states is not None else int(self.lengths.max())
+        waiting = micro_batches(lengths, self.max_tokens, extra=in_front)
+        while waiting:
+            places = waiting[0]
+            try:
+                compute(places)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(places) == 1:
+                    raise ValueError(OUT_OF_MEMORY) from None
+                half = (len(places) + 1) // 2
+                waiting = [part for w in waiting for part in (w[:half], w[half:]) if part]
+                continue
+            waiting.pop(0)
+            if progress:
+                progress(len(places))
+
+    def _check_length(self, lengths: Iterable[int]) -> None:
+        in_front, limit = int(self.lengths.max()), self.lm.max_length
+        longest = max(lengths, default=0)
+        if limit is not None and in_front + longest > limit:
+            raise ValueError(
+                f"prompt {in_front} + input and answer {longest} tokens, but {self.lm.name} takes {limit}; "
+                "use a shorter prompt or --max-input-length"
+            )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on a GPU or in PyTorch's own allocator on a processor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

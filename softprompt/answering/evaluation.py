@@ -1,0 +1,216 @@
+"""How good a prompt is: predictions, metrics, ensembles, and the rows that keep results.
+
+Two ways to answer: `generate` (greedy decoding; an answer that is no legal label is wrong; the paper's way) and
+`rank` (the candidate with the highest summed log-probability).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from softprompt.answering.engine import Engine, Prediction
+from softprompt.base.watch import (
+    Progress,
+    Watch,
+)
+from softprompt.models import FrozenLM, Row, TextFormat, encode_examples, encode_target
+from softprompt.tasks import Example, Task, headline
+
+SCORINGS = ("generate", "rank")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The answers of one prompt to one split, and what they are worth."""
+
+    predictions: list[Prediction]
+    metrics: dict[str, float]
+    """Metric values in 0..1."""
+    illegal_rate: float
+    """The share of answers that the task's labels do not contain (or that are empty, for free text)."""
+
+    @property
+    def headline(self) -> float:
+        """The mean of the metrics (paper, section 3)."""
+        return headline(self.metrics)
+
+
+def candidates_of(
+    task: Task, example: Example, form: TextFormat, tokenizer: Any, known: dict[str, list[int]]
+) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The candidates of an example, as text and as ids. ValueError for a task that has none."""
+    check_can_rank(task, [example])
+    texts = example.choices or task.labels or ()
+    for text in texts:
+        if text not in known:
+            known[text] = encode_target(text, form, tokenizer)
+    return texts, [known[text] for text in texts]
+
+
+def can_rank(task: Task, examples: Sequence[Example]) -> bool:
+    """Whether every example has candidates: the task's labels, or choices of its own."""
+    return bool(task.labels) or all(example.choices for example in examples)
+
+
+def check_can_rank(task: Task, examples: Sequence[Example]) -> None:
+    """ValueError unless every example has candidates."""
+    if not can_rank(task, examples):
+        raise ValueError(f"{task.name} has free-text targets, nothing to rank; use --scoring generate")
+
+
+def predict(
+    engine: Engine,
+    task: Task,
+    examples: Sequence[Example],
+    rows: Sequence[Row],
+    member: Sequence[int],
+    form: TextFormat,
+    *,
+    scoring: str,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """The answer to each row, which wears the prompt `member` names. ValueError for an unknown scoring."""
+    check_scoring(scoring)
+    if scoring == "generate":
+        answers = engine.generate(rows, member, max_target_length=form.max_target_length, progress=progress)
+        return [replace(answer, text=form.answer_of(answer.text)) for answer in answers]
+    known: dict[str, list[int]] = {}
+    choices = [candidates_of(task, example, form, engine.lm.tokenizer, known) for example in examples]
+    scored = engine.label_scores(rows, member, [ids for _, ids in choices], progress=progress)
+    return [best(dict(zip(texts, values, strict=True))) for (texts, _), values in zip(choices, scored, strict=True)]
+
+
+def check_scoring(scoring: str) -> None:
+    """ValueError unless `scoring` is one of SCORINGS."""
+    if scoring not in SCORINGS:
+        raise ValueError(f"no scoring named {scoring!r}; choose {' or '.join(SCORINGS)}")
+
+
+def judge(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Evaluation:
+    """What predictions are worth."""
+    texts = [prediction.text for prediction in predictions]
+    illegal = sum(task.answer(t, e) is None for t, e in zip(texts, examples, strict=True))
+    return Evaluation(list(predictions), task.metrics(texts, examples), illegal / max(len(texts), 1))
+
+
+def right_answers(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> str:
+    """'1' for each right answer and '0' for each wrong one, in the order of the examples, for paired comparisons."""
+
+    def is_right(text: str, example: Example) -> bool:
+        alone = {} if task.labels else task.metrics([text], [example])
+        return alone["em"] == 1 if "em" in alone else task.answer(text, example) in example.references
+
+    return "".join("1" if is_right(p.text, e) else "0" for e, p in zip(examples, predictions, strict=True))
+
+
+def example_scores(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[float]:
+    """Each answer's own score, 0..1: the F1 of its words where the task counts those, else 1 if it is right."""
+    if task.labels or "f1" not in task.metrics([""], examples[:1]):
+        return [float(right) for right in right_answers(task, examples, predictions)]
+    return [task.metrics([p.text], [e])["f1"] for e, p in zip(examples, predictions, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """Examples of another task than the trained one, answered with its prompt and judged as their own."""
+
+    task: Task
+    part: str
+    """The split they are of."""
+    examples: list[Example]
+    rows: list[Row]
+    """Their inputs, in the text of the trained task."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What a label of the trained task is called there."""
+
+    def spread(self, most: int) -> Other:
+        """At most so many of them, evenly over the set, since files keep together what is about one text."""
+        count = min(most, len(self.examples))
+        places = [i * len(self.examples) // count for i in range(count)]
+        return replace(self, examples=[self.examples[i] for i in places], rows=[self.rows[i] for i in places])
+
+    def answers(
+        self,
+        engine: Engine,
+        prompt: int,
+        trained: Task,
+        form: TextFormat,
+        *,
+        scoring: str,
+        progress: Progress | None = None,
+    ) -> list[Prediction]:
+        """The answers to them with one of the engine's prompts. `form` is the trained task's."""
+        worn = [prompt] * len(self.rows)
+        found = predict(engine, trained, self.examples, self.rows, worn, form, scoring=scoring, progress=progress)
+        return [replace(answer, text=self.labels.get(answer.text, answer.text)) for answer in found]
+
+
+def vote(task: Task, example: Example, predictions: Sequence[Prediction]) -> Prediction:
+    """The ensemble's answer (paper, section 6): the majority of the members' post-processed answers (`Task.answer`).
+
+    An illegal answer votes for nothing. Ties, on which the paper is silent, go to the answer with the higher
+    summed log-probability. The text is that of the winning answer's most confident member.
+    """
+    answers = [(task.answer(prediction.text, example), prediction) for prediction in predictions]
+    legal = [answer for answer, _ in answers if answer is not None]
+    if not legal:
+        return max(predictions, key=lambda prediction: prediction.log_prob)
+    counts = {answer: legal.count(answer) for answer in dict.fromkeys(legal)}
+    most = max(counts.values())
+    tied = [answer for answer, count in counts.items() if count == most]
+    winner = tied[0] if len(tied) == 1 else max(tied, key=lambda a: _support(a, answers))
+    return max((p for a, p in answers if a == winner), key=lambda prediction: prediction.log_prob)
+
+
+def ensemble(task: Task, examples: Sequence[Example], members: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+    """The vote on every example; members: each prompt's predictions, in the examples' order."""
+    return [vote(task, example, votes) for example, votes in zip(examples, zip(*members, strict=True), strict=True)]
+
+
+def _support(answer: str, answers: Sequence[tuple[str | None, Prediction]]) -> float:
+    """Summed log-probability of an answer over the members: all of them if they scored it, else its voters."""
+    texts = {prediction.text for a, prediction in answers if a == answer}
+    if all(p.scores is not None and texts & set(p.scores) for _, p in answers):
+        return sum(max(p.scores[t] for t in texts if t in p.scores) for _, p in answers if p.scores is not None)
+    return sum(prediction.log_prob for a, prediction in answers if a == answer)
+
+
+def best(scores: dict[str, float]) -> Prediction:
+    """The candidate with the highest score; of equals, the first."""
+    text = max(scores, key=scores.__getitem__)
+    return Prediction(text, scores[text], scores)
+
+
+def evaluate(
+    lm: FrozenLM,
+    prompts: Sequence[Tensor],
+    task: Task,
+    examples: Sequence[Example],
+    form: TextFormat,
+    *,
+    scoring: str = "rank",
+    watch: Watch | None = None,
+) -> list[Evaluation]:
+    """What each prompt scores on the examples, all prompts in mixed batches of one pass.
+
+    An empty list of prompts scores the bare model.
+    """
+    rows = encode_examples(examples, form, lm.tokenizer)
+    worn = list(range(len(prompts))) or [-1]
+    progress = (watch or Watch()).phase(f"score {task.name}", len(rows) * len(worn))
+    engine = Engine(lm, prompts)
+    answers = predict(
+        engine,
+        task,
+        [example for example in examples for _ in worn],
+        [row for row in rows for _ in worn],
+        worn * len(rows),
+        form,
+        scoring=scoring,
+        progress=progress,
+    )
+    return [judge(task, examples, answers[place :: len(worn)]) for place in range(len(worn))]

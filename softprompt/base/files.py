@@ -1,0 +1,176 @@
+"""Files and folders that are whole, or not there; and settings people write by hand."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+CHECKPOINT = "checkpoint.safetensors"  # of a run that is not at its end, in its folder
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Make a file of bytes, or of text as UTF-8, and the folders it lies in; otherwise as `whole_file`."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write bytes into; otherwise as `whole_path`."""
+    with whole_path(path) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+@contextmanager
+def whole_path(path: str | Path) -> Iterator[Path]:
+    """Where to write a file, which takes the name `path` at the end, or is removed if anything goes wrong.
+
+    What stood there is replaced in one step: a kill or a full disk at any moment leaves the old file or the new one.
+    Makes the folders it lies in. Raises OSError where it cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        yield temporary
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Make a safetensors file, as `whole_path`, of tensors that share no memory, written from where they lie."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with whole_path(path) as temporary:
+            save_file(dict(tensors), temporary, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        if not (number := _os_error(error)):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
+def locked(file: Any, *, shared: bool = False) -> Iterator[None]:
+    """Hold an open file while it is added to, or, shared, while it is read; wait for those that hold it.
+
+    Windows has no such lock, and there nothing is held.
+    """
+    if fcntl is None:
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def append_whole(path: Path, added: str, *, check: Callable[[BinaryIO], object] = lambda file: None) -> None:
+    """Add text to a file's end, all of it or none, beside others that do so at the same time.
+
+    check: is given the file from its beginning, and raises to leave it as it is. Raises OSError where it cannot be
+    written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = added.encode()
+    with path.open("a+b", buffering=0) as file, locked(file):
+        file.seek(0)
+        check(file)
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` that were killed left beside it. No other may be at work."""
+    for place in path.parent.glob(f".{escape(path.name)}.*"):
+        if place.suffix[1:].isdigit():
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name `path` at the end, or is removed if anything goes wrong.
+
+    `path` may be an empty folder. Raises OSError as `refusals` does.
+    """
+    path = Path(path).resolve()
+    staging = _beside(path)
+    try:
+        with refusals(path, "nothing was kept there"):
+            staging.mkdir(parents=True)
+            yield staging
+            if path.is_dir():
+                path.rmdir()
+            os.replace(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def refusals(path: Path, left: str) -> Iterator[None]:
+    """Raise OSError, in one line that ends with what is left, for whatever the operating system refuses at `path`.
+
+    Also to the libraries in Rust, which have exceptions of their own for it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if why := _refusal(error):
+            raise OSError(f"could not write {path} ({why}); {left}") from error
+        raise
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """What a YAML file holds. ValueError, naming it as `what`, for one that is missing, or with the line at fault."""
+    import yaml  # only who reads settings waits for it
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {what} {path}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{path}{line}: not YAML ({error.problem})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _refusal(error: Exception) -> str | None:
+    """Why the operating system refused, if it did."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    number = _os_error(error)
+    return os.strerror(number) if number else None
+
+
+def _os_error(error: Exception) -> int | None:
+    """The operating system's number in an error of a library in Rust."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else None

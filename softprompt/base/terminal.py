@@ -1,0 +1,219 @@
+"""What the commands say and draw: lines, tables, and a run's progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+LINE_EVERY_S = 30.0  # ours: how often training reports where no bar can be drawn
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def writing(place: str | Path) -> Iterator[None]:
+    """An error of the operating system says what could not be written, if it does not already."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None or isinstance(error, BrokenPipeError):
+            raise
+        raise OSError(f"could not write to {error.filename or place}: {error.strerror}") from error
+
+
+def say(text: str) -> None:
+    """A line on stderr, above any bar that is being drawn."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
+
+
+class Display:
+    """A run's progress: bars where stderr is a terminal, lines where it is not, and TensorBoard's logs in a folder."""
+
+    def __init__(self, logs: Path | None = None):
+        self.logs = _Logs(logs) if logs else None
+        self.bar: Any = None
+        self.phases: list[Any] = []
+        self.at = self.steps = self.rows = self.begun_at = 0
+        self.best: dict[str, float] = {}
+        self.started = self.mark = self.told = time.monotonic()
+        self.speeds = (0.0, 0.0)
+
+    def watch(self) -> Any:
+        """What a run is given to tell this display how it goes."""
+        from softprompt.base.watch import Watch
+
+        return Watch(message=say, phase=self.phase, step=self.step, score=self.score, begin=self.begin)
+
+    def begin(self, steps: int, rows: int) -> None:
+        """Training begins: so many steps of so many rows."""
+        from tqdm import tqdm
+
+        if self.bar is not None:  # of the run before
+            self.bar.close()
+        self.steps, self.rows, self.speeds, self.begun_at = steps, rows, (0.0, 0.0), 0
+        self.best.clear()
+        self.bar = tqdm(total=steps, desc="train", unit="step", disable=None, dynamic_ncols=True)
+        self.started = self.mark = self.told = time.monotonic()
+
+    def step(self, step: int, loss: float, tokens: int) -> None:
+        """A step is done."""
+        now = time.monotonic()
+        took = max(now - self.mark, 1e-9)
+        first = self.speeds == (0.0, 0.0)
+        new = 1.0 if first else 0.1  # ours: speeds shown are means of about ten steps
+        rows, tokens_s = self.speeds
+        self.speeds = (rows + new * (self.rows / took - rows), tokens_s + new * (tokens / took - tokens_s))
+        if first and step > 1:  # resumed
+            self.begun_at = self.bar.initial = self.bar.n = step - 1
+        self.at, self.mark = step, now
+        self.bar.set_postfix_str(self._now(loss), refresh=False)
+        self.bar.update()
+        if self.bar.disable and (first or now - self.told >= LINE_EVERY_S):
+            self.told = now
+            say(f"step {step} of {self.steps}: {self._now(loss)}, {self._left(step, now)} left")
+
+    def score(self, step: int, name: str, loss: float, score: float | None) -> None:
+        """A prompt was scored on its selection rows; `loss` is the mean since the last time."""
+        self._log(step, {f"loss/{name}": loss} | ({} if score is None else {f"score/{name}": score}))
+        shown = "" if score is None else f", score {score:.4f}"
+        best = self.best.get(name)
+        mark = ""
+        if score is not None and (best is None or score > best):
+            self.best[name], mark = score, " (best)"
+        say(f"step {step}: {name}: loss {loss:.4f}{shown}{mark}")
+        self.mark = time.monotonic()
+
+    def losses(self, step: int, loss: float, heldout: float) -> None:
+        """Weights were scored on held-out text; `loss` is the mean of training since the last time."""
+        self._log(step, {"loss/train": loss, "loss/heldout": heldout})
+        say(f"step {step}: loss {loss:.4f}, held-out {heldout:.4f}")
+        self.mark = time.monotonic()
+
+    def phase(self, name: str, total: int) -> Callable[[int], None]:
+        """A stage of scoring begins; what it is called with is finished rows."""
+        from tqdm import tqdm
+
+        bar = tqdm(total=total, desc=name, unit="row", disable=None, dynamic_ncols=True, leave=False)
+        if bar.disable:
+            say(f"{name}: {total:,} rows")
+        self.phases.append(bar)
+
+        def done(rows: int) -> None:
+            bar.update(rows)
+            if not bar.disable and bar.n >= total:
+                bar.close()
+
+        return done
+
+    def close(self) -> None:
+        """End bars and logs."""
+        for bar in [*self.phases, self.bar]:
+            if bar is not None:
+                bar.close()
+        if self.logs is not None:
+            self.logs.close()
+
+    def _now(self, loss: float) -> str:
+        rows, tokens = self.speeds
+        score = f", score {max(self.best.values()):.4f}" if self.best else ""
+        return f"loss {loss:.3f}{score}, {rows:.1f} rows/s, {tokens:,.0f} tokens/s"
+
+    def _left(self, step: int, now: float) -> str:
+        """Time left at the pace so far, the scorings included."""
+        done = step - self.begun_at
+        return duration((now - self.started) / done * (self.steps - step))
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        if self.logs is None:
+            return
+        try:
+            self.logs.write(step, values)
+        except OSError as error:
+            say(f"no more TensorBoard logs: {one_line(error)}")
+            self.logs = None
+
+
+class _Logs:
+    """TensorBoard's event file. Its own writer works in a thread, where a full disk cannot be caught."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.file: Any = None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add scalars by tag. What earlier runs logged from the first step written here on is hidden."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        proto: Any = import_module("tensorboard.compat.proto.event_pb2")
+        summary: Any = import_module("tensorboard.compat.proto.summary_pb2")
+        now = time.time()
+        if self.file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.folder / f"events.out.tfevents.{now:.6f}.{os.getpid()}", "wb", buffering=0)  # noqa: SIM115
+            begin = proto.Event(wall_time=now, step=step, session_log=proto.SessionLog(status=proto.SessionLog.START))
+            for event in (proto.Event(wall_time=now, file_version="brain.Event:2"), begin):
+                RecordWriter(self.file).write(event.SerializeToString())
+        scalars = [
+            summary.Summary.Value(tag=tag.replace(" ", "_"), simple_value=value) for tag, value in values.items()
+        ]
+        event = proto.Event(wall_time=now, step=step, summary=summary.Summary(value=scalars))
+        RecordWriter(self.file).write(event.SerializeToString())
+
+    def close(self) -> None:
+        """Close the file, if one was begun."""
+        if self.file is not None:
+            self.file.close()
+
+
+def type_of(lm: Any) -> str:
+    """The type a model computes in, and where."""
+    return f"{str(lm.dtype).removeprefix('torch.')} on {lm.device}"
+
+
+def type_of_products(bfloat16: bool, device: Any) -> str:
+    """The type that weights in training are multiplied in, and where."""
+    return f"{'bfloat16 products of float32 weights' if bfloat16 else 'float32'} on {device}"
+
+
+def counted(count: int, what: str) -> str:
+    """'1 row', '2 rows'."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 1:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def number(value: float | None) -> str:
+    """A score with four places; - where there is none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text, in columns."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,22 @@
+"""What long work tells while it goes; the command line draws its bars with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Progress = Callable[[int], object]
+"""Called with the number of rows just finished."""
+
+
+@dataclass
+class Watch:
+    """What a run tells while it goes; the command line draws its bars with these."""
+
+    message: Callable[[str], None] = lambda message: None
+    phase: Callable[[str, int], Progress] = lambda name, total: lambda done: None
+    """phase(name, rows) begins a stage and returns what to call with finished rows."""
+    step: Callable[[int, float, int], None] = lambda step, loss, tokens: None
+    score: Callable[[int, str, float, float | None], None] = lambda step, name, loss, score: None
+    begin: Callable[[int, int], None] = lambda steps, rows: None
+    """begin(steps, rows a step) before training."""

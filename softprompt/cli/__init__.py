@@ -1,0 +1,46 @@
+"""The command line: the commands of the product, their flags, what they print, and the table of all commands.
+
+`main` runs one; other folders' commands share the flags named here.
+"""
+
+from typing import TYPE_CHECKING
+
+from softprompt.base.faces import face
+
+if TYPE_CHECKING:
+    from softprompt.cli.command_line import main
+    from softprompt.cli.options import (
+        STUDY_ROWS,
+        Flag,
+        add_data,
+        add_shared,
+        add_threads,
+        read_data,
+        read_seeds,
+        say_if_slow,
+        set_threads,
+        shared_settings,
+        split_names,
+    )
+    from softprompt.cli.train import PROMPT_FILE
+
+__getattr__, __all__ = face(
+    __name__,
+    {
+        "command_line": ("main",),
+        "options": (
+            "Flag",
+            "STUDY_ROWS",
+            "add_data",
+            "add_shared",
+            "add_threads",
+            "read_data",
+            "read_seeds",
+            "say_if_slow",
+            "set_threads",
+            "shared_settings",
+            "split_names",
+        ),
+        "train": ("PROMPT_FILE",),
+    },
+)

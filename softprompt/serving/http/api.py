@@ -1,0 +1,336 @@
+"""What goes over the wire: OpenAI's shapes where OpenAI has one, with `input_tokens`, `truncated` and `prompt_hash`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from softprompt.answering import MAX_BEAMS, MAX_STOPS
+from softprompt.serving.http.registry import MAX_MEMBERS
+
+MAX_CHOICES = 16  # completions of one input at most; ours
+Text = Annotated[str, Field(max_length=1_000_000)]
+Record = dict[str, Any]
+
+
+class _Asked(BaseModel):
+    """What every question may say. Fields of no known name are refused, so that no wish is passed over in silence."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: Annotated[str, Field(min_length=1, max_length=200, description="a name of GET /v1/models")]
+    user: Annotated[
+        str | None, Field(max_length=500, description="keeps this user on one side of an alias's split")
+    ] = None
+    timeout: Annotated[
+        float | None, Field(gt=0, description="seconds until the request is given up; the server's limit at most")
+    ] = None
+
+
+class _Written(_Asked):
+    """How text is chosen."""
+
+    temperature: Annotated[float, Field(ge=0, le=100, description="0: the most probable token")] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
+    stop: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES, description="answers for each input; more than 1 need a temperature")]
+    n = 1
+    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS)] = 1
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+
+class StreamOptions(BaseModel):
+    """As OpenAI has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    include_usage: bool = False
+
+
+class CompletionRequest(_Written):
+    """Text for finished inputs (`prompt`) or for records that the prompt's task casts (`fields`)."""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1)] | None = None
+    fields: Record | Annotated[list[Record], Field(min_length=1)] | None = None
+    max_tokens: Annotated[
+        int | None, Field(ge=1, le=100_000, description="the prompt's longest target if left out")
+    ] = None
+    logprobs: Annotated[int | None, Field(ge=0, le=0, description="0: those of the tokens chosen")] = None
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+
+class TextPart(BaseModel):
+    """A piece of a message."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    """A turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    role: Literal["system", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Its text, all pieces joined."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(_Written):
+    """One input as a user's message; the bare model takes a whole conversation."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1_000)]
+    max_tokens: Annotated[int | None, Field(ge=1, le=100_000)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1, le=100_000)] = None
+
+
+class ClassifyRequest(_Asked):
+    """Labels for finished inputs (`input`) or for records that the prompt's task casts (`fields`)."""
+
+    input: Text | Annotated[list[Text], Field(min_length=1)] | None = None
+    fields: Record | Annotated[list[Record], Field(min_length=1)] | None = None
+    labels: Annotated[
+        list[Annotated[str, Field(min_length=1)]] | None,
+        Field(min_length=2, max_length=1_000, description="other labels than the prompt's own"),
+    ] = None
+
+
+class EnsembleRequest(BaseModel):
+    """Prompts that vote."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    members: Annotated[list[str], Field(min_length=2, max_length=MAX_MEMBERS)]
+
+
+class AliasRequest(BaseModel):
+    """Where a name's requests go, in percent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    targets: Annotated[dict[str, Annotated[float, Field(gt=0, le=100)]], Field(min_length=1, max_length=32)]
+
+
+class Usage(BaseModel):
+    """Tokens, soft prompts not counted."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Member(BaseModel):
+    """What one prompt of an ensemble answered."""
+
+    prompt_hash: str | None
+    text: str
+    log_prob: float
+
+
+class Vote(BaseModel):
+    """What one prompt of an ensemble scored."""
+
+    prompt_hash: str | None
+    label: str
+    probabilities: dict[str, float]
+
+
+class _Told(BaseModel):
+    """What is said of the input beside every answer."""
+
+    input_tokens: int
+    truncated: bool
+    prompt_hash: str | None = Field(description="None: the bare model; an ensemble's are with its members")
+    input: int = Field(description="which of the inputs it belongs to")
+    example: str | None = Field(None, description="the example's id, where a record holds several")
+    seed: int | None = Field(None, description="what was drawn from, where a temperature was given")
+
+
+class LogProbs(BaseModel):
+    """As OpenAI has it, of the tokens chosen."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: None = None
+    text_offset: list[int]
+
+
+class _Choice(_Told):
+    """One answer's end."""
+
+    index: int
+    finish_reason: Literal["stop", "length"]
+    members: list[Member] | None = None
+
+
+class _Answered(BaseModel):
+    """What every answer of a model begins with."""
+
+    id: str
+    created: int
+    model: str
+    usage: Usage
+
+
+class CompletionChoice(_Choice):
+    """One answer."""
+
+    text: str
+    logprobs: LogProbs | None = None
+
+
+class Completion(_Answered):
+    """The answer of /v1/completions."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]
+
+
+class AssistantMessage(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(_Choice):
+    """One answer."""
+
+    message: AssistantMessage
+    logprobs: None = None
+
+
+class ChatCompletion(_Answered):
+    """The answer of /v1/chat/completions."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+
+class ClassifyResult(_Told):
+    """One input's label."""
+
+    index: int
+    label: str
+    probabilities: dict[str, float] = Field(description="of the labels among themselves; an ensemble's mean")
+    log_probs: dict[str, float] | None = Field(description="summed log-probability of each; None for an ensemble")
+    votes: list[Vote] | None = None
+
+
+class Classification(_Answered):
+    """The answer of /v1/classify."""
+
+    object: Literal["classification"] = "classification"
+    results: list[ClassifyResult]
+
+
+class Model(BaseModel):
+    """A name that requests may give as `model`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["softprompt"] = "softprompt"
+    kind: Literal["base", "prompt", "ensemble", "alias"]
+
+
+class Models(BaseModel):
+    """The answer of /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class PromptVersion(BaseModel):
+    """One content of a prompt name."""
+
+    prompt_hash: str
+    length: int
+    task: str | None
+    labels: list[str]
+    dev_metrics: dict[str, Any]
+    scoring: str
+
+
+class PromptInfo(BaseModel):
+    """A prompt name and its versions, the current one last."""
+
+    name: str
+    versions: list[PromptVersion]
+
+
+class EnsembleInfo(BaseModel):
+    """An ensemble."""
+
+    name: str
+    members: list[str]
+
+
+class AliasInfo(BaseModel):
+    """An alias and the shares of its targets, in percent."""
+
+    name: str
+    targets: dict[str, float]
+
+
+class Prompts(BaseModel):
+    """The answer of /v1/prompts."""
+
+    base: str
+    prompts: list[PromptInfo]
+    ensembles: list[EnsembleInfo]
+    aliases: list[AliasInfo]
+
+
+class Deleted(BaseModel):
+    """What went."""
+
+    name: str
+    prompt_hashes: list[str]
+
+
+class NearestRow(BaseModel):
+    """A prompt token and the vocabulary's nearest to it, by cosine."""
+
+    position: int
+    norm: float
+    tokens: list[str]
+    cosines: list[float]
+
+
+class Nearest(BaseModel):
+    """The answer of /v1/prompts/NAME/nearest."""
+
+    name: str
+    prompt_hash: str
+    rows: list[NearestRow]
+
+
+class ErrorBody(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    request_id: str
+
+
+class Error(BaseModel):
+    """Every answer that is not 2xx."""
+
+    error: ErrorBody
+
+
+_Written.model_rebuild()

@@ -1,0 +1,129 @@
+"""The web application: endpoints over the engine.
+
+    server = Server(scheduler, registry)
+    uvicorn.run(make_app(server))
+
+Everything that can be wrong with a request is found before any work, and answered with 4xx and a reason in JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse
+from starlette.exceptions import HTTPException
+
+from softprompt.serving import NotServing
+from softprompt.serving.http.access import Key, Refused
+from softprompt.serving.http.errors import ERRORS, refuse
+from softprompt.serving.http.prompts import add_prompts
+from softprompt.serving.http.questions import add_questions
+from softprompt.serving.http.state import Server
+from softprompt.serving.http.telemetry import CONTENT_TYPE
+from softprompt.serving.http.wire import Wire
+
+__all__ = ["Server", "make_app"]
+
+PLAYGROUND = Path(__file__).parent / "page"
+PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+log = logging.getLogger("softprompt.serving.http")
+
+
+def make_app(server: Server) -> FastAPI:
+    """The ASGI application of a server whose engine runs (or is started with the application)."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        server.engine.start()
+        warming = asyncio.create_task(_warm_up(server))
+        yield
+        warming.cancel()
+        server.is_ready = False
+        if not await run_sync(server.engine.drain, server.limits.drain_seconds):
+            log.warning("some requests were cut off after %g seconds of draining", server.limits.drain_seconds)
+
+    app = FastAPI(
+        title="softprompt",
+        description=f"{server.engine.lm.name} and the soft prompts it wears.",
+        lifespan=lifespan,
+        responses=ERRORS,
+        docs_url=None,  # its page loads scripts from elsewhere; ours is in playground/
+        redoc_url=None,
+    )
+    app.state.server = server
+    for kind in (ValueError, RuntimeError, OSError, Refused, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, refuse)
+    add_questions(app, server)
+    add_prompts(app, server)
+    _add_machine(app, server)
+    app.openapi = partial(_openapi, app, app.openapi)
+    app.add_middleware(Wire, limits=server.limits, telemetry=server.telemetry, refuse=refuse)
+    return app
+
+
+async def _warm_up(server: Server) -> None:
+    try:
+        await run_sync(server.warm_up)
+        log.info("ready")
+    except NotServing:
+        pass
+    except Exception:
+        log.exception("the warm-up failed; the server stays not ready")
+
+
+def _openapi(app: FastAPI, make: Any) -> dict[str, Any]:
+    """The document, without FastAPI's 422, which is a 400 here."""
+    document = make()
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    return document
+
+
+def _add_machine(app: FastAPI, server: Server) -> None:
+    @app.get("/healthz", tags=["machine"])
+    async def healthz() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["machine"])
+    async def readyz() -> dict[str, str]:
+        """Whether the model is warm and requests are taken."""
+        if not server.is_ready:
+            raise NotServing("warming up, or being stopped")
+        return {"status": "ready"}
+
+    use: Any = server.guard("use")
+
+    @app.get("/metrics", tags=["machine"], response_class=Response)
+    async def metrics(key: Key = use) -> Response:
+        """Counters and histograms for Prometheus."""
+        return Response(server.telemetry.scrape(), media_type=CONTENT_TYPE)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return _page("index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return _page("docs.html")
+
+    @app.get("/playground/{file}", include_in_schema=False)
+    async def part(file: str) -> FileResponse:
+        if file not in ("playground.js", "playground.css", "docs.js"):
+            raise HTTPException(404, "no such file")
+        return _page(file)
+
+
+def _page(file: str) -> FileResponse:
+    headers = {"content-security-policy": PAGE_POLICY, "x-content-type-options": "nosniff", "cache-control": "no-cache"}
+    return FileResponse(PLAYGROUND / file, headers=headers)

@@ -1,0 +1,111 @@
+"""A prompt folder that came as a zip or tar archive: read with care, since anybody may have made it."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from softprompt.base.files import write_whole
+from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, SoftPrompt, load_prompt
+
+FILES = (WEIGHTS, CONFIG, CARD, README)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+MAX_MEMBERS = 100  # ours: a prompt folder has four files, a run's folder a few dozen
+
+Member = tuple[str, int, io.BufferedIOBase]
+"""A file's name in the archive, its size as the archive says, and its bytes."""
+
+
+def read_archive(data: bytes, *, max_bytes: int) -> SoftPrompt:
+    """The prompt in a zip or tar archive of its folder (or of the files alone).
+
+    max_bytes: what its files may take together, unpacked. Files that do not belong to a prompt are passed over.
+    Raises ValueError for what is no archive, holds no prompt, or is not safe: a path out of the folder, a link, a
+    pickle, more bytes than allowed.
+    """
+    found: dict[str, bytes] = {}
+    left = max_bytes
+    try:
+        for name, size, file in _members(data):
+            place = _checked(name)
+            if place.name not in FILES:
+                continue
+            if place.name in found:
+                raise ValueError(f"the archive holds {place.name} twice; send one prompt folder")
+            content = file.read(left + 1) if size <= left else b""
+            if size > left or len(content) > left:
+                raise ValueError(f"the archive unpacks to more than {max_bytes:,} bytes, which is all that is allowed")
+            found[place.name] = content
+            left -= len(content)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError, NotImplementedError) as error:
+        raise ValueError(f"not a whole zip or tar archive ({error}); send a prompt's folder as one") from error
+    except RuntimeError as error:  # what zipfile raises for an encrypted member
+        raise ValueError(f"cannot read the archive ({error}); send one without a password") from error
+    if WEIGHTS not in found:
+        raise ValueError(f"the archive holds no {WEIGHTS}; send the folder that `softprompt train` wrote")
+    return _loaded(found)
+
+
+def _loaded(files: dict[str, bytes]) -> SoftPrompt:
+    with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
+        for name, content in files.items():
+            write_whole(Path(folder) / name, content)
+        try:
+            return load_prompt(folder)
+        except ValueError as error:
+            raise ValueError(str(error).replace(f"{folder}/", "").replace(folder, "the archive")) from error
+
+
+def _members(data: bytes) -> Iterator[Member]:
+    if data[:4] == b"PK\x03\x04":
+        yield from _zip_members(data)
+    else:
+        yield from _tar_members(data)
+
+
+def _zip_members(data: bytes) -> Iterator[Member]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        infos = archive.infolist()
+        _check_count(len(infos))
+        for info in infos:
+            if info.is_dir():
+                continue
+            if (info.external_attr >> 16) & 0o170000 == 0o120000:
+                raise ValueError(f"the archive holds a link, {info.filename!r}; send files only")
+            with archive.open(info) as file:
+                yield info.filename, info.file_size, file  # type: ignore[misc]  # ZipExtFile is buffered
+
+
+def _tar_members(data: bytes) -> Iterator[Member]:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as archive:
+        for count, info in enumerate(archive, 1):
+            _check_count(count)
+            if info.isdir():
+                continue
+            if not info.isreg():
+                raise ValueError(f"the archive holds {info.name!r}, which is a link or a device; send files only")
+            file = archive.extractfile(info)
+            assert file is not None
+            yield info.name, info.size, file  # type: ignore[misc]  # ExFileObject is buffered
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_MEMBERS:
+        raise ValueError(f"the archive holds more than {MAX_MEMBERS} files; send one prompt folder")
+
+
+def _checked(name: str) -> PurePosixPath:
+    place = PurePosixPath(name.replace("\\", "/"))
+    if place.is_absolute() or ".." in place.parts or ":" in name:
+        raise ValueError(f"the archive holds a path out of its folder, {name!r}; send a prompt's folder as it is")
+    if place.suffix.lower() in PICKLES:
+        raise ValueError(
+            f"the archive holds {name!r}; pickles can run any code when they are read, so only safetensors is taken: "
+            "save the prompt again with PEFT's save_pretrained(safe_serialization=True)"
+        )
+    return place

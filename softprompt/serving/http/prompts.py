@@ -1,0 +1,135 @@
+"""The endpoints of names: models, prompts and their versions, ensembles, aliases."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import FastAPI, Query, Request
+from fastapi import Path as PathParameter
+
+from softprompt.answering import NUM_NEAREST, nearest_tokens
+from softprompt.serving.http import api
+from softprompt.serving.http.access import Key
+from softprompt.serving.http.archive import read_archive
+from softprompt.serving.http.registry import MIN_HASH, NAME
+from softprompt.serving.http.state import Server
+from softprompt.serving.http.wire import REQUEST_ID
+
+ARCHIVE = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+Name = Annotated[str, PathParameter(pattern=f"^{NAME}$")]
+Wanted = Annotated[str, PathParameter(pattern=f"^{NAME}(@[0-9a-f]{{{MIN_HASH},64}})?$")]
+log = logging.getLogger("softprompt.serving.http")
+
+
+def add_prompts(app: FastAPI, server: Server) -> None:
+    """Let the application tell and change what it serves."""
+    use: Any = server.guard("use")
+    administer: Any = server.guard("administer")
+    registry = server.registry
+
+    @app.get("/v1/models", response_model=api.Models, tags=["prompts"])
+    def models(key: Key = use) -> Any:
+        """Every name that a request may give as `model`. OpenAI's endpoint."""
+        return api.Models(data=[_model(server, name) for name in registry.names()])
+
+    @app.get("/v1/models/{name}", response_model=api.Model, tags=["prompts"])
+    def model(name: str, key: Key = use) -> Any:
+        """One of them. OpenAI's endpoint."""
+        registry.resolve(name, 0.0)
+        return _model(server, name)
+
+    @app.get("/v1/prompts", response_model=api.Prompts, tags=["prompts"])
+    def prompts(key: Key = use) -> Any:
+        """Prompts with their versions, ensembles and aliases."""
+        return api.Prompts(
+            base=registry.base,
+            prompts=[_info(server, name, versions) for name, versions in registry.versions().items()],
+            ensembles=[api.EnsembleInfo(name=n, members=list(m)) for n, m in registry.ensembles().items()],
+            aliases=[api.AliasInfo(name=n, targets=t) for n, t in registry.aliases().items()],
+        )
+
+    @app.put("/v1/prompts/{name}", response_model=api.PromptInfo, tags=["prompts"], openapi_extra=ARCHIVE)
+    async def upload(name: Name, request: Request, key: Key = administer) -> Any:
+        """Keep a prompt folder, sent as a zip or tar archive, as the newest version of a name."""
+        data = await request.body()
+        if not data:
+            raise ValueError("the body is empty; send a prompt's folder as a zip or tar archive")
+        prompt = await run_sync(partial(read_archive, data, max_bytes=server.limits.max_upload))
+        await run_sync(registry.upload, name, prompt)
+        log.info("%s: %s uploaded %s, %s", request.scope[REQUEST_ID], key.name, name, prompt.sha256[:12])
+        return _info(server, name, registry.versions()[name])
+
+    @app.delete("/v1/prompts/{name}", response_model=api.Deleted, tags=["prompts"])
+    async def delete(name: Wanted, request: Request, key: Key = administer) -> Any:
+        """Take out a prompt, one version (NAME@HASH), an ensemble or an alias."""
+        gone = await run_sync(registry.remove, name)
+        log.info("%s: %s deleted %s", request.scope[REQUEST_ID], key.name, name)
+        return api.Deleted(name=name, prompt_hashes=gone)
+
+    @app.get("/v1/prompts/{name}/nearest", response_model=api.Nearest, tags=["prompts"])
+    def near(
+        name: Wanted,
+        count: Annotated[int, Query(ge=1, le=50)] = NUM_NEAREST,
+        key: Key = use,
+    ) -> Any:
+        """The vocabulary's nearest tokens to each row of a prompt, by cosine (paper, section 7)."""
+        held = registry.hold(name, 0.0)
+        try:
+            (sha256,) = held.prompts if len(held.prompts) == 1 else (None,)
+            if sha256 is None:
+                raise ValueError(f"{name} is not one prompt; name one of its own")
+            found = nearest_tokens(server.engine.table.values(sha256).values, server.engine.lm, count)
+        finally:
+            registry.release(held)
+        rows = [
+            api.NearestRow(position=n.position, norm=n.norm, tokens=list(n.tokens), cosines=list(n.cosines))
+            for n in found
+        ]
+        return api.Nearest(name=name, prompt_hash=sha256, rows=rows)
+
+    @app.put("/v1/ensembles/{name}", response_model=api.EnsembleInfo, tags=["prompts"])
+    def ensemble(name: Name, body: api.EnsembleRequest, key: Key = administer) -> Any:
+        """Name several prompts of one task that vote."""
+        registry.set_ensemble(name, body.members)
+        return api.EnsembleInfo(name=name, members=body.members)
+
+    @app.put("/v1/aliases/{name}", response_model=api.AliasInfo, tags=["prompts"])
+    def alias(name: Name, body: api.AliasRequest, key: Key = administer) -> Any:
+        """Send a name's requests to prompts, versions or ensembles by shares: promote, roll back, split."""
+        registry.set_alias(name, body.targets)
+        return api.AliasInfo(name=name, targets=body.targets)
+
+
+def _model(server: Server, name: str) -> api.Model:
+    registry = server.registry
+    plain = name.partition("@")[0]
+    kind = "base" if name == registry.base else "prompt" if plain in registry.versions() else ""
+    kind = kind or ("ensemble" if name in registry.ensembles() else "alias")
+    return api.Model(id=name, created=server.started, kind=kind)  # type: ignore[arg-type]
+
+
+def _info(server: Server, name: str, versions: Sequence[Any]) -> api.PromptInfo:
+    made = []
+    for version in versions:
+        (worn,) = server.asker.worn([version.sha256])  # with its card, parsed once
+        assert worn.card is not None
+        made.append(
+            api.PromptVersion(
+                prompt_hash=version.sha256,
+                length=server.engine.table.length(version.sha256),
+                task=worn.card.task,
+                labels=list(worn.task.labels or ()),
+                dev_metrics=worn.card.dev_metrics,
+                scoring=worn.scoring,
+            )
+        )
+    return api.PromptInfo(name=name, versions=made)

@@ -1,0 +1,53 @@
+"""What the endpoints of a server share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Depends, Request
+
+from softprompt.answering import Decoding
+from softprompt.serving import Scheduler
+from softprompt.serving.http.access import Access, Key
+from softprompt.serving.http.asking import Asker
+from softprompt.serving.http.registry import Registry
+from softprompt.serving.http.telemetry import Telemetry
+from softprompt.serving.http.wire import Limits
+
+
+@dataclass(eq=False)
+class Server:
+    """The engine, the names it answers to, and who may ask what."""
+
+    engine: Scheduler
+    registry: Registry
+    access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.asker = Asker(self.engine.lm, self.engine.table)
+        self.telemetry = Telemetry(self.engine.stats)
+        self.is_ready = False
+        self.started = int(time.time())
+
+    def warm_up(self) -> None:
+        """Answer one question of each kind with the bare model and with a prompt, then be ready."""
+        for prompt in (None, *self.engine.table.hashes()[-1:]):
+            described = self.asker.worn((prompt,))
+            (question,) = self.asker.questions(described, ["warm up"])
+            self.engine.submit(self.asker.completion(question, Decoding(max_tokens=2), 600.0)).result()
+            self.engine.submit(self.asker.classification(question, ("yes", "no"), 600.0)).result()
+        self.is_ready = True
+
+    def guard(self, scope: str) -> Any:
+        """A dependency of endpoints: the key of a request that may do this, counted against its limits."""
+
+        def key_of(request: Request) -> Key:
+            key = self.access.key_of(request.headers.get("authorization"), scope)
+            request.scope["key"] = key.name
+            self.access.admit(key)
+            return key
+
+        return Depends(key_of)

@@ -1,0 +1,322 @@
+"""The prompts an engine serves: thousands registered, as many in memory as the limit allows."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softprompt.models import FrozenLM, Layout, PromptStates
+from softprompt.prompts import Card, SoftPrompt, check_fits, load_prompt, stack
+
+VALUES, STATES = "values", "states"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A prompt of the table."""
+
+    sha256: str
+    """Its content hash, by which requests name it."""
+    length: int
+    """Prompt tokens."""
+    folder: Path | None
+    """Where it is read from; None for one that is kept in memory."""
+    card_json: str
+    """Its card as JSON, without `init`, which is as long as the prompt."""
+
+    @property
+    def card(self) -> Card:
+        """Its card, without `init`."""
+        return Card.from_json(self.card_json)
+
+
+@dataclass(slots=True)
+class _Entry:
+    registered: Registered
+    num_pins: int = 0
+    is_removed: bool = False
+    kept: SoftPrompt | None = None
+    """The prompt itself where it cannot be read from a folder again."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the table has done since the start."""
+
+    num_loaded: int = 0
+    """Prompts read from their folder because a request needed them."""
+    num_run: int = 0
+    """Prompts run through the model."""
+    num_reused: int = 0
+    """Times that a prompt's keys and values were wanted and there."""
+
+
+class PromptTable:
+    """Prompts by content hash, for one model. Any thread may call any method; names are the server's business.
+
+    Values in memory, and the keys and values of prompts run through a decoder-only model, together take at most
+    `max_bytes`, the least recently used out first; values are read from their folder again when a request needs them.
+    What a folder cannot give back stays: prompts added from memory, and removed ones that requests still wear.
+    """
+
+    def __init__(self, lm: FrozenLM, *, max_bytes: int):
+        self.lm = lm
+        self.counts = Counts()
+        self.layout: Layout = lm.layout()
+        self._lock = threading.RLock()
+        self._entries: dict[str, _Entry] = {}
+        self._recent: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._max_bytes = self._limit = max_bytes
+        self._bytes = {VALUES: 0, STATES: 0}
+
+    def add(self, prompt: str | Path | SoftPrompt) -> str:
+        """Register a prompt folder (or a prompt in memory, which stays there) and return its content hash.
+
+        The same content again is no error; its folder is then the newer one. ValueError for a folder that holds no
+        prompt, for one of another model, and for one in memory where there is no room for it.
+        """
+        folder = None if isinstance(prompt, SoftPrompt) else Path(prompt)
+        loaded = prompt if isinstance(prompt, SoftPrompt) else load_prompt(prompt)
+        check_fits(loaded, model_name=self.lm.name, fingerprint=self.lm.fingerprint, width=self.lm.width)
+        sha256, slim = loaded.sha256, _slim(loaded)
+        registered = Registered(sha256, loaded.length, folder, slim.card.to_json())
+        with self._lock:
+            entry = self._entries.get(sha256) or _Entry(registered)
+            if folder is not None:
+                entry.registered = registered
+                self._release(entry)
+                self._remember(sha256, VALUES, slim)
+                self._evict()
+            elif entry.registered.folder is None and entry.kept is None:
+                self._check_room(slim)
+                self._keep(entry, slim)
+            entry.is_removed = False
+            self._entries[sha256] = entry
+        return sha256
+
+    def remove(self, sha256: str) -> None:
+        """Take a prompt out: no new request may wear it, those that do go on unchanged.
+
+        When this returns the folder may be deleted: values that pinned requests still need are held in memory.
+        ValueError for an unknown hash.
+        """
+        with self._lock:
+            entry = self._entry(sha256)
+            if entry.num_pins and entry.kept is None:
+                with contextlib.suppress(ValueError):  # whoever wears it is told when its turn comes
+                    self._keep(entry, self._values(entry))
+            entry.is_removed = True
+            self._drop_unused(entry)
+
+    def get(self, sha256: str) -> Registered:
+        """What is registered under a hash. ValueError for an unknown one."""
+        with self._lock:
+            return self._entry(sha256).registered
+
+    def values(self, sha256: str) -> SoftPrompt:
+        """The prompt, from memory or its folder; its card is without `init`.
+
+        ValueError for an unknown hash, and if the folder has gone or holds another prompt by now.
+        """
+        with self._lock:
+            return self._values(self._entry(sha256))
+
+    def __contains__(self, sha256: str) -> bool:
+        with self._lock:
+            return sha256 in self._entries and not self._entries[sha256].is_removed
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(not entry.is_removed for entry in self._entries.values())
+
+    def hashes(self) -> list[str]:
+        """The content hashes registered, the oldest first."""
+        with self._lock:
+            return [sha256 for sha256, entry in self._entries.items() if not entry.is_removed]
+
+    @property
+    def values_bytes(self) -> int:
+        """Bytes of the prompts in memory."""
+        return self._bytes[VALUES]
+
+    @property
+    def states_bytes(self) -> int:
+        """Bytes of the prompts' keys and values in memory."""
+        return self._bytes[STATES]
+
+    def pin(self, prompts: Iterable[str]) -> None:
+        """Keep these usable until `unpin`, even if they are removed. ValueError for an unknown one; then none is."""
+        with self._lock:
+            entries = [self._entry(sha256) for sha256 in prompts]
+            for entry in entries:
+                entry.num_pins += 1
+
+    def unpin(self, prompts: Iterable[str]) -> None:
+        """Undo `pin`."""
+        with self._lock:
+            for sha256 in prompts:
+                entry = self._entries[sha256]
+                entry.num_pins -= 1
+                self._drop_unused(entry)
+
+    def length(self, sha256: str) -> int:
+        """Tokens of a pinned prompt."""
+        with self._lock:
+            return self._entries[sha256].registered.length
+
+    def num_bytes(self, sha256: str) -> int:
+        """What a pinned prompt takes while it is in use: its values, and keys and values if it is run."""
+        length = self.length(sha256)
+        return length * self.lm.width * 4 + (0 if self.lm.is_encoder_decoder else length * self.layout.token_bytes)
+
+    def fixed_bytes(self) -> int:
+        """Bytes that cannot be given up."""
+        with self._lock:
+            return sum(_values_bytes(entry.kept) for entry in self._entries.values() if entry.kept is not None)
+
+    def has_states(self, sha256: str) -> bool:
+        """Whether a prompt's keys and values are there."""
+        with self._lock:
+            return (sha256, STATES) in self._recent
+
+    def limit(self, max_bytes: int, needed: Collection[str] = ()) -> None:
+        """Take at most so much from now on, giving up what was not used lately, but nothing of `needed`."""
+        with self._lock:
+            self._limit = max_bytes
+            self._evict(needed)
+
+    def give(self, num_bytes: int) -> None:
+        """Take so much less, if it is above 0, until `limit` is told again."""
+        with self._lock:
+            self._limit -= max(num_bytes, 0)
+            self._evict()
+
+    def wanted_values(self, sha256: str) -> torch.Tensor:
+        """The values [p d] of a pinned prompt. ValueError if its folder cannot be read, or holds another by now."""
+        with self._lock:
+            return self._values(self._entries[sha256]).values
+
+    def states(self, prompts: Collection[str]) -> dict[str, PromptStates]:
+        """Keys and values of pinned prompts whose values are readable, each run once and then remembered."""
+        with self._lock:
+            there = {sha256: self._recent[sha256, STATES] for sha256 in prompts if (sha256, STATES) in self._recent}
+            for sha256 in there:
+                self._recent.move_to_end((sha256, STATES))
+            missing = [sha256 for sha256 in prompts if sha256 not in there]
+            values = [self._values(self._entries[sha256]).values for sha256 in missing]
+            self.counts.num_reused += len(there)
+            self.counts.num_run += len(missing)
+        if missing:
+            made = self._run(values)
+            with self._lock:
+                for sha256, states in zip(missing, made, strict=True):
+                    self._remember(sha256, STATES, states)
+                self._evict(prompts)
+            there |= dict(zip(missing, made, strict=True))
+        return there
+
+    @torch.no_grad()
+    def _run(self, values: list[torch.Tensor]) -> list[PromptStates]:
+        prompts, lengths = stack([value.to(self.lm.device) for value in values])
+        run = self.lm.run_prompts(prompts, lengths)
+        made = []
+        for i, length in enumerate(lengths.tolist()):
+            # Copies: a slice would keep all prompts that were run with it.
+            keys = [states[i : i + 1, :, :length].clone() for states in run.keys]
+            own = [states[i : i + 1, :, :length].clone() for states in run.values]
+            made.append(PromptStates(keys, own, lengths[i : i + 1].clone()))
+        return made
+
+    def _entry(self, sha256: str) -> _Entry:
+        entry = self._entries.get(sha256)
+        if entry is None or entry.is_removed:
+            raise ValueError(f"no prompt with the content hash {sha256} is registered; add its folder first")
+        return entry
+
+    def _values(self, entry: _Entry) -> SoftPrompt:
+        key = (entry.registered.sha256, VALUES)
+        if entry.kept is not None:
+            return entry.kept
+        if key in self._recent:
+            self._recent.move_to_end(key)
+            return self._recent[key]
+        folder = entry.registered.folder
+        assert folder is not None
+        loaded = load_prompt(folder)
+        if loaded.sha256 != entry.registered.sha256:
+            raise ValueError(
+                f"{folder} holds another prompt than when it was registered (hash {loaded.sha256[:12]}, wanted "
+                f"{entry.registered.sha256[:12]}); register it again, and give each version a folder of its own"
+            )
+        self.counts.num_loaded += 1
+        slim = _slim(loaded)
+        self._remember(*key, slim)
+        self._evict({entry.registered.sha256})
+        return slim
+
+    def _check_room(self, prompt: SoftPrompt) -> None:
+        if self.fixed_bytes() + _values_bytes(prompt) > self._max_bytes:
+            raise ValueError(
+                f"no room to keep this prompt in memory ({self._max_bytes:,} bytes for all); save it and add its folder"
+            )
+
+    def _keep(self, entry: _Entry, prompt: SoftPrompt) -> None:
+        """Hold a prompt in memory for good."""
+        self._forget((entry.registered.sha256, VALUES))
+        entry.kept = prompt
+        self._bytes[VALUES] += _values_bytes(prompt)
+        self._evict()
+
+    def _release(self, entry: _Entry) -> None:
+        if entry.kept is not None:
+            self._bytes[VALUES] -= _values_bytes(entry.kept)
+            entry.kept = None
+
+    def _drop_unused(self, entry: _Entry) -> None:
+        if entry.is_removed and not entry.num_pins:
+            self._release(entry)
+            for kind in (VALUES, STATES):
+                self._forget((entry.registered.sha256, kind))
+            self._entries.pop(entry.registered.sha256, None)
+
+    def _remember(self, sha256: str, kind: str, what: Any) -> None:
+        if (sha256, kind) not in self._recent:
+            self._bytes[kind] += _size(what)
+        self._recent[sha256, kind] = what
+        self._recent.move_to_end((sha256, kind))
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        what = self._recent.pop(key, None)
+        if what is not None:
+            self._bytes[key[1]] -= _size(what)
+
+    def _evict(self, needed: Collection[str] = ()) -> None:
+        for key in list(self._recent):
+            if sum(self._bytes.values()) <= self._limit:
+                return
+            if key[0] not in needed:
+                self._forget(key)
+
+
+def _slim(prompt: SoftPrompt) -> SoftPrompt:
+    """The prompt without the tokens that each of its rows was made of."""
+    return SoftPrompt(prompt.values, replace(prompt.card, init={}))
+
+
+def _size(what: Any) -> int:
+    return _values_bytes(what) if isinstance(what, SoftPrompt) else _states_bytes(what)
+
+
+def _values_bytes(prompt: SoftPrompt) -> int:
+    return prompt.values.numel() * prompt.values.element_size()
+
+
+def _states_bytes(states: PromptStates) -> int:
+    return sum(layer.numel() * layer.element_size() for layer in states.keys + states.values)

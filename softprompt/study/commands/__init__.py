@@ -1,0 +1,1 @@
+"""The commands of the study: `compare`, `experiment`, `report`, `rerun` and `params`."""

@@ -1,0 +1,162 @@
+"""softprompt experiment"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from softprompt.base.command import Command
+from softprompt.base.terminal import Display, counted, duration, say
+from softprompt.cli import STUDY_ROWS, add_shared, add_threads, read_seeds, set_threads, shared_settings, split_names
+
+TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
+SHARED = (
+    "preset", "steps", "batch_size", "optimizer", "learning_rate", "dropout", "max_train", "max_dev", "select",
+    "scoring", "evaluate_every", "num_selection", "prompt_length", "init", "max_input_length", "device", "dtype",
+    "compile",
+)  # fmt: skip
+"""The settings of a run that all points share, unless a point changes them."""
+
+
+def _add_experiment(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", nargs="?", metavar="NAME", help="an experiment (default: list them)")
+    command.add_argument(
+        "--models", nargs="+", metavar="M", help="frozen models; figures 3c and 3d: the folder that holds their steps"
+    )
+    command.add_argument("--tasks", default=TASKS, metavar="T,…", help=f"(default: {TASKS})")
+    command.add_argument(
+        "--points", nargs="+", default=(), metavar="P", help="only these points, by name (default: all)"
+    )
+    command.add_argument(
+        "--seeds",
+        metavar="N,…",
+        help="(default: 0,1,2; 0 to 4 in figure 3, where prompts train together; table 3 has 0 to 4)",
+    )
+    command.add_argument("--data", metavar="DIR", help="folder of the official files (default: the hub)")
+    command.add_argument("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="(default: runs/study)")
+    command.add_argument(
+        "--rows", type=Path, metavar="FILE",
+        help=f"(default: {STUDY_ROWS}; with --quick a file in --out, since its scores mean nothing)",
+    )  # fmt: skip
+    command.add_argument("--minutes", type=float, metavar="X", help="bound on the points of one frozen model together")
+    command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
+    command.add_argument("--table", action="store_true", help="only print the table of the rows")
+    add_shared(command, "what all points share, unless a point changes it", SHARED)
+    add_threads(command)
+
+
+def _experiment(args: argparse.Namespace) -> int:
+    from softprompt.study.experiments import EXPERIMENTS
+
+    if args.name is None:
+        print("\n".join(f"{name:<10}  {one.TITLE}" for name, one in EXPERIMENTS.items()))
+        return 0
+    args.rows = args.rows or (args.out / "quick.jsonl" if args.quick else STUDY_ROWS)
+    set_threads(args)
+    from softprompt.answering import read_rows
+    from softprompt.study import run_experiment, table
+
+    failures: list[str] = []
+    if not args.table:
+        if not args.models:
+            raise ValueError("which frozen models? give --models M …")
+        if not args.quick:
+            _say_how_long(args)
+        display = Display(args.out / "logs")
+        try:
+            failures = run_experiment(
+                args.name, args.models, _base(args), rows=args.rows, out=args.out, points=args.points,
+                watch=display.watch(),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; the same command goes on") from None
+        finally:
+            display.close()
+    found = [row for row in read_rows(args.rows) if row.experiment == args.name]
+    print(table(found) if found else f"no rows of {args.name} in {args.rows}")
+    for failure in failures:
+        say(f"failed: {failure}")
+    return 1 if failures else 0
+
+
+def _say_how_long(args: argparse.Namespace) -> None:
+    """About how long what has no rows will take, from a few real steps on each frozen model."""
+    from softprompt.study import missing
+    from softprompt.training import estimate
+
+    load = _keep_last()
+    planned = missing(args.name, args.models, _base(args), rows=args.rows, out=args.out, points=args.points, load=load)
+    seconds = 0.0
+    known: dict[Any, Any] = {}
+    for one in planned:
+        config, place = one.config, one.config.model
+        alike = (place, config.prompt_length)
+        if alike not in known:
+            if not any(place == other for other, _ in known):
+                say(f"{place}: a few steps, to see how long it will take")
+            display = Display()
+            try:
+                known[alike] = estimate(replace(config, minutes=None), lm=load(config), watch=display.watch())
+            except (ValueError, OSError) as error:  # the run will say it again, and the others go on
+                say(f"no estimate: {error}")
+                return
+            finally:
+                display.close()
+        whole = replace(known[alike], num_others=len(one.point.also)).total_s
+        seconds += one.num_runs * whole / (len(config.task) * len(config.seeds))
+    if args.minutes is not None:
+        seconds = min(seconds, 60 * args.minutes * len({place for place, _ in known}))
+    if planned:
+        say(f"{counted(len(planned), 'point')} without rows: about {duration(seconds)}, scoring included")
+
+
+def _keep_last() -> Callable[[Any], Any]:
+    """Loads a frozen model, and has it ready for as long as no other is asked for. For what changes none of them."""
+    from softprompt.training import load_model
+
+    held: dict[str, Any] = {}
+
+    def load(config: Any) -> Any:
+        if config.model not in held:
+            held.clear()
+            held[config.model] = load_model(config)
+        return held[config.model]
+
+    return load
+
+
+def _base(args: argparse.Namespace) -> Any:
+    from softprompt.study import named
+    from softprompt.training import RunConfig
+
+    seeds = read_seeds(args.seeds) if args.seeds else named(args.name).SEEDS
+    # A run that was interrupted goes on from its checkpoint: that of other settings is refused, and has another folder.
+    return RunConfig(
+        model="-", task=tuple(split_names(args.tasks)), seeds=seeds, data=args.data,
+        minutes=args.minutes, resume=True, **shared_settings(args, SHARED),
+    )  # fmt: skip
+
+
+COMMAND = Command(
+    add_flags=_add_experiment,
+    run=_experiment,
+    text=(
+        "Run one of the paper's figures or tables on frozen models of yours: every point that has no rows yet. "
+        "Interrupted, the same command goes on; a run that fails is named at the end, and the others go on. In "
+        "figures 3a to 3d and table 3 all points and seeds of one frozen model train together, and each prompt is "
+        "scored by generating and by ranking the labels, the vote of a point's prompts beside them. In figure 1 and "
+        "tables 1 and 2 methods run one after another, as in softprompt compare: four learning rates each, scored one "
+        "way."
+    ),
+    examples=(
+        "softprompt experiment",
+        "softprompt experiment figure-3a --models bundled/t5-mini smollm2-135m --data DATA --minutes 30",
+        "softprompt experiment figure-1 --models runs/family/micro/lm runs/family/tiny/lm --data DATA",
+        'softprompt experiment figure-1 --models smollm2-135m --data DATA --points "prompt tuning" "prompt design"',
+        "softprompt experiment figure-3c --models runs/family/tiny --data DATA --scoring generate",
+        "softprompt experiment table-3 --models smollm2-135m --tasks glue/sst2 --data DATA --quick",
+    ),
+)

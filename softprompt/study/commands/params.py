@@ -1,0 +1,96 @@
+"""softprompt params"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from softprompt.base.command import Command
+from softprompt.base.terminal import table
+from softprompt.cli import Flag, say_if_slow
+
+LENGTHS = Flag(int, "prompt tokens, with --model", "1,5,20,50,100,150", is_list=True)  # those of the paper's table 4
+
+PREFIXES = (
+    "The paper's count of prefix tuning is of its own T5: p x width x (layers + 1). What softprompt compare trains is "
+    "PEFT's:\n2 x p x layers x heads of keys x their width, in an encoder-decoder those of the decoder alone."
+)
+
+
+def _add_params(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="M", help="count for this model (default: the paper's five T5 1.1)")
+    LENGTHS.add(command, "prompt_length")
+    command.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _params(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from softprompt.study import params
+
+    if args.model is None:
+        if hasattr(args, "prompt_length"):
+            raise ValueError("--prompt-length goes with --model; without it the lengths are those of the paper's table")
+        rows, lines = params.table_4(), params.figure_4()
+        if args.json:
+            print(json.dumps({"table_4": list(map(asdict, rows)), "figure_4": list(map(asdict, lines))}))
+            return 0
+        print(f"Table 4: trained parameters, T5 1.1 (* the paper prints otherwise)\n\n{_table_4(rows)}")
+        print(f"\nFigure 4: a task's parameters, mean over prompts of 1 to 100 tokens\n\n{_figure_4(lines)}")
+        return 0
+    from softprompt.models import read_architecture
+
+    say_if_slow(args.model)
+    lengths = getattr(args, "prompt_length", None) or LENGTHS.parse(LENGTHS.default)
+    found = read_architecture(args.model)
+    counts = params.counts(found, lengths)
+    if args.json:
+        print(json.dumps({**asdict(found), "prompt_lengths": lengths, "methods": dict(counts)}))
+        return 0
+    print(f"{found.name}: {found.num_parameters:,} parameters, width {found.width}, {found.num_layers} layers\n")
+    head = ["a task's parameters", *(f"p = {length}" for length in lengths), f"share at {lengths[-1]}"]
+    rows = [[method, *map(_count, own), f"{100 * own[-1] / found.num_parameters:.4g} %"] for method, own in counts]
+    print(table([head, *rows]))
+    print(f"\n{PREFIXES}")
+    return 0
+
+
+def _table_4(rows: list[Any]) -> str:
+    from softprompt.study import NAMES
+
+    lines = [["size", "prompt", "trained", "in all", "share", ""]]
+    for row in rows:
+        note = f"* {', '.join(row.misprints)}" if row.misprints else ""
+        share = f"{row.percent:.5f} %"
+        lines.append([NAMES[row.size], str(row.length), f"{row.trainable:,}", f"{row.total:,}", share, note])
+    return table(lines)
+
+
+def _figure_4(lines: list[Any]) -> str:
+    from softprompt.study import NAMES, figure_4_cells
+
+    reasons = [
+        f"{one.method} on {NAMES[one.size]}: {one.reason} (it has {one.paper:.4g})" for one in lines if one.reason
+    ]
+    return "\n".join([table(figure_4_cells(lines)), "", "The paper's lines are the same but for:", *reasons])
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+COMMAND = Command(
+    add_flags=_add_params,
+    run=_params,
+    text=(
+        "Count what a task takes by prompt tuning, prefix tuning, WARP, prompt design and model tuning: the paper's "
+        "table 4 and figure 4 for T5 1.1 small to XXL, or any model's with --model. From configurations alone; no "
+        "weights are read."
+    ),
+    examples=(
+        "softprompt params",
+        "softprompt params --model bundled/t5-mini",
+        "softprompt params --model google/t5-base-lm-adapt --prompt-length 20,100",
+    ),
+)

@@ -1,0 +1,49 @@
+"""softprompt report"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from softprompt.base.command import Command
+from softprompt.base.terminal import counted, writing
+from softprompt.cli import STUDY_ROWS
+
+BASELINES = Path("results/baselines.jsonl")
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "rows", nargs="*", type=Path, metavar="ROWS",
+        help=f"(default: {STUDY_ROWS}, and where there are {BASELINES} the majority class's, which claims are held "
+        "against)",
+    )  # fmt: skip
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its pictures")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from softprompt.answering import read_rows
+    from softprompt.study import write_report
+
+    paths = args.rows or [STUDY_ROWS, *([BASELINES] if BASELINES.is_file() else [])]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"no file {path}; name the rows that softprompt experiment wrote")
+    rows = [row for path in paths for row in read_rows(path)]
+    with writing(args.out):
+        page = write_report(rows, args.out)
+    pictures = counted(len(list(args.out.glob("*.png"))), "picture")
+    print(f"{page}: {counted(len(rows), 'row')}, {pictures} beside it")
+    return 0
+
+
+COMMAND = Command(
+    add_flags=_add_report,
+    run=_report,
+    text=(
+        "Make one HTML page, with nothing loaded from elsewhere, and a PNG for each figure, of the rows that "
+        "softprompt experiment wrote: each figure and table of the paper with ours beside it, what was run, and what "
+        "was not."
+    ),
+    examples=("softprompt report --out report", "softprompt report results/study.jsonl more.jsonl --out report"),
+)

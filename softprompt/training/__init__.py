@@ -1,0 +1,51 @@
+"""Training of prompts, many at once: settings and presets, the plan, the loop, the method's protocol, optimizers,
+and what a run will take.
+
+`run.py` is where a reader starts: a configuration in, prompts and rows out.
+"""
+
+from typing import TYPE_CHECKING
+
+from softprompt.base.faces import face
+
+if TYPE_CHECKING:
+    from softprompt.training.estimation import estimate, token_lengths
+    from softprompt.training.loop import Fitted, TrainConfig, fit, threads_kept, uninterrupted
+    from softprompt.training.methods import PREFIX_TUNING, TUNERS, Method, PromptTuning, WeightTuning, make_tuning
+    from softprompt.training.optimizers import Adafactor, AdamW, PerWeight, rate_multiplier
+    from softprompt.training.plan import (
+        TaskData,
+        at_most,
+        check_plans,
+        dev_examples,
+        format_of,
+        members_of,
+        plan_prompts,
+        prepare,
+        tasks_of,
+    )
+    from softprompt.training.run import ROWS, CannotStart, Trained, load_model, train, train_together
+    from softprompt.training.settings import RunConfig
+
+__getattr__, __all__ = face(
+    __name__,
+    {
+        "estimation": ("estimate", "token_lengths"),
+        "loop": ("Fitted", "TrainConfig", "fit", "threads_kept", "uninterrupted"),
+        "methods": ("Method", "PREFIX_TUNING", "PromptTuning", "TUNERS", "WeightTuning", "make_tuning"),
+        "optimizers": ("Adafactor", "AdamW", "PerWeight", "rate_multiplier"),
+        "plan": (
+            "TaskData",
+            "at_most",
+            "check_plans",
+            "dev_examples",
+            "format_of",
+            "members_of",
+            "plan_prompts",
+            "prepare",
+            "tasks_of",
+        ),
+        "run": ("CannotStart", "ROWS", "Trained", "load_model", "train", "train_together"),
+        "settings": ("RunConfig",),
+    },
+)

@@ -1,0 +1,243 @@
+"""Optimizers with one state per member: Adafactor as T5X has it, and AdamW.
+
+An optimizer here is its settings. `init(values)` gives a state, a dictionary of tensors that goes into a
+checkpoint as it is, and `update(values, gradient, state)` changes values and state in place. The values are a prompt
+[p d], or a weight of any shape. Nothing else is remembered, so a resumed run goes on exactly.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softprompt.base.names import nearest
+
+SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
+
+State = dict[str, Tensor]  # "step": int64 [], updates made; the rest float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adafactor:
+    """Adafactor (Shazeer and Stern 2018) as T5X has it (t5x/adafactor.py), with the paper's settings.
+
+    Where T5X differs from other implementations: the second moment is kept whole unless both
+    dimensions reach `min_dim_size_to_factor`; weight decay shrinks the prompt by its own rate and not
+    by rate times learning rate; there is no parameter scaling unless asked for, no momentum, no cap on the rate.
+    `step_offset` counts the checkpoint's own steps in, as the released code did with 1,100,000
+    (T5X's field of that name has the opposite sign).
+    """
+
+    learning_rate: float = 0.3  # paper, section 3; prompt_finetune.gin
+    decay_rate: float = 0.8  # paper, section 3; prompt_finetune.gin
+    weight_decay: float = 1e-5  # paper, section 3; prompt_finetune.gin
+    clip: float = 1.0  # clipping_threshold in t5x/adafactor.py
+    epsilon: float = 1e-30  # epsilon1 in t5x/adafactor.py
+    step_offset: int = 0
+    min_dim_size_to_factor: int = 128  # t5x/adafactor.py
+    scale_by_weights: bool = False
+    """The rate times the weights' root mean square, as T5 tunes a whole model (multiply_by_parameter_scale)."""
+    min_scale: float = 1e-3  # epsilon2 in t5x/adafactor.py: the least that the rate is multiplied by
+    schedule: str = "constant"  # paper, section 3
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        _check_rate(self.learning_rate, self.schedule, self.warmup_steps)
+        _check_positive(decay_rate=self.decay_rate, clip=self.clip, epsilon=self.epsilon, min_scale=self.min_scale)
+        _check_not_negative(weight_decay=self.weight_decay, step_offset=self.step_offset)
+
+    def init(self, values: Float[Tensor, "*shape"]) -> State:
+        """The state before the first step: `v` [p d], or `v_row` [p] and `v_column` [d] if factored."""
+        step = torch.zeros((), dtype=torch.int64)
+        if values.ndim != 2 or min(values.shape) < self.min_dim_size_to_factor:
+            return {"step": step, "v": torch.zeros_like(values, dtype=torch.float32)}
+        row, column = (torch.zeros(n, device=values.device) for n in values.shape)
+        return {"step": step, "v_row": row, "v_column": column}
+
+    @torch.no_grad()
+    def update(
+        self,
+        values: Float[Tensor, "*shape"],
+        gradient: Float[Tensor, "*shape"],
+        state: State,
+        *,
+        total_steps: int | None = None,
+    ) -> None:
+        """One step, in place. `total_steps` is the run's length, for a schedule that ends.
+
+        The values are one member's: the update is clipped by its root mean square over all of it.
+        """
+        step = int(state["step"])
+        rate = self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
+        new_share = (step + 1 + self.step_offset) ** -self.decay_rate  # 1 - beta2 at this step
+        direction = gradient * self._scale(gradient.square() + self.epsilon, state, new_share)
+        rms = direction.square().mean().sqrt()
+        direction /= (rms / self.clip).clamp(min=1.0)
+        if self.scale_by_weights:
+            rate *= max(float(values.square().mean().sqrt()), self.min_scale)
+        values.mul_(1.0 - self.weight_decay).sub_(direction, alpha=rate)
+        state["step"] += 1
+
+    def _scale(self, square: Float[Tensor, "*shape"], state: State, new_share: float) -> Float[Tensor, "*shape"]:
+        """The moving average of squared gradients to the power -1/2, after taking `square` into it."""
+        if "v" in state:
+            return state["v"].mul_(1.0 - new_share).add_(square, alpha=new_share).rsqrt()
+        row = state["v_row"].mul_(1.0 - new_share).add_(square.mean(dim=1), alpha=new_share)
+        column = state["v_column"].mul_(1.0 - new_share).add_(square.mean(dim=0), alpha=new_share)
+        return (row / row.mean()).rsqrt()[:, None] * column.rsqrt()[None, :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter 2019): bias-corrected, weight decay times the rate, as in PyTorch.
+
+    `clip_norm` bounds the gradient's Euclidean norm over all values first; None: no bound.
+    """
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)  # Kingma and Ba 2015
+    epsilon: float = 1e-8  # Kingma and Ba 2015
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    schedule: str = "constant"
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        _check_rate(self.learning_rate, self.schedule, self.warmup_steps)
+        _check_positive(epsilon=self.epsilon)
+        _check_not_negative(weight_decay=self.weight_decay)
+        if self.clip_norm is not None:
+            _check_positive(clip_norm=self.clip_norm)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; wanted two numbers from 0 to below 1")
+
+    def init(self, values: Float[Tensor, "*shape"]) -> State:
+        """The state before the first step: first and second moment, each [p d]."""
+        return {
+            "step": torch.zeros((), dtype=torch.int64),
+            "first": torch.zeros_like(values, dtype=torch.float32),
+            "second": torch.zeros_like(values, dtype=torch.float32),
+        }
+
+    @torch.no_grad()
+    def update(
+        self,
+        values: Float[Tensor, "*shape"],
+        gradient: Float[Tensor, "*shape"],
+        state: State,
+        *,
+        total_steps: int | None = None,
+    ) -> None:
+        """One step, in place. `total_steps` is the run's length, for a schedule that ends."""
+        step = int(state["step"])
+        rate = self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
+        if self.clip_norm is not None:
+            gradient = gradient * (self.clip_norm / gradient.norm()).clamp(max=1.0)
+        beta1, beta2 = self.betas
+        first = state["first"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+        second = state["second"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        spread = (second / (1 - beta2 ** (step + 1))).sqrt_().add_(self.epsilon)
+        values.mul_(1.0 - rate * self.weight_decay)
+        values.addcdiv_(first, spread, value=-rate / (1 - beta1 ** (step + 1)))
+        state["step"] += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerWeight:
+    """The same optimizer for each of many weights that lie end to end in one flat tensor [n], as if each were alone."""
+
+    optimizer: Adafactor | AdamW
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the weights, in their order."""
+
+    @property
+    def learning_rate(self) -> float:
+        """That of every weight."""
+        return self.optimizer.learning_rate
+
+    def init(self, flat: Float[Tensor, " n"]) -> State:
+        """The states before the first step, each weight's with its number in front of the names."""
+        states = enumerate(self.optimizer.init(weight) for weight in self._weights(flat))
+        return {f"{i}.{name}": tensor for i, state in states for name, tensor in state.items()}
+
+    def update(
+        self, flat: Float[Tensor, " n"], gradient: Float[Tensor, " n"], state: State, *, total_steps: int | None = None
+    ) -> None:
+        """One step of every weight, in place."""
+        states: dict[int, State] = {}
+        for name, tensor in state.items():
+            number, own = name.split(".", 1)
+            states.setdefault(int(number), {})[own] = tensor
+        for i, (weight, own) in enumerate(zip(self._weights(flat), self._weights(gradient), strict=True)):
+            self.optimizer.update(weight, own, states[i], total_steps=total_steps)
+
+    def _weights(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([math.prod(shape) for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+Optimizer = Adafactor | AdamW | PerWeight
+OPTIMIZERS: dict[str, type[Adafactor] | type[AdamW]] = {"adafactor": Adafactor, "adamw": AdamW}
+
+
+def kind_of(name: str) -> type[Adafactor] | type[AdamW]:
+    """The optimizer of that name, adafactor or adamw. ValueError for an unknown name, with the nearest."""
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"no optimizer is named {name!r}{nearest(name, OPTIMIZERS)}; there are {', '.join(OPTIMIZERS)}"
+        )
+    return OPTIMIZERS[name]
+
+
+def rate_multiplier(schedule: str, step: int, warmup_steps: int, total_steps: int | None) -> float:
+    """What the learning rate is multiplied by at `step` (from 0): a number from 0 to 1.
+
+    The rate rises in a straight line over `warmup_steps` (the first step already moves), then stays, or
+    falls to 0 at `total_steps` in a straight line or half a cosine and stays 0 afterwards, or falls without end
+    with the reciprocal square root of the step, 1 at the end of the warm-up (T5's, with 10,000 warm-up steps).
+
+    Raises:
+        ValueError: an unknown schedule, or one that ends without a `total_steps` beyond the warm-up.
+    """
+    _check_schedule(schedule)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    if schedule == "rsqrt":
+        return ((step + 1) / max(warmup_steps, 1)) ** -0.5
+    if total_steps is None or total_steps <= warmup_steps:
+        raise ValueError(
+            f"a {schedule} schedule needs more steps in all ({total_steps}) than for its warm-up "
+            f"({warmup_steps}); give more steps, or use the constant schedule"
+        )
+    progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _check_rate(learning_rate: float, schedule: str, warmup_steps: int) -> None:
+    _check_positive(learning_rate=learning_rate)
+    _check_not_negative(warmup_steps=warmup_steps)
+    _check_schedule(schedule)
+
+
+def _check_schedule(schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise ValueError(f"no schedule is named {schedule!r}{nearest(schedule, SCHEDULES)}; there are {known}")
+
+
+def _check_positive(**settings: float | int) -> None:
+    for name, value in settings.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; wanted a number above 0")
+
+
+def _check_not_negative(**settings: float | int) -> None:
+    for name, value in settings.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}; wanted 0 or more")

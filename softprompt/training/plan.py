@@ -1,0 +1,363 @@
+"""From a configuration and a model to what trains: a task's data, prompts to start from, members of the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.answering import can_rank, check_can_rank
+from softprompt.models import (
+    FrozenLM,
+    Row,
+    TextFormat,
+    check_length,
+    default_format,
+    encode_examples,
+    encode_target,
+    target_lengths,
+)
+from softprompt.prompts import initial_prompt
+from softprompt.tasks import (
+    Example,
+    Task,
+    file_task,
+    folds,
+    get_task,
+    has_split,
+    hold_out,
+    read_split,
+    without_overlap,
+)
+from softprompt.training.loop import Member, TrainConfig
+from softprompt.training.optimizers import Optimizer, kind_of
+from softprompt.training.settings import PRESETS, Preset, RunConfig
+
+SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
+SMALL = 500  # ours, docs/design.md: below this many examples the held-out part is cross-validation folds
+MOST_TARGET_TOKENS = 512  # ours: as many as of an input; greedy decoding writes up to the longest target's length
+MOST_TRIED = 2_000  # ours: different targets that are written and read back before training, in under a second
+NUM_FOLDS = 3  # ours: members of the same run, so each costs as much as one more seed
+
+
+@dataclass
+class TaskData:
+    """One task's data, ready to train on."""
+
+    task: Task
+    form: TextFormat
+    train: list[Example]
+    selection: list[Example]
+    folds: list[tuple[list[Example], list[Example]]]
+    dev: list[Example]
+    selected_on: str
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What a row says of the data; `examples` is a digest of them all, so that a later run knows them again."""
+    _rows: tuple[list[Row], list[Row]] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.train, self.selection, *itertools.chain(*self.folds), self.dev)
+        self.notes.setdefault("examples", _digest_of(parts))
+
+    def encoded(self, lm: FrozenLM) -> tuple[list[Row], list[Row]]:
+        """The rows to train on and those that choose, encoded once for all runs of the data."""
+        if self._rows is None:
+            train = encode_examples(self.train, self.form, lm.tokenizer)
+            self._rows = train, encode_examples(self.selection, self.form, lm.tokenizer)
+            self.notes["train_used"] = len(train)
+            self.notes["train_cut"] = sum(row.was_cut for row in train)
+        return self._rows
+
+
+def tasks_of(config: RunConfig) -> list[Task]:
+    """The tasks by name, or the one that the templates describe. ValueError for a task named twice."""
+    if config.task:
+        tasks = {}
+        for name in config.task:
+            task = get_task(name)
+            if task.name in tasks:
+                raise ValueError(f"the task {task.name} is named twice; name it once")
+            tasks[task.name] = task
+        return list(tasks.values())
+    assert config.inputs and config.targets
+    own = file_task(
+        inputs=config.inputs,
+        targets=config.targets,
+        labels=config.labels,
+        metric=config.metric,
+        group_by=config.group_by,
+    )
+    return [own]
+
+
+def format_of(config: RunConfig, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
+    """How a run's text becomes ids; the target length is that of the longest label or training target, up to 512."""
+    changes: dict[str, Any] = {"max_input_length": config.max_input_length}
+    if config.sentinel != "none":
+        changes["sentinel"] = config.sentinel
+    if config.separator is not None:
+        changes["separator"] = config.separator
+    if config.chat:
+        changes |= {"chat": True, "separator": "", "leading_space": False}
+    if config.inputs:
+        changes |= {"inputs_template": config.inputs, "targets_template": config.targets}
+    form = default_format(lm, **changes)
+    longest = max(target_lengths(texts, form, lm.tokenizer), default=32)
+    return replace(form, max_target_length=min(max(longest, 4), MOST_TARGET_TOKENS))
+
+
+def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
+    """Training, selection and dev examples; what overlaps dev or test has left the training part."""
+    reading = read_split(task, "train", config.data)
+    examples = reading.examples
+    notes: dict[str, Any] = {"train": reading.note, "share_of_official": reading.share}
+    scored: dict[str, list[Example]] = {}
+    for part in ("dev", "test"):
+        scored[part] = read_split(task, part, config.data).examples if has_split(task, part, config.data) else []
+        examples, notes[f"overlap_with_{part}"] = without_overlap(examples, scored[part])
+    dev = at_most(scored["dev"], config.max_dev)
+    if config.max_train is not None:
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+        examples = [examples[i] for i in order[: config.max_train]]
+    if not examples:
+        raise ValueError(f"{task.name} has no training examples left; give more data")
+    labels = task.labels or tuple(dict.fromkeys(example.targets for example in examples))
+    form = format_of(config, lm, labels)
+    notes["targets_cut"] = _cut_targets(task, examples, form, lm)
+    if (config.scoring or PRESETS[config.preset].train.scoring) == "generate" or not can_rank(task, examples):
+        _warn_of_lost_targets(task, examples, form, lm)
+    if config.select == "dev":
+        if not dev:
+            raise ValueError(f"--select dev, but {task.name} has no dev file; give dev=FILE or use held-out")
+        return TaskData(task, form, examples, _shuffled_groups(dev), [], dev, "dev", notes)
+    if config.select == "cross-validation" or (config.select == "auto" and len(examples) < SMALL):
+        parts = [
+            (kept, _shuffled_groups(held)) for kept, held in folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
+        ]
+        return TaskData(task, form, examples, [], parts, dev, "cross-validation", notes)
+    kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
+    return TaskData(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+
+
+def _digest_of(parts: Sequence[Sequence[Example]]) -> str:
+    """Eight digits that change with any example of a part, its text, or its place."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)}\n".encode())
+        for example in part:
+            digest.update(f"{example.id}\t{example.inputs}\t{example.targets}\n".encode())
+    return digest.hexdigest()[:8]
+
+
+def _cut_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM) -> int:
+    """How many targets are longer than the format's; warns of them."""
+    texts = list(dict.fromkeys(example.targets for example in examples))
+    lengths = dict(zip(texts, target_lengths(texts, form, lm.tokenizer), strict=True))
+    num_cut = sum(lengths[example.targets] > form.max_target_length for example in examples)
+    if num_cut:
+        warnings.warn(
+            f"{num_cut:,} of {len(examples):,} training targets of {task.name} are longer than "
+            f"{form.max_target_length} tokens and are cut; make them shorter, or leave those examples out",
+            stacklevel=2,
+        )
+    return num_cut
+
+
+def _warn_of_lost_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM) -> None:
+    """Warn of targets that the tokenizer does not give back as the same answer, as one that makes '1' of '①'."""
+    different: dict[str, Example] = {}
+    for example in examples:
+        different.setdefault(example.targets, example)
+    texts = list(different)[:MOST_TRIED]
+    lost = {}
+    for text, length in zip(texts, target_lengths(texts, form, lm.tokenizer), strict=True):
+        written = form.answer_of(lm.tokenizer.decode(encode_target(text, form, lm.tokenizer)).strip())
+        is_whole = length <= form.max_target_length
+        if is_whole and task.answer(written, different[text]) != task.answer(text, different[text]):
+            lost[text] = written
+    if lost:
+        text, written = next(iter(lost.items()))
+        warnings.warn(
+            f"{len(lost):,} of {len(texts):,} different training targets of {task.name} do not come back from the "
+            f"tokenizer of {lm.name}: {text!a} comes back as {written!a}, which is never right; write them otherwise",
+            stacklevel=2,
+        )
+
+
+def dev_examples(config: RunConfig, task: Task, part: str = "dev") -> list[Example]:
+    """What a run scores of a task's dev file, or of another part. ValueError where there is none."""
+    return at_most(read_split(task, part, config.data).examples, config.max_dev)
+
+
+def at_most(examples: list[Example], count: int | None) -> list[Example]:
+    """So many of them, in an order of their own; those that are scored together stay side by side."""
+    return examples if count is None else _shuffled_groups(examples)[:count]
+
+
+def _shuffled_groups(examples: Sequence[Example]) -> list[Example]:
+    """The examples in an order of their own, those that are scored together side by side."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.group or example.id, []).append(example)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    in_groups = list(groups.values())
+    return [example for i in order for example in in_groups[i]]
+
+
+@dataclass
+class Plan:
+    """One prompt to train, and where it came from."""
+
+    name: str
+    data: TaskData
+    setting: tuple[int, float]
+    seed: int
+    train: TrainConfig
+    values: Tensor
+    init: dict[str, Any]
+    run: str = ""
+    """Which of the runs that train together it belongs to; '' for one alone."""
+    judging: dict[str, Any] = field(default_factory=dict)
+    """The metric and group_by of a task of one's own."""
+
+
+def plan_prompts(config: RunConfig, data: TaskData, lm: FrozenLM) -> list[Plan]:
+    """One plan for each setting and seed. ValueError for settings that the task or the model cannot have."""
+    preset = PRESETS[config.preset]
+    base = _train_config(config, data, lm)
+    lengths = config.prompt_length or (preset.prompt_length,)
+    rates = config.learning_rate or (base.optimizer.learning_rate,)
+    judging = {"metric": config.metric, "group_by": config.group_by}
+    plans = []
+    for length, rate, seed in itertools.product(lengths, rates, config.seeds):
+        values, init = initial_prompt(
+            config.init or _usual_init(preset, data),
+            embeddings=lm.embeddings,
+            tokenizer=lm.tokenizer,
+            length=length,
+            labels=_initial_texts(data),
+            generator=torch.Generator().manual_seed(seed),
+            low=preset.uniform_low,
+            model_name=lm.name,
+            fingerprint=lm.fingerprint,
+        )
+        name = f"{data.task.name} p{length} lr{rate:g} seed{seed}"
+        trained = replace(base, optimizer=replace(base.optimizer, learning_rate=rate))
+        plans.append(Plan(name, data, (length, rate), seed, trained, values, init, judging=judging))
+    return plans
+
+
+def _train_config(config: RunConfig, data: TaskData, lm: FrozenLM) -> TrainConfig:
+    preset = PRESETS[config.preset].train
+    given = {
+        name: getattr(config, name)
+        for name in ("steps", "batch_size", "evaluate_every", "patience", "num_selection", "scoring", "dropout")
+        if getattr(config, name) is not None
+    }
+    if not lm.is_encoder_decoder:
+        given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
+    if data.selected_on == "dev":
+        given.setdefault("num_selection", len(data.selection))  # a mixture has its dev rows there alone
+    scored = [*data.train, *data.selection, *data.dev]
+    if config.scoring == "rank":
+        check_can_rank(data.task, scored)
+    elif not can_rank(data.task, scored):
+        given["scoring"] = "generate"
+    changed = replace(preset, optimizer=_optimizer(config, lm.is_encoder_decoder), **given)
+    return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
+
+
+def _optimizer(config: RunConfig, is_encoder_decoder: bool) -> Optimizer:
+    """The preset's with all its settings; if it is of another kind than asked for, the preset's that is of that kind.
+
+    The fast preset's AdamW rate was chosen on a decoder-only model; T5's embeddings are larger, so there it is the
+    paper's Adafactor.
+    """
+    paper, fast = (PRESETS[name].train.optimizer for name in ("paper", "fast"))
+    usual = paper if config.preset == "fast" and is_encoder_decoder else PRESETS[config.preset].train.optimizer
+    wanted = type(usual) if config.optimizer is None else kind_of(config.optimizer)
+    return next(one for one in (usual, paper, fast) if isinstance(one, wanted))
+
+
+def _usual_init(preset: Preset, data: TaskData) -> str:
+    """The preset's, or sampled vocabulary where it is class labels and the task has none."""
+    return "vocab" if preset.init == "class-labels" and not _initial_texts(data) else preset.init
+
+
+def _initial_texts(data: TaskData) -> list[str]:
+    """Texts for class-label initialisation, as the model will read them."""
+    texts = data.task.initial_texts or data.task.labels or ()
+    return [(" " if data.form.leading_space else "") + text for text in texts]
+
+
+def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
+    """The plans as members, each after the folds (if any) that choose its step.
+
+    The folds of a setting belong to its run's first seed and serve the others too.
+    """
+    members: list[Member] = []
+    fold_places: dict[tuple[int, str, Any], tuple[int, ...]] = {}
+    for plan in plans:
+        group = (id(plan.data), plan.run, plan.setting)
+        if plan.data.folds and group not in fold_places:
+            first = len(members)
+            members.extend(_fold_members(plan, lm))
+            fold_places[group] = tuple(range(first, len(members)))
+        rows, selection_rows = plan.data.encoded(lm)
+        members.append(_member(plan, plan.name, rows, plan.data.selection, selection_rows, fold_places.get(group, ())))
+    return members
+
+
+def check_plans(plans: Sequence[Plan], lm: FrozenLM) -> None:
+    """Refuse before training what the last scoring would refuse after it: ValueError for rows that the model cannot
+    take, with the longest prompt and answer, whether they are trained on or scored.
+    """
+    for data in {id(plan.data): plan.data for plan in plans}.values():
+        prompt_length = max(len(plan.values) for plan in plans if plan.data is data)
+        rows, selection_rows = data.encoded(lm)
+        check_length(rows, prompt_length, lm)
+        answer_length = data.form.max_target_length
+        if lm.max_length is None or prompt_length + data.form.max_input_length + answer_length <= lm.max_length:
+            continue
+        dev = encode_examples(data.dev, data.form, lm.tokenizer, with_targets=False)
+        for scored in (rows if data.folds else selection_rows, dev):
+            check_length(scored, prompt_length, lm, answer_length=answer_length)
+
+
+def _fold_members(plan: Plan, lm: FrozenLM) -> list[Member]:
+    made = []
+    for number, (kept, held) in enumerate(plan.data.folds):
+        rows = encode_examples(kept, plan.data.form, lm.tokenizer)
+        held_rows = encode_examples(held, plan.data.form, lm.tokenizer)
+        made.append(_member(plan, f"{plan.name} fold{number}", rows, held, held_rows, ()))
+    return made
+
+
+def _member(
+    plan: Plan,
+    name: str,
+    rows: list[Row],
+    selection: list[Example],
+    selection_rows: list[Row],
+    fold_places: tuple[int, ...],
+) -> Member:
+    return Member(
+        name=name,
+        task=plan.data.task,
+        form=plan.data.form,
+        config=plan.train,
+        seed=plan.seed,
+        values=plan.values,
+        rows=rows,
+        selection=selection,
+        selection_rows=selection_rows,
+        folds=fold_places,
+        run=plan.run,
+        judging=plan.judging,
+    )
