@@ -36,7 +36,7 @@ ONLY_IN = {
     "argparse": {"cli", "base.command", "pretraining.commands", "study.commands"},
     "fastapi": {"serving.http"},
     "starlette": {"serving.http"},
-    "pydantic": {"serving.http"},
+    "pydantic": {"base.checked", "serving.http"},
     "prometheus_client": {"serving.http"},
     "uvicorn": {"cli.serve"},
 }
