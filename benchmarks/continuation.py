@@ -24,7 +24,7 @@ from tqdm import tqdm
 from softprompt.answering.rows import surroundings
 from softprompt.models.loading import load
 from softprompt.pretraining.corpus import TokenStream, corpus_files, tokenized
-from softprompt.study.study import short_name
+from softprompt.study.runs import short_name
 
 LENGTH = 256
 ORDER = 5

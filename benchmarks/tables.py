@@ -25,9 +25,9 @@ from softprompt.answering.rows import read_rows
 from softprompt.base.files import write_whole
 from softprompt.study import paper
 from softprompt.study.claims import MAJORITY, as_table, decide
+from softprompt.study.runs import newest, short_name
+from softprompt.study.runs import table as study_table
 from softprompt.study.significance import NOT_SEEN, SEEN, UNTESTABLE
-from softprompt.study.study import newest, short_name
-from softprompt.study.study import table as study_table
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)

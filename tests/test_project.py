@@ -18,7 +18,7 @@ FLOORS = [
     {"prompts"},
     {"answering"},
     {"training", "serving"},
-    {"serving.http", "pretraining", "study.experiments"},
+    {"serving.http", "pretraining"},
     {"study"},
     {"cli"},
     {"pretraining.commands", "study.commands"},

@@ -16,7 +16,7 @@ from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.base.watch import Watch
 from softprompt.cli.command_line import main
 from softprompt.study.experiments import EXPERIMENTS
-from softprompt.study.study import (
+from softprompt.study.runs import (
     VOTE,
     _by_model,
     _others_of,
@@ -469,11 +469,12 @@ def test_rows_are_added_beside_others_and_all_of_them_or_none(tmp_path, monkeypa
 
 def test_rows_of_another_experiment_are_copied_and_not_made_again(base, tmp_path, monkeypatch):
     place, options = family(tmp_path / "family"), {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
-    monkeypatch.setattr(EXPERIMENTS["figure-3c"], "POINTS", EXPERIMENTS["figure-3c"].POINTS[2:3])  # span alone
+    objectives, steps = EXPERIMENTS["figure-3c"], EXPERIMENTS["figure-3d"]
+    monkeypatch.setitem(EXPERIMENTS, "figure-3c", replace(objectives, points=objectives.points[2:3]))  # span alone
     small = replace(base, task=TASKS[:1], seeds=(0,))
     assert run_experiment("figure-3c", [str(place)], small, **options) == []
     count = len(read_rows(tmp_path / "rows.jsonl"))
-    monkeypatch.setattr(EXPERIMENTS["figure-3d"], "POINTS", EXPERIMENTS["figure-3d"].POINTS[:1])
+    monkeypatch.setitem(EXPERIMENTS, "figure-3d", replace(steps, points=steps.points[:1]))
     assert run_experiment("figure-3d", [str(place)], small, **options) == []
     rows = read_rows(tmp_path / "rows.jsonl")
     assert len(rows) == 2 * count
@@ -617,9 +618,9 @@ def test_a_model_is_loaded_once_to_say_how_long_all_its_points_take(data, tmp_pa
     make_tokenizer().save_pretrained(place)
     loaded = []
     monkeypatch.setattr(
-        "softprompt.training.run.load_model", lambda config: loaded.append(config.model) or load_model(config)
+        "softprompt.training.load_model", lambda config: loaded.append(config.model) or load_model(config)
     )
-    monkeypatch.setattr("softprompt.study.study.run_experiment", lambda *given, **more: [])
+    monkeypatch.setattr("softprompt.study.run_experiment", lambda *given, **more: [])
     words = [
         "experiment", "figure-3a", "--points", "1", "5", "--tasks", "glue/sst2", "--seeds", "0", "--data", str(data),
         "--steps", "3", "--batch-size", "4", "--evaluate-every", "3", "--num-selection", "8", "--models", str(place),

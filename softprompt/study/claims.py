@@ -18,6 +18,7 @@ from softprompt.answering import Result
 from softprompt.study import paper
 from softprompt.study.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING, score_within
 from softprompt.study.params import FIGURE_LENGTHS, counts, t5
+from softprompt.study.runs import VOTE, family_of, newest, size_of, trained_on
 from softprompt.study.significance import (
     NOT_SEEN,
     SEEN,
@@ -29,7 +30,6 @@ from softprompt.study.significance import (
     sign_flips,
     verdicts,
 )
-from softprompt.study.study import VOTE, family_of, newest, size_of, trained_on
 
 MAJORITY = "majority"  # the method of rows of benchmarks/baselines.py that answer the commonest label
 TOO_SMALL = {"superglue/cb", "superglue/copa", "superglue/wsc"}  # of which no verdict comes (docs/findings.md)

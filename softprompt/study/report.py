@@ -37,7 +37,7 @@ from softprompt.study.paper import (
     Point,
 )
 from softprompt.study.params import METHODS, figure_4, figure_4_cells, t5, table_4
-from softprompt.study.study import VOTE, family_of, newest, short_name, spread, table
+from softprompt.study.runs import VOTE, family_of, newest, short_name, spread, table
 
 PAGE = "index.html"
 TRANSFERS = ("table-1", "table-2")
@@ -140,7 +140,7 @@ def _over_seeds(values: Sequence[float]) -> Point:
 
 
 def _of_rows(name: str, rows: Sequence[Result]) -> Section:
-    section = Section(name, EXPERIMENTS[name].TITLE)
+    section = Section(name, EXPERIMENTS[name].title)
     if not rows:
         section.text.append(f"Not run here: softprompt experiment {name} --models M makes its rows.")
         if name in TRANSFERS:
@@ -179,7 +179,7 @@ def _not_run(name: str, rows: Sequence[Result]) -> list[str]:
     """What the paper's figure or table has and the rows have not: tasks without data, points without rows."""
     missing = {task: why for row in rows for task, why in row.notes.get("not_run", {}).items()}
     lines = [f"{task} was not run: {why}." for task, why in missing.items()]
-    points = [point.name for point in EXPERIMENTS[name].POINTS if "*" not in point.name]
+    points = [point.name for point in EXPERIMENTS[name].points if "*" not in point.name]
     for asked in dict.fromkeys(row.config["asked"] for row in rows):
         own = [row for row in rows if row.config["asked"] == asked]
         there = {row.config["point"].split(", ")[0] if "shots" in row.config else row.config["point"] for row in own}

@@ -52,7 +52,7 @@ def _experiment(args: argparse.Namespace) -> int:
     from softprompt.study.experiments import EXPERIMENTS
 
     if args.name is None:
-        print("\n".join(f"{name:<10}  {one.TITLE}" for name, one in EXPERIMENTS.items()))
+        print("\n".join(f"{name:<10}  {one.title}" for name, one in EXPERIMENTS.items()))
         return 0
     args.rows = args.rows or (args.out / "quick.jsonl" if args.quick else STUDY_ROWS)
     set_threads(args)
@@ -132,7 +132,7 @@ def _base(args: argparse.Namespace) -> Any:
     from softprompt.study import named
     from softprompt.training import RunConfig
 
-    seeds = read_seeds(args.seeds) if args.seeds else named(args.name).SEEDS
+    seeds = read_seeds(args.seeds) if args.seeds else named(args.name).seeds
     # A run that was interrupted goes on from its checkpoint: that of other settings is refused, and has another folder.
     return RunConfig(
         model="-", task=tuple(split_names(args.tasks)), seeds=seeds, data=args.data,

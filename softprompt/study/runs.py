@@ -45,8 +45,7 @@ from softprompt.study.comparison import (
     settings_of,
     settings_of_row,
 )
-from softprompt.study.experiments import EXPERIMENTS
-from softprompt.study.experiments.point import Point
+from softprompt.study.experiments import EXPERIMENTS, Experiment, Point
 from softprompt.study.prompt_design import shots_name
 from softprompt.tasks import Example, Task, get_task, has_split
 from softprompt.tasks.reading import Data
@@ -106,7 +105,7 @@ class Planned:
         return {name: v for name, v in settings_of(self.config).items() if name not in ("seeds", "minutes")}
 
 
-def named(name: str) -> Any:
+def named(name: str) -> Experiment:
     """The experiment of a name. ValueError for one that there is not; the nearest is offered."""
     if name not in EXPERIMENTS:
         raise ValueError(
@@ -123,7 +122,7 @@ def plan_experiment(
     ValueError for an experiment or a point that there is not (the nearest is offered), or a model without a point's
     folder.
     """
-    known = {point.name: point for point in named(name).POINTS}
+    known = {point.name: point for point in named(name).points}
     for task in base.task:
         get_task(task)  # refuses what there is not
     if unknown := [point for point in points if point not in known]:
@@ -533,7 +532,7 @@ def trained_on(row: Result) -> str:
 def _others_of(row: Result) -> dict[str, Mapping[str, str]]:
     """The other tasks that the row's run was scored on, and what its labels are called there, as its experiment has
     it."""
-    points = EXPERIMENTS[row.experiment].POINTS if row.experiment in EXPERIMENTS else ()
+    points = EXPERIMENTS[row.experiment].points if row.experiment in EXPERIMENTS else ()
     labels = next((point.also for point in points if point.name == row.config["point"]), {})
     others = dict.fromkeys([*row.config.get("also", []), row.task])
     return {name: labels.get(name, {}) for name in others if name != trained_on(row)}
