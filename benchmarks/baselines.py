@@ -157,12 +157,14 @@ def probe(lm: FrozenLM, data: TaskData, *, max_train: int, watch: Watch) -> Answ
 def mean_states(
     lm: FrozenLM, examples: Sequence[Example], form: TextFormat, progress: Progress | None = None
 ) -> np.ndarray:
-    """`FrozenLM.mean_state` of each input: float32, [b d]."""
+    """The mean over tokens of each input's last hidden states (the encoder's, if there is one): float32, [b d]."""
     rows = encode_examples(examples, form, lm.tokenizer, with_targets=False)
     states = np.zeros((len(rows), lm.width), dtype=np.float32)
     for places in micro_batches([len(row.ids) for row in rows], MAX_TOKENS[lm.device.type]):
         batch = collate([rows[i] for i in places], [-1] * len(places), lm.tokenizer.pad_id, lm.device)
-        states[places] = lm.mean_state(lm.embed(batch.ids), batch.mask).cpu().numpy()
+        hidden = lm.last_states(lm.embed(batch.ids), batch.mask)
+        weights = batch.mask[..., None].to(hidden.dtype)
+        states[places] = ((hidden * weights).sum(1) / weights.sum(1)).float().cpu().numpy()
         if progress:
             progress(len(places))
     return states

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from softprompt.answering.rows import surroundings
 from softprompt.models.loading import load
+from softprompt.models.states import Embedded
 from softprompt.pretraining.corpus import TokenStream, corpus_files, tokenized
 from softprompt.study.runs import short_name
 
@@ -49,9 +50,8 @@ def losses_of_model(folder: str, texts: np.ndarray) -> tuple[Any, np.ndarray]:
         end = torch.full_like(rows[:, :1], lm.tokenizer.eos_id)
         inputs = torch.cat([rows[:, :half], end], 1)
         targets = rows[:, half:]
-        nll = lm.loss(
-            lm.embed(inputs), torch.ones_like(inputs, dtype=torch.bool), targets, torch.ones_like(targets).bool()
-        )
+        entering = Embedded(lm.embed(inputs), torch.ones_like(inputs, dtype=torch.bool))
+        nll = lm.loss(entering, targets, torch.ones_like(targets).bool())
         losses.append(nll.numpy())
     return lm, np.concatenate(losses)
 

@@ -15,7 +15,7 @@ from softprompt.answering.running import RunningBatch, Start
 from softprompt.models import loading
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.loading import SMOLLM2, choose_device, choose_dtype, dequantised_folder, load
-from softprompt.models.states import RowGroups
+from softprompt.models.states import Embedded, RowGroups
 from softprompt.models.text import Row
 from softprompt.models.tokenizer import Tokenizer
 from softprompt.pretraining.new_t5 import projected_embeddings
@@ -176,17 +176,18 @@ def test_memory_that_runs_out_in_use_halves_the_batches(llama, monkeypatch):
     expected = torch.tensor(engine.label_scores(rows, worn, choices))
     plain, sizes, done = FrozenLM.score, [], []
 
-    def score(self, x, *args, **rest):
-        sizes.append(len(x))
-        if len(x) > 2:
+    def score(self, entering, *args):
+        sizes.append(len(entering.x))
+        if len(entering.x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(self, x, *args, **rest)
+        return plain(self, entering, *args)
 
     monkeypatch.setattr(FrozenLM, "score", score)
     found = torch.tensor(engine.label_scores(rows, worn, choices, progress=done.append))
     assert sizes == [8, 4, 2, 2, 2, 2] and done == [2, 2, 2, 2]
     assert float((found - expected).abs().max()) < 1e-5
-    monkeypatch.setattr(FrozenLM, "score", lambda self, x, *args, **rest: score(self, torch.cat([x] * 3)))
+    threefold = Embedded(torch.zeros(3, 1, llama.width), torch.ones(3, 1, dtype=torch.bool))
+    monkeypatch.setattr(FrozenLM, "score", lambda self, *rest: score(self, threefold))
     with pytest.raises(ValueError, match="out of memory even with one row at a time; use a shorter"):
         engine.label_scores(rows, worn, choices)
 

@@ -130,7 +130,7 @@ def test_a_mean_state_in_a_batch_is_that_of_the_input_alone(lm, rte):
     together = baselines.mean_states(lm, examples, data.form)
     for text, state in zip(texts, together, strict=True):
         ids = torch.tensor([encode_inputs(text, data.form, lm.tokenizer).ids])
-        alone = lm.mean_state(lm.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+        alone = lm.last_states(lm.embed(ids), torch.ones_like(ids, dtype=torch.bool)).mean(1)
         np.testing.assert_allclose(state, alone[0].detach().numpy(), atol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 0.1
 

@@ -19,6 +19,7 @@ from softprompt.answering.engine import Engine
 from softprompt.answering.evaluation import ensemble, predict
 from softprompt.models.backbone import NO_PROMPT, FrozenLM
 from softprompt.models.layers import use_written_out_attention, written_out_attention
+from softprompt.models.states import Embedded
 from softprompt.models.text import Row, collate, default_format, encode_examples, shared_start
 from softprompt.prompts.prompt import Card, SoftPrompt, from_text, prepend, save_prompt
 from softprompt.tasks import Example, file_task
@@ -87,8 +88,7 @@ def alone(lm, prompts, rows, candidates, run_once):
 
 def written_ids(engine, rows, member):
     """The tokens of each row's greedy answer."""
-    x, mask, worn = engine.inputs(rows, member)
-    return engine.lm.generate(x, mask, max_tokens=6, states=engine.states, member=worn).ids
+    return engine.lm.generate(engine.inputs(rows, member), max_tokens=6).ids
 
 
 # Equality 1: a mixed batch gives each row what it gets alone
@@ -164,12 +164,13 @@ def test_it_never_matters_on_which_side_a_row_is_padded(kind):
         x[i, :n], mask[i, :n], left[i, 11 - n :], left_mask[i, 11 - n :] = row, True, row, True
     candidates = torch.randint(4, 330, (3, 2, 3), generator=generator)
     every = torch.ones_like(candidates, dtype=torch.bool)
-    right_scores = lm.score(x, mask, candidates, every)
-    assert apart([lm.score(left, left_mask, candidates, every)], [right_scores]) < TOLERANCE
-    assert lm.generate(left, left_mask, max_tokens=5).ids == lm.generate(x, mask, max_tokens=5).ids
+    at_left, at_right = Embedded(left, left_mask), Embedded(x, mask)
+    right_scores = lm.score(at_right, candidates, every)
+    assert apart([lm.score(at_left, candidates, every)], [right_scores]) < TOLERANCE
+    assert lm.generate(at_left, max_tokens=5).ids == lm.generate(at_right, max_tokens=5).ids
     prompts, worn = torch.randn(2, 4, lm.width, generator=generator), torch.tensor([1, -1, 0])
     sides = [prepend(prompts, torch.tensor([4, 2]), worn, x, mask, side=side) for side in ("right", "left")]
-    scores = [lm.score(*side, candidates, every) for side in sides]
+    scores = [lm.score(Embedded(*side), candidates, every) for side in sides]
     assert apart([scores[0]], [scores[1]]) < TOLERANCE < apart([scores[0]], [right_scores])
 
 
@@ -574,7 +575,7 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(kind):
     lm = tiny_lm(kind)
     for row in make_rows()[:4]:
         batch = collate([row], [NO_PROMPT], 0, lm.device)
-        ours = lm.generate(lm.embed(batch.ids), batch.mask, max_tokens=8)
+        ours = lm.generate(Embedded(lm.embed(batch.ids), batch.mask), max_tokens=8)
         theirs = lm.model.generate(batch.ids, attention_mask=batch.mask.long(), max_new_tokens=8, do_sample=False)
         new = theirs[0, 1:] if lm.is_encoder_decoder else theirs[0, batch.ids.shape[1] :]
         new = new.tolist()

@@ -80,8 +80,7 @@ def rows_of(lm):
 
 def engine_answer(engine, row, place):
     """The greedy ids and their log-probability, the end of sequence included."""
-    x, mask, member = engine.inputs([row], [place])
-    (ids,), (log_prob,) = engine.lm.generate(x, mask, max_tokens=MAX_TOKENS, states=engine.states, member=member)
+    (ids,), (log_prob,) = engine.lm.generate(engine.inputs([row], [place]), max_tokens=MAX_TOKENS)
     return ids, log_prob
 
 

@@ -122,8 +122,7 @@ def test_greedy_answers_are_the_models_own_whatever_they_are_batched_with(kind):
     assert most > 4
     for ids, worn, length, ticket in asked:
         lone = Engine(lm, [] if worn is None else [worn.values])
-        x, mask, member = lone.inputs([Row(ids, (), False, 0)], [-1 if worn is None else 0])
-        wanted = lm.generate(x, mask, max_tokens=length, states=lone.states, member=member)
+        wanted = lm.generate(lone.inputs([Row(ids, (), False, 0)], [-1 if worn is None else 0]), max_tokens=length)
         (part,) = ticket.result(0.0).parts
         assert list(part.ids) == wanted.ids[0]
         assert sum(part.log_probs) == pytest.approx(wanted.log_probs[0], abs=10 * TOLERANCE)

@@ -15,6 +15,7 @@ from conftest import tiny_lm
 
 from softprompt.answering.engine import Engine
 from softprompt.models.backbone import FrozenLM
+from softprompt.models.states import Embedded
 from softprompt.models.text import Row, collate, default_format, encode_examples
 from softprompt.tasks import Example, file_task
 from softprompt.training.loop import CHECKPOINT, DIVERGED_STEPS, Member, TrainConfig, fit
@@ -56,7 +57,7 @@ def taught(lm, rows_of_step):
     for step in range(250):
         rows = rows_of_step(step)
         batch = collate(rows, [0] * len(rows), 0, lm.device)
-        loss = lm.loss(lm.embed(batch.ids), batch.mask, batch.targets, batch.targets_mask).sum() / len(rows)
+        loss = lm.loss(Embedded(lm.embed(batch.ids), batch.mask), batch.targets, batch.targets_mask).sum() / len(rows)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

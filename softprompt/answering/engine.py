@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.base.watch import Progress
-from softprompt.models import NO_PROMPT, FrozenLM, PromptStates, Row, collate, micro_batches, pad_candidates
+from softprompt.models import NO_PROMPT, Embedded, FrozenLM, PromptStates, Row, collate, micro_batches, pad_candidates
 from softprompt.prompts import prepend, stack
 
 # Tokens of a micro-batch at most, padding and prompts in front included. Ours: on a processor 2,048 are as fast as
@@ -56,7 +56,7 @@ class Engine:
     """One frozen model and the prompts it wears.
 
     prompts: float32 [p d] each, lengths may differ. A decoder-only model runs each once, here. states: keys and values
-    in their place, which no prompt made (prefix tuning).
+    in their place, which no prompt made (prefix tuning); in an encoder-decoder they stand in front of the decoder's.
     """
 
     @torch.no_grad()
@@ -97,9 +97,9 @@ class Engine:
         scores: list[list[float]] = [[] for _ in rows]
 
         def score(places: list[int]) -> None:
-            x, mask, worn = self.inputs([rows[i] for i in places], [member[i] for i in places])
+            entering = self.inputs([rows[i] for i in places], [member[i] for i in places])
             ids, real = pad_candidates([candidates[i] for i in places], self.lm.tokenizer.pad_id, self.lm.device)
-            summed = self.lm.score(x, mask, ids, real, states=self.states, member=worn).tolist()
+            summed = self.lm.score(entering, ids, real).tolist()
             for i, values in zip(places, summed, strict=True):
                 scores[i] = values[: len(candidates[i])]
 
@@ -124,23 +124,21 @@ class Engine:
         answers: list[Prediction] = [Prediction("", 0.0)] * len(rows)
 
         def write(places: list[int]) -> None:
-            x, mask, worn = self.inputs([rows[i] for i in places], [member[i] for i in places])
-            written = self.lm.generate(x, mask, max_tokens=max_target_length, states=self.states, member=worn)
+            entering = self.inputs([rows[i] for i in places], [member[i] for i in places])
+            written = self.lm.generate(entering, max_tokens=max_target_length)
             for i, ids, log_prob in zip(places, written.ids, written.log_probs, strict=True):
                 answers[i] = Prediction(self.lm.tokenizer.decode(ids).strip(), log_prob)
 
         self._in_micro_batches(lengths, write, progress)
         return answers
 
-    def inputs(
-        self, rows: Sequence[Row], member: Sequence[int]
-    ) -> tuple[Float[Tensor, "b t d"], Tensor, Int[Tensor, " b"]]:
-        """The embedded rows, with their prompts in front unless those were run ahead."""
+    def inputs(self, rows: Sequence[Row], member: Sequence[int]) -> Embedded:
+        """The rows as they enter the model, with the prompts that `member` names."""
         batch = collate(rows, member, self.lm.tokenizer.pad_id, self.lm.device)
         x, mask = self.lm.embed(batch.ids), batch.mask
         if self.states is None and any(m != NO_PROMPT for m in member):
             x, mask = prepend(self.prompts, self.lengths, batch.member, x, mask)
-        return x, mask, batch.member
+        return Embedded(x, mask, self.states, batch.member)
 
     def _in_micro_batches(
         self, lengths: Sequence[int], compute: Callable[[list[int]], None], progress: Progress | None

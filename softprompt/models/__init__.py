@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         write_checkpoint,
     )
     from softprompt.models.shapes import SIZES, Architecture, Shape, read_architecture, shape_of
-    from softprompt.models.states import Layout, PromptStates, RowStates
+    from softprompt.models.states import Embedded, Layout, PromptStates, RowStates
     from softprompt.models.text import (
         SEPARATOR,
         Row,
@@ -67,7 +67,7 @@ __getattr__, __all__ = face(
             "write_checkpoint",
         ),
         "shapes": ("Architecture", "SIZES", "Shape", "read_architecture", "shape_of"),
-        "states": ("Layout", "PromptStates", "RowStates"),
+        "states": ("Embedded", "Layout", "PromptStates", "RowStates"),
         "text": (
             "Row",
             "SEPARATOR",

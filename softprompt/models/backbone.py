@@ -34,7 +34,7 @@ from softprompt.models.layers import (
     use_written_out_attention,
     with_bias_of_first,
 )
-from softprompt.models.states import Layout, PromptStates, RowGroups, RowStates
+from softprompt.models.states import Embedded, Layout, PromptStates, RowGroups, RowStates
 from softprompt.models.tokenizer import Tokenizer
 
 NO_PROMPT = -1
@@ -113,8 +113,6 @@ class FrozenLM:
         self._scales_outputs = scales_outputs(model.config)
         self.is_checkpointed = False
         self.is_compiled = False
-        self.decoder_prefix: PromptStates | None = None
-        """Keys and values in front of the decoder's own, of an encoder-decoder: PEFT's prefix tuning."""
         if self.is_encoder_decoder:
             self._share_dropout()
 
@@ -220,66 +218,37 @@ class FrozenLM:
 
     def loss(
         self,
-        x: Float[Tensor, "b t d"],
-        mask: Bool[Tensor, "b t"],
+        rows: Embedded,
         targets: Int[Tensor, "b l"],
         targets_mask: Bool[Tensor, "b l"],
         *,
-        states: PromptStates | None = None,
-        member: Int[Tensor, " b"] | None = None,
         z_loss: float = 0.0,
     ) -> Float[Tensor, "b l"]:
         """Negative log-likelihood of each target token, teacher-forced, in float32; 0 where masked.
 
-        `z_loss` adds that times log² Z for each token (1e-4 in T5X's t5_1_1_prompt.gin). With `states`, x holds
-        the input only and `member` says whose prompt each row reads.
+        `z_loss` adds that times log² Z for each token (1e-4 in T5X's t5_1_1_prompt.gin).
         """
-        log_probs, log_z = self._log_probs(x, mask, targets[:, None], targets_mask[:, None], states, member)
+        log_probs, log_z = self._log_probs(rows, targets[:, None], targets_mask[:, None])
         nll = -log_probs[:, 0]
         return nll + z_loss * log_z[:, 0].square() if z_loss else nll
 
-    def log_probs(
-        self,
-        x: Float[Tensor, "b t d"],
-        mask: Bool[Tensor, "b t"],
-        candidates: Int[Tensor, "b c l"],
-        candidates_mask: Bool[Tensor, "b c l"],
-        *,
-        states: PromptStates | None = None,
-        member: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b c l"]:
-        """log p of each token of each candidate after x, in one pass over x; 0 where masked."""
-        return self._log_probs(x, mask, candidates, candidates_mask, states, member)[0]
-
     def score(
-        self,
-        x: Float[Tensor, "b t d"],
-        mask: Bool[Tensor, "b t"],
-        candidates: Int[Tensor, "b c l"],
-        candidates_mask: Bool[Tensor, "b c l"],
-        *,
-        states: PromptStates | None = None,
-        member: Int[Tensor, " b"] | None = None,
+        self, rows: Embedded, candidates: Int[Tensor, "b c l"], candidates_mask: Bool[Tensor, "b c l"]
     ) -> Float[Tensor, "b c"]:
-        """Rank classification: log p(candidate | x), summed over its tokens, for each candidate of each row."""
-        return self.log_probs(x, mask, candidates, candidates_mask, states=states, member=member).sum(-1)
+        """Rank classification: log p(candidate | row), summed over its tokens, for each candidate of each row.
+
+        Each row is read once for all its candidates.
+        """
+        return self._log_probs(rows, candidates, candidates_mask)[0].sum(-1)
 
     @torch.no_grad()
-    def generate(
-        self,
-        x: Float[Tensor, "b t d"],
-        mask: Bool[Tensor, "b t"],
-        *,
-        max_tokens: int,
-        states: PromptStates | None = None,
-        member: Int[Tensor, " b"] | None = None,
-    ) -> Generated:
+    def generate(self, rows: Embedded, *, max_tokens: int) -> Generated:
         """Greedy decoding, to the end of sequence or `max_tokens` new tokens."""
-        step = self._decoder_steps(x, mask) if self.is_encoder_decoder else self._text_steps(x, mask, states, member)
+        step = self._decoder_steps(rows) if self.is_encoder_decoder else self._text_steps(rows)
         tokens: Tensor | None = None
-        done = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
-        total = torch.zeros(x.shape[0], device=x.device)
-        ids: list[list[int]] = [[] for _ in range(x.shape[0])]
+        done = torch.zeros(len(rows.x), dtype=torch.bool, device=rows.x.device)
+        total = torch.zeros(len(rows.x), device=rows.x.device)
+        ids: list[list[int]] = [[] for _ in range(len(rows.x))]
         for _ in range(max_tokens):
             log_probs = step(tokens).log_softmax(-1)  # [b v]
             best, chosen = log_probs.max(-1)
@@ -292,15 +261,12 @@ class FrozenLM:
             tokens = chosen
         return Generated(ids, total.tolist())
 
-    def mean_state(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
-        """The mean over tokens of the last hidden state (of the encoder, if there is one): for linear probes."""
+    def last_states(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The last hidden state of each token of the input (the encoder's, if there is one)."""
         if self.is_encoder_decoder:
-            hidden = self.encode(x, mask)
-        else:
-            positions = _positions(mask)
-            hidden = self._decoder_only(x, self._causal(positions, mask), positions)
-        weights = mask[..., None].to(hidden.dtype)
-        return ((hidden * weights).sum(1) / weights.sum(1)).float()
+            return self.encode(x, mask)
+        positions = _positions(mask)
+        return self._decoder_only(x, self._causal(positions, mask), positions)
 
     @torch.no_grad()
     def layout(self) -> Layout:
@@ -454,20 +420,12 @@ class FrozenLM:
             return None
         return getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
 
-    def _log_probs(
-        self,
-        x: Tensor,
-        mask: Tensor,
-        candidates: Tensor,
-        candidates_mask: Tensor,
-        states: PromptStates | None,
-        member: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _log_probs(self, rows: Embedded, candidates: Tensor, candidates_mask: Tensor) -> tuple[Tensor, Tensor]:
         """log p and log Z of every candidate token [b c l]; both 0 where masked."""
         if self.is_encoder_decoder:
-            hidden = self._after_encoder(x, mask, candidates)
+            hidden = self._after_encoder(rows, candidates)
         else:
-            hidden = self._after_text(x, mask, candidates, candidates_mask, states, member)
+            hidden = self._after_text(rows, candidates, candidates_mask)
         logits = self._logits(hidden[candidates_mask])  # [valid v]
         log_z = logits.logsumexp(-1)
         chosen = logits.gather(-1, candidates[candidates_mask][:, None])[:, 0] - log_z
@@ -483,66 +441,58 @@ class FrozenLM:
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _after_encoder(self, x: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
-        """Decoder states [b c l d] that predict each candidate's tokens; x is encoded once.
+    def _after_encoder(self, rows: Embedded, candidates: Tensor) -> Tensor:
+        """Decoder states [b c l d] that predict each candidate's tokens; each row is encoded once.
 
         The candidates of a row stand side by side in one decoder sequence, each attending to itself only: T5's
         positions are relative, so each sees what it would see alone.
         """
         b, c, length = candidates.shape
-        encoded = self.encode(x, mask)
-        if self.decoder_prefix is not None:
-            return self._after_prefix(encoded, mask, candidates)
+        encoded = self.encode(rows.x, rows.mask)
+        if rows.states is not None:
+            return self._after_prefix(encoded, rows, candidates)
         start = torch.full((b, c, 1), self.config.decoder_start_token_id, device=candidates.device)
         ids = torch.cat([start, candidates[..., :-1]], -1).flatten(1)  # [b c*l]
-        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        causal = torch.ones(length, length, dtype=torch.bool, device=encoded.device).tril()
         allowed = torch.block_diag(*[causal] * c).expand(b, 1, c * length, c * length)
         hidden = self.model.decoder(
             inputs_embeds=self.embed(ids),
             attention_mask=allowed,
             encoder_hidden_states=encoded,
-            encoder_attention_mask=mask,
+            encoder_attention_mask=rows.mask,
             use_cache=False,
         ).last_hidden_state
         return hidden.unflatten(1, (c, length))
 
-    def _after_prefix(self, encoded: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
+    def _after_prefix(self, encoded: Tensor, rows: Embedded, candidates: Tensor) -> Tensor:
         """The same behind the decoder's prefix, each candidate in a row of its own at its distance from the prefix."""
         b, c, length = candidates.shape
         start = torch.full((b * c, 1), self.config.decoder_start_token_id, device=candidates.device)
         hidden = self.model.decoder(
             inputs_embeds=self.embed(torch.cat([start, candidates.flatten(0, 1)[:, :-1]], 1)),
             encoder_hidden_states=encoded.repeat_interleave(c, 0),
-            encoder_attention_mask=mask.repeat_interleave(c, 0),
-            past_key_values=self._decoder_cache(b * c, encoded.dtype),
+            encoder_attention_mask=rows.mask.repeat_interleave(c, 0),
+            past_key_values=self._decoder_cache(rows, c),
             use_cache=True,
         ).last_hidden_state
         return hidden.view(b, c, length, -1)
 
-    def _decoder_cache(self, num_rows: int, dtype: torch.dtype) -> Any:
-        """What the decoder's rows begin with: nothing, or the prefix."""
+    def _decoder_cache(self, rows: Embedded, copies: int) -> Any:
+        """What the decoder begins each of `copies` of a row with: nothing, or its prefix."""
         from transformers import DynamicCache, EncoderDecoderCache
 
         own = DynamicCache()
-        if self.decoder_prefix is not None:
-            worn = torch.zeros(num_rows, dtype=torch.long, device=self.device)
-            self._cache_of_rows(self.decoder_prefix, worn, dtype, own)
+        if rows.states is not None and rows.member is not None:
+            self._cache_of_rows(rows.states, rows.member.repeat_interleave(copies), self.dtype, own)
         return EncoderDecoderCache(own, DynamicCache())
 
-    def _after_text(
-        self,
-        x: Tensor,
-        mask: Tensor,
-        candidates: Tensor,
-        candidates_mask: Tensor,
-        states: PromptStates | None,
-        member: Tensor | None,
-    ) -> Tensor:
-        """States [b c l d] that predict each candidate's tokens in a decoder-only model; x is read once.
+    def _after_text(self, rows: Embedded, candidates: Tensor, candidates_mask: Tensor) -> Tensor:
+        """States [b c l d] that predict each candidate's tokens in a decoder-only model; each row is read once.
 
         A row is its input, then all its candidates side by side, each at the positions it would have alone and
         attending to prompt, input and itself. A candidate's last token predicts nothing and is not fed.
         """
+        x, mask = rows.x, rows.mask
         b, c, length = candidates.shape
         fed = candidates[..., :-1].flatten(1)  # [b n]
         n = fed.shape[1]
@@ -554,25 +504,17 @@ class FrozenLM:
         total = x.shape[1] + n
         structure = torch.ones(total, total, dtype=torch.bool, device=x.device).tril()
         structure[x.shape[1] :, x.shape[1] :] = among
-        hidden = self._run_rows(torch.cat([x, self.embed(fed)], 1), real, positions, structure, states, member)
+        both = Embedded(torch.cat([x, self.embed(fed)], 1), real, rows.states, rows.member)
+        hidden = self._run_rows(both, positions, structure)
         last = hidden[torch.arange(b, device=x.device), _last(mask)]  # [b d]
         first = last[:, None, None].expand(b, c, 1, self.width)
         return torch.cat([first, hidden[:, x.shape[1] :].unflatten(1, (c, length - 1))], 2) if n else first
 
-    def _run_rows(
-        self,
-        x: Tensor,
-        real: Tensor,
-        positions: Tensor,
-        structure: Tensor,
-        states: PromptStates | None,
-        member: Tensor | None,
-        cache: Any = None,
-    ) -> Tensor:
-        """Hidden states of rows that read their prompts' keys and values, if `states` are given."""
-        if states is None:
+    def _run_rows(self, rows: Embedded, positions: Tensor, structure: Tensor, cache: Any = None) -> Tensor:
+        """Hidden states of rows, behind their prompts' keys and values if there are any."""
+        x, real, states, member = rows.x, rows.mask, rows.states, rows.member
+        if states is None or member is None:
             return self._decoder_only(x, self._allowed(structure, real, positions, positions), positions, cache)
-        assert member is not None, "states without member"
         prompt_lengths = states.row_lengths(member)
         positions = positions + prompt_lengths[:, None]
         columns = torch.arange(states.keys[0].shape[2], device=x.device).expand(len(member), -1)
@@ -642,10 +584,11 @@ class FrozenLM:
             cache.update(rows(keys), rows(values), i)
         return cache
 
-    def _decoder_steps(self, x: Tensor, mask: Tensor) -> Any:
+    def _decoder_steps(self, rows: Embedded) -> Any:
         """A function from the last tokens [b] (None at first) to the next logits [b v]: encoder-decoder."""
+        x, mask = rows.x, rows.mask
         encoded = self.encode(x, mask)
-        cache = self._decoder_cache(len(x), encoded.dtype)
+        cache = self._decoder_cache(rows, 1)
         first = torch.full((len(x),), self.config.decoder_start_token_id, device=x.device)
 
         def step(tokens: Tensor | None) -> Tensor:
@@ -661,13 +604,14 @@ class FrozenLM:
 
         return step
 
-    def _text_steps(self, x: Tensor, mask: Tensor, states: PromptStates | None, member: Tensor | None) -> Any:
+    def _text_steps(self, entering: Embedded) -> Any:
         """The same for a decoder-only model. New tokens stand behind the padding, at the positions after the input."""
         from transformers import DynamicCache
 
+        x, mask, states, member = entering.x, entering.mask, entering.states, entering.member
         cache = DynamicCache()
         square = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-        hidden = self._run_rows(x, mask, _positions(mask), square, states, member, cache)
+        hidden = self._run_rows(entering, _positions(mask), square, cache)
         rows = torch.arange(len(x), device=x.device)
         last = self._logits(hidden[rows, _last(mask)])
         skipped = torch.zeros_like(mask[:, 0], dtype=torch.long)

@@ -1,6 +1,6 @@
 """Keys and values: of prompts that were run once, and of rows that are being written.
 
-Shapes: b rows, k prompts, p prompt tokens, q new tokens of each row, s columns read, t encoder tokens, h heads, e head
+Shapes: b rows, k prompts, p prompt tokens, q new tokens of each row, s columns read, t input tokens, h heads, e head
 width, d width.
 """
 
@@ -74,6 +74,24 @@ class PromptStates:
         )
         member = [-1 if states is None else row for row, states in enumerate(worn)]
         return together, torch.tensor(member, device=first.lengths.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """Rows as they enter the model."""
+
+    x: Float[Tensor, "b t d"]
+    """The embedded input, with each row's prompt in front of it unless that comes as states."""
+    mask: Bool[Tensor, "b t"]
+    """True where x holds a token of the row; padding may be on either side."""
+    states: PromptStates | None = None
+    """Keys and values of k prompts: in front of the input in a decoder-only model, and in an encoder-decoder in front
+    of what the decoder writes (PEFT's prefix tuning)."""
+    member: Int[Tensor, " b"] | None = None
+    """With states: which of the k prompts each row reads; NO_PROMPT (-1) for none, in a decoder-only model."""
+
+    def __post_init__(self) -> None:
+        assert (self.states is None) or self.member is not None, "states without member"
 
 
 @dataclass(frozen=True)

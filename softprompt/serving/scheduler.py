@@ -42,7 +42,7 @@ from softprompt.answering import (
     uniforms,
     vote,
 )
-from softprompt.models import FrozenLM, PromptStates, micro_batches, pad_candidates
+from softprompt.models import Embedded, FrozenLM, PromptStates, micro_batches, pad_candidates
 from softprompt.serving.prompt_table import PromptTable
 from softprompt.serving.request import (
     Answer,
@@ -479,7 +479,7 @@ class Scheduler:
         states, member = (
             (None, None) if self.lm.is_encoder_decoder else PromptStates.of_rows([s.states for s in starts])
         )
-        scored = self.lm.score(x, mask, candidates, real, states=states, member=member)
+        scored = self.lm.score(Embedded(x, mask, states, member), candidates, real)
         self._counts["num_input_tokens"] += sum(len(job.part.ids) for job in jobs)
         for job, scores in zip(jobs, scored.tolist(), strict=True):
             if not all(map(math.isfinite, scores)):

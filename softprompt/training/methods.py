@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from softprompt.answering import Engine
 from softprompt.base.names import nearest
-from softprompt.models import NO_PROMPT, FrozenLM, PromptStates, Row, collate, micro_batches, shared_start
+from softprompt.models import NO_PROMPT, Embedded, FrozenLM, PromptStates, Row, collate, micro_batches, shared_start
 from softprompt.prompts import prepend, stack
 from softprompt.training.optimizers import Adafactor, AdamW, Optimizer, PerWeight
 
@@ -125,9 +125,8 @@ def _backward(
         own = [lengths[member[i]] + len(rows[i].ids) for i in places]
         drawn = [seeds[i] for i in places] if seeds else []
         with lm.dropout(dropout, drawn, own, batch.targets.shape[1]):
-            loss = lm.loss(
-                x, mask, batch.targets, batch.targets_mask, states=states, member=batch.member, z_loss=z_loss
-            )
+            entering = Embedded(x, mask, states, batch.member)
+            loss = lm.loss(entering, batch.targets, batch.targets_mask, z_loss=z_loss)
             by_row = loss.sum(-1)
             by_row.sum().backward()
         after()
@@ -216,14 +215,13 @@ class WeightTuning:
             return [found], sums, computed
         states = self.states() if self.states else None
         leaves = states.leaves() if states else None
-        self.lm.decoder_prefix = leaves if self.lm.is_encoder_decoder else None
         sums, computed = _backward(
             self.lm,
             rows,
             member,
             num_members=1,
             front=None,
-            states=None if self.lm.is_encoder_decoder else leaves,
+            states=leaves,
             after=lambda: self._collect(found),
             **options,
         )
@@ -240,8 +238,7 @@ class WeightTuning:
         if self.prompt is not None:
             return Engine(self.lm, [self.prompt()], max_tokens=max_tokens), [0]
         states = self.states() if self.states else None
-        if states is None or self.lm.is_encoder_decoder:
-            self.lm.decoder_prefix = states
+        if states is None:
             return Engine(self.lm, [], max_tokens=max_tokens), [NO_PROMPT]
         return Engine(self.lm, [], states=states, max_tokens=max_tokens), [0]
 
