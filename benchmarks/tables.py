@@ -48,6 +48,31 @@ def demo(results: Path) -> str:
     return f"```\n{path.read_text().rstrip()}\n```" if path.exists() else nothing_yet("examples/demo.py --record")
 
 
+def highlights(results: Path) -> str:
+    """The README's three lines of results."""
+    dev = [row for row in read(results / "sst2.jsonl") if row["split"] == "dev" and row["seed"] >= 0]
+    steps = {(row["model"], row["task"], row["rival"]): row for row in read(results / "train_speed.jsonl")}
+    served = {(row["model"], row["rival"], row["num_prompts"]): row for row in read(results / "serve_throughput.jsonl")}
+    if not (dev and steps and served):
+        return nothing_yet("benchmarks/sst2.py, train_speed.py and serve_throughput.py")
+    scores = [100 * row["value"] for row in dev]
+    minutes = fmean(row["seconds"] for row in dev) / 60
+    step = steps["smollm2-135m", "glue/sst2", "peft documented"]
+    best = steps["smollm2-135m", "glue/sst2", "peft best"]
+    switching = served["smollm2-135m", "switching", 64]
+    grouped = served["smollm2-135m", "grouped", 64]
+    return "\n".join(
+        [
+            f"- SST-2 with SmolLM2-135M: {fmean(scores):.1f} ± {stdev(scores):.1f} % of dev, {len(dev)} seeds, "
+            f"{minutes:.0f} minutes each on two cores.",
+            f"- A training step of it: {step['ratio']:.1f} times as fast as PEFT as documented, {best['ratio']:.1f} times "
+            "PEFT at its best.",
+            f"- Serving it with 64 prompts: {switching['ratio']:.1f} times the requests of PEFT that switches adapters, "
+            f"{grouped['ratio']:.1f} times those of PEFT in batches of one prompt ({switching['rival_dtype']}).",
+        ]
+    )
+
+
 def sst2(results: Path) -> str:
     """Dev and test accuracy by seed, and of the vote."""
     rows = read(results / "sst2.jsonl")
@@ -378,6 +403,7 @@ def where(rows: Iterable[dict[str, Any]]) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "demo": demo,
+    "highlights": highlights,
     "sst2": sst2,
     "tasks": tasks,
     "train_speed": train_speed,
