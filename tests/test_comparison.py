@@ -7,7 +7,7 @@ import torch
 from conftest import make_llama, make_model, make_tokenizer, tiny_lm
 
 from softprompt.answering.engine import Prediction
-from softprompt.answering.evaluation import example_scores, right_answers
+from softprompt.answering.evaluation import right_answers
 from softprompt.answering.rows import read_rows
 from softprompt.base.watch import Watch
 from softprompt.cli.command_line import main
@@ -25,9 +25,10 @@ from softprompt.study.prompt_design import (
     how_scored,
     num_rows,
 )
+from softprompt.study.transfer import example_scores
+from softprompt.study.weights import TUNERS
 from softprompt.tasks import Example, get_task, read_split
 from softprompt.training.loop import fit
-from softprompt.training.methods import TUNERS
 from softprompt.training.settings import RunConfig
 
 KINDS = ["t5", "llama"]

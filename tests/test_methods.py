@@ -9,9 +9,10 @@ from conftest import make_model, tiny_lm
 from test_training import FIRST, MIRROR, SECOND, SORT, TASK, config, skill_rows
 
 from softprompt.models.text import default_format
+from softprompt.study.weights import TUNERS, PerWeight, make_tuning
 from softprompt.training.loop import Member, fit
-from softprompt.training.methods import TUNERS, PromptTuning, gradients, make_tuning
-from softprompt.training.optimizers import Adafactor, AdamW, PerWeight
+from softprompt.training.methods import PromptTuning, gradients
+from softprompt.training.optimizers import Adafactor, AdamW
 
 ROWS = skill_rows(5, 3)
 

@@ -21,7 +21,9 @@ def test_the_plain_loop_has_the_gradient_of_the_product(monkeypatch):
     records = [json.loads(line) for line in one_prompt.DATA.read_text().splitlines()[:6]]
     task = file_task(inputs="message: {message}", targets="{intent}", labels=None)
     form = default_format(lm)
-    rows = encode_examples([example for record in records for example in task.cast(record, "train")], form, lm.tokenizer)
+    rows = encode_examples(
+        [example for record in records for example in task.cast(record, "train")], form, lm.tokenizer
+    )
     examples = [one_prompt.encode(lm.tokenizer, record) for record in records]
     assert [list(row.ids + row.target) for row in rows] == [ids for ids, _ in examples]
 

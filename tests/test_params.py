@@ -12,7 +12,7 @@ from softprompt.models.shapes import SIZES, Architecture, read_architecture
 from softprompt.study.paper import SIZES as PAPER_SIZES
 from softprompt.study.paper import TABLE_4
 from softprompt.study.params import counts, figure_4, prefix_numbers, t5, table_4
-from softprompt.training.methods import make_tuning
+from softprompt.study.weights import make_tuning
 
 MISPRINTS = {  # reference of each: arithmetic on the row itself
     ("small", 20): ("prints 10,420 trainable", "prints 76,971,572 in all"),

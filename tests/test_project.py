@@ -30,7 +30,7 @@ MOST_FLOORS_IN_A_FOLDER = 7  # to become 6: training
 ONLY_IN = {
     "transformers": {"models", "pretraining.new_t5"},
     "sklearn": set(),
-    "peft": {"training.methods"},
+    "peft": {"study.weights"},
     "matplotlib": {"study.report"},
     "datasets": {"tasks"},
     "argparse": {"cli", "base.command", "pretraining.commands", "study.commands"},

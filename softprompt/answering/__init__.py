@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     )
     from softprompt.answering.evaluation import (
         Evaluation,
-        Other,
         best,
         can_rank,
         candidates_of,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
         check_scoring,
         ensemble,
         evaluate,
-        example_scores,
         judge,
         predict,
         right_answers,
@@ -83,7 +81,6 @@ __getattr__, __all__ = face(
         "engine": ("Engine", "MAX_TOKENS", "OUT_OF_MEMORY", "Prediction", "is_out_of_memory", "mean_probabilities"),
         "evaluation": (
             "Evaluation",
-            "Other",
             "best",
             "can_rank",
             "candidates_of",
@@ -91,7 +88,6 @@ __getattr__, __all__ = face(
             "check_scoring",
             "ensemble",
             "evaluate",
-            "example_scores",
             "judge",
             "predict",
             "right_answers",

@@ -6,8 +6,8 @@ Two ways to answer: `generate` (greedy decoding; an answer that is no legal labe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -105,48 +105,6 @@ def right_answers(task: Task, examples: Sequence[Example], predictions: Sequence
         return alone["em"] == 1 if "em" in alone else task.answer(text, example) in example.references
 
     return "".join("1" if is_right(p.text, e) else "0" for e, p in zip(examples, predictions, strict=True))
-
-
-def example_scores(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[float]:
-    """Each answer's own score, 0..1: the F1 of its words where the task counts those, else 1 if it is right."""
-    if task.labels or "f1" not in task.metrics([""], examples[:1]):
-        return [float(right) for right in right_answers(task, examples, predictions)]
-    return [task.metrics([p.text], [e])["f1"] for e, p in zip(examples, predictions, strict=True)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Other:
-    """Examples of another task than the trained one, answered with its prompt and judged as their own."""
-
-    task: Task
-    part: str
-    """The split they are of."""
-    examples: list[Example]
-    rows: list[Row]
-    """Their inputs, in the text of the trained task."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """What a label of the trained task is called there."""
-
-    def spread(self, most: int) -> Other:
-        """At most so many of them, evenly over the set, since files keep together what is about one text."""
-        count = min(most, len(self.examples))
-        places = [i * len(self.examples) // count for i in range(count)]
-        return replace(self, examples=[self.examples[i] for i in places], rows=[self.rows[i] for i in places])
-
-    def answers(
-        self,
-        engine: Engine,
-        prompt: int,
-        trained: Task,
-        form: TextFormat,
-        *,
-        scoring: str,
-        progress: Progress | None = None,
-    ) -> list[Prediction]:
-        """The answers to them with one of the engine's prompts. `form` is the trained task's."""
-        worn = [prompt] * len(self.rows)
-        found = predict(engine, trained, self.examples, self.rows, worn, form, scoring=scoring, progress=progress)
-        return [replace(answer, text=self.labels.get(answer.text, answer.text)) for answer in found]
 
 
 def vote(task: Task, example: Example, predictions: Sequence[Prediction]) -> Prediction:

@@ -27,7 +27,6 @@ from torch import Tensor
 from softprompt.answering import (
     Engine,
     Evaluation,
-    Other,
     Result,
     append_rows,
     judge,
@@ -42,27 +41,24 @@ from softprompt.base.names import nearest
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, TextFormat, encode_examples
 from softprompt.study.prompt_design import SHOTS, ask, designs, examples_in_front, how_scored, num_rows, shots_name
+from softprompt.study.transfer import Other, digest, observer
+from softprompt.study.weights import PREFIX_TUNING, TUNERS, PerWeight, WeightTuning, make_tuning
 from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, without_overlap
 from softprompt.training import (
-    PREFIX_TUNING,
-    TUNERS,
     Adafactor,
     AdamW,
     Fitted,
     Method,
-    PerWeight,
     PromptTuning,
     RunConfig,
     TaskData,
     TrainConfig,
-    WeightTuning,
     at_most,
     check_plans,
     dev_examples,
     fit,
     format_of,
     load_model,
-    make_tuning,
     members_of,
     plan_prompts,
     prepare,
@@ -357,7 +353,8 @@ class _Entry:
         check_plans([plan], lm)
         (member,) = members_of([plan], lm)
         name, others = f"{self.name} lr{rate:g} seed{seed}", self.scored if self.follow else []
-        member = replace(member, name=name, config=config, values=values, others=others)
+        judging = member.judging | {"other rows": digest(others)}
+        member = replace(member, name=name, config=config, values=values, judging=judging)
         folder = self.config.out / "trials" / self.name / f"{rate:g}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         self.watch.message(f"{self.data.task.name}: {self.name}, learning rate {rate:g}, seed {seed}")
@@ -374,6 +371,7 @@ class _Entry:
             on_score=lambda step, i, loss, score: self.watch.score(step, member.name, loss, score),
             on_message=self.watch.message,
             on_phase=self.watch.phase,
+            observe=observer(others, method, member, self.watch) if others else None,
         )
         peak = peak_bytes(lm.device)
         write_tensors(folder / VALUES, {"values": fitted.values.contiguous()})

@@ -10,9 +10,9 @@ from softprompt.base.faces import face
 
 if TYPE_CHECKING:
     from softprompt.training.estimation import estimate, token_lengths
-    from softprompt.training.loop import Fitted, TrainConfig, fit, threads_kept, uninterrupted
-    from softprompt.training.methods import PREFIX_TUNING, TUNERS, Method, PromptTuning, WeightTuning, make_tuning
-    from softprompt.training.optimizers import Adafactor, AdamW, PerWeight, rate_multiplier
+    from softprompt.training.loop import Fitted, Member, Observer, TrainConfig, fit, threads_kept, uninterrupted
+    from softprompt.training.methods import Gradients, Method, PromptTuning, gradients, gradients_of_rows
+    from softprompt.training.optimizers import Adafactor, AdamW, Optimizer, rate_multiplier
     from softprompt.training.plan import (
         TaskData,
         at_most,
@@ -31,9 +31,9 @@ __getattr__, __all__ = face(
     __name__,
     {
         "estimation": ("estimate", "token_lengths"),
-        "loop": ("Fitted", "TrainConfig", "fit", "threads_kept", "uninterrupted"),
-        "methods": ("Method", "PREFIX_TUNING", "PromptTuning", "TUNERS", "WeightTuning", "make_tuning"),
-        "optimizers": ("Adafactor", "AdamW", "PerWeight", "rate_multiplier"),
+        "loop": ("Fitted", "Member", "Observer", "TrainConfig", "fit", "threads_kept", "uninterrupted"),
+        "methods": ("Gradients", "Method", "PromptTuning", "gradients", "gradients_of_rows"),
+        "optimizers": ("Adafactor", "AdamW", "Optimizer", "rate_multiplier"),
         "plan": (
             "TaskData",
             "at_most",

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, Other, example_scores, is_out_of_memory, judge, predict
+from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, is_out_of_memory, judge, predict
 from softprompt.base.files import CHECKPOINT, write_tensors
 from softprompt.base.watch import Progress
 from softprompt.models import FrozenLM, Row, TextFormat
@@ -40,6 +40,9 @@ from softprompt.training.order import order_of_step
 # and that of guessing each token from the whole vocabulary. One bad step is no reason, nor is a bad start.
 DIVERGED_STEPS = 20
 DIVERGED_TIMES = 2.0
+
+Observer = Callable[[int, Tensor], dict[str, Any]]
+"""observe(member, its values), at an evaluation: what is written into its history, and into the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +98,14 @@ class Member:
     selection: list[Example] = field(default_factory=list)
     """What chooses its best step."""
     selection_rows: list[Row] = field(default_factory=list)
-    others: list[Other] = field(default_factory=list)
-    """Scored along the way, and choose nothing: at most `num_selection` of each."""
     folds: tuple[int, ...] = ()
     """Members of the same run whose mean score chooses its best step (cross-validation). They have its steps and
     evaluate_every, and leave with the last member they serve; one that fails counts 0 from there on."""
     run: str = ""
     """Which of the runs that train together it belongs to, for messages."""
     judging: dict[str, Any] = field(default_factory=dict)
-    """How a task of one's own is scored: its metric and group_by, which the task itself does not say."""
+    """How it is scored where its task does not say: the metric and group_by of a task of one's own, and what an
+    observer scores. For a checkpoint to be of the same run."""
 
     @property
     def title(self) -> str:
@@ -123,8 +125,8 @@ class Fitted:
     """Its score on the selection rows."""
     steps_run: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One entry an evaluation: step, loss (mean over its examples since the last), score, seconds, and `others`:
-    by task, the scores of the examples."""
+    """One entry an evaluation: step, loss (mean over its examples since the last), score, seconds, and what the
+    observer found."""
     stopped: str | None = None
     """Why the member left before the end."""
 
@@ -170,6 +172,7 @@ def fit(
     on_score: Callable[[int, int, float, float | None], None] | None = None,
     on_message: Callable[[str], None] = lambda message: None,
     on_phase: Callable[[str, int], Progress] | None = None,
+    observe: Observer | None = None,
     checkpoint_every_s: float = 60.0,
 ) -> list[Fitted]:
     """Train all members together and return each at its best step.
@@ -178,8 +181,9 @@ def fit(
     folder: where the checkpoint is kept (None: nowhere). minutes: bound on training and selection together,
     counted across resumes. on_step(step, mean loss, tokens) after each step; on_score(step, member, loss, score)
     after each evaluation; on_message for a member that stops or a checkpoint that cannot be written; on_phase(name,
-    rows) when scoring begins gives what is told of finished rows. Raises ValueError for a checkpoint that is damaged
-    or of another run, KeyboardInterrupt after writing one.
+    rows) when scoring begins gives what is told of finished rows. observe(member, its values) at each of its
+    evaluations: what it returns goes into the member's history. Raises ValueError for a checkpoint that is damaged or
+    of another run, KeyboardInterrupt after writing one.
     """
     run = _Run(method or PromptTuning(lm), members, max_tokens, on_message)
     keeper = _Keeper(folder / CHECKPOINT if folder else None, run, clock, checkpoint_every_s)
@@ -195,7 +199,7 @@ def fit(
             left = math.inf if minutes is None else minutes * 60 - state.seconds - state.evaluation_seconds
             due = run.due(state, at_the_end=left <= 0)
             if due:
-                run.evaluate(state, due, on_score, on_phase)
+                run.evaluate(state, due, on_score, on_phase, observe)
                 state.evaluation_seconds = clock() - started - state.seconds
                 state.seconds = clock() - started
             keeper.write(state, now=bool(due))
@@ -266,7 +270,6 @@ class _Run:
                 "starting values": hashlib.sha256(member.values.detach().float().cpu().numpy().tobytes()).hexdigest(),
                 "training rows": digests[id(member.rows)],
                 "selection rows": digests[id(member.selection_rows)],
-                "other rows": {other.task.name: _digest(other.rows) for other in member.others},
                 "folds": list(member.folds),
             }
 
@@ -397,11 +400,12 @@ class _Run:
         state: _State,
         due: Sequence[int],
         on_score: Callable[[int, int, float, float | None], None] | None,
-        on_phase: Callable[[str, int], Progress] | None = None,
+        on_phase: Callable[[str, int], Progress] | None,
+        observe: Observer | None,
     ) -> None:
         """Score members, keep their best prompts, stop those out of patience."""
         scores = self._scores(state, due, on_phase)
-        others = {i: self._followed(state, i, on_phase) for i in due if self.members[i].others}
+        observed = {i: observe(i, state.values[i]) for i in due} if observe else {}
         losses = {i: state.loss_sums[i] / max(state.loss_counts[i], 1) for i in due}
         for i in due:
             if self.members[i].folds:
@@ -410,7 +414,7 @@ class _Run:
             for i in due:
                 entry = {"step": state.step, "loss": losses[i], "seconds": round(state.seconds, 2)}
                 entry |= {"score": scores[i]} if i in scores else {}
-                entry |= {"others": others[i]} if i in others else {}
+                entry |= observed.get(i, {})
                 state.fitted[i].history.append(entry)
                 state.loss_sums[i], state.loss_counts[i] = 0.0, 0
                 self._keep_best(state, i, scores.get(i))
@@ -446,21 +450,6 @@ class _Run:
                 judged = judge(first.task, [e for e, _ in own], [a for _, a in own])
                 scores[scored[p]] = judged.headline
         return scores
-
-    def _followed(
-        self, state: _State, i: int, on_phase: Callable[[str, int], Progress] | None
-    ) -> dict[str, list[float]]:
-        """By task, the scores of the examples that are only looked at."""
-        member = self.members[i]
-        engine, (worn,) = self.method.engine([state.values[i]], max_tokens=state.max_tokens)
-        found = {}
-        for other in member.others:
-            few = other.spread(member.config.num_selection)
-            told = on_phase(f"score {other.task.name}, along training", len(few.rows)) if on_phase else None
-            answers = few.answers(engine, worn, member.task, member.form, scoring=member.config.scoring, progress=told)
-            scores = example_scores(other.task, few.examples, answers)
-            found[other.task.name] = [round(score, 3) for score in scores]
-        return found
 
     def _selected(self, member: Member) -> list[tuple[Example, Row]]:
         pairs = list(zip(member.selection, member.selection_rows, strict=True))

@@ -7,6 +7,7 @@ checkpoint as it is, and `update(values, gradient, state)` changes values and st
 
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,35 @@ from softprompt.base.names import nearest
 
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 
-State = dict[str, Tensor]  # "step": int64 [], updates made; the rest float32
+State = dict[str, Tensor]
+"""What an optimizer remembers of a member: "step", int64 [], updates made; the rest float32."""
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """Settings, a dataclass, that move values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate before its schedule."""
+        ...
+
+    def init(self, values: Float[Tensor, "*shape"]) -> State:
+        """The state before the first step."""
+        ...
+
+    def update(
+        self,
+        values: Float[Tensor, "*shape"],
+        gradient: Float[Tensor, "*shape"],
+        state: State,
+        *,
+        total_steps: int | None = None,
+    ) -> None:
+        """One step, in place. `total_steps` is the run's length, for a schedule that ends."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,41 +175,6 @@ class AdamW:
         state["step"] += 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class PerWeight:
-    """The same optimizer for each of many weights that lie end to end in one flat tensor [n], as if each were alone."""
-
-    optimizer: Adafactor | AdamW
-    shapes: tuple[tuple[int, ...], ...]
-    """Of the weights, in their order."""
-
-    @property
-    def learning_rate(self) -> float:
-        """That of every weight."""
-        return self.optimizer.learning_rate
-
-    def init(self, flat: Float[Tensor, " n"]) -> State:
-        """The states before the first step, each weight's with its number in front of the names."""
-        states = enumerate(self.optimizer.init(weight) for weight in self._weights(flat))
-        return {f"{i}.{name}": tensor for i, state in states for name, tensor in state.items()}
-
-    def update(
-        self, flat: Float[Tensor, " n"], gradient: Float[Tensor, " n"], state: State, *, total_steps: int | None = None
-    ) -> None:
-        """One step of every weight, in place."""
-        states: dict[int, State] = {}
-        for name, tensor in state.items():
-            number, own = name.split(".", 1)
-            states.setdefault(int(number), {})[own] = tensor
-        for i, (weight, own) in enumerate(zip(self._weights(flat), self._weights(gradient), strict=True)):
-            self.optimizer.update(weight, own, states[i], total_steps=total_steps)
-
-    def _weights(self, flat: Tensor) -> list[Tensor]:
-        parts = flat.split([math.prod(shape) for shape in self.shapes])
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-
-
-Optimizer = Adafactor | AdamW | PerWeight
 OPTIMIZERS: dict[str, type[Adafactor] | type[AdamW]] = {"adafactor": Adafactor, "adamw": AdamW}
 
 
