@@ -132,6 +132,11 @@ def test_tasks_know_no_torch():
         assert "torch" not in {name.split(".")[0] for name in imported(path)}, path.name
 
 
+def test_the_table_of_rooms_in_the_design_is_that_of_the_folders():
+    rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "docs" / "design.md").read_text(), re.M)
+    assert set(rows) == {folder.split(".")[0] for folder in FLOOR_OF}
+
+
 def test_every_folder_says_what_it_is_for():
     for folder in FLOOR_OF:
         path = PACKAGE.joinpath(*folder.split("."), "__init__.py")
@@ -193,9 +198,5 @@ def test_links_to_files_lead_somewhere(document):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-def test_the_code_in_the_readme_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert blocks
-    for block in blocks:
-        exec(block, {})
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
