@@ -25,7 +25,7 @@ from softprompt.answering.rows import surroundings
 from softprompt.models.loading import load
 from softprompt.models.states import Embedded
 from softprompt.pretraining.corpus import TokenStream, corpus_files, tokenized
-from softprompt.study.runs import short_name
+from softprompt.study.rows import short_name
 
 LENGTH = 256
 ORDER = 5

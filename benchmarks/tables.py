@@ -25,8 +25,8 @@ from softprompt.answering.rows import read_rows
 from softprompt.base.files import write_whole
 from softprompt.study import paper
 from softprompt.study.claims import MAJORITY, as_table, decide
-from softprompt.study.runs import newest, short_name
-from softprompt.study.runs import table as study_table
+from softprompt.study.rows import newest, short_name
+from softprompt.study.rows import table as study_table
 from softprompt.study.significance import NOT_SEEN, SEEN, UNTESTABLE
 
 ROOT = Path(__file__).parent.parent

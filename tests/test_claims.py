@@ -10,7 +10,7 @@ import pytest
 from softprompt.answering.rows import Result
 from softprompt.study import params
 from softprompt.study.claims import CLAIMS, as_table, decide
-from softprompt.study.runs import VOTE
+from softprompt.study.rows import VOTE
 
 NUM = 400
 SIZES = {"runs/f/micro/lm": 2_700_000, "runs/f/mini/lm": 14_400_000}

@@ -8,7 +8,7 @@ import pytest
 from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.cli.command_line import main
 from softprompt.study.report import _courses, _hours, _mean_of, _of_common_tasks, _our_lines, write_report
-from softprompt.study.runs import VOTE
+from softprompt.study.rows import VOTE
 
 
 def row(

@@ -16,17 +16,15 @@ from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.base.watch import Watch
 from softprompt.cli.command_line import main
 from softprompt.study.experiments import EXPERIMENTS
+from softprompt.study.rows import VOTE, newest, table
 from softprompt.study.runs import (
-    VOTE,
     _by_model,
     _others_of,
     config_of_row,
     missing,
-    newest,
     plan_experiment,
     rerun,
     run_experiment,
-    table,
 )
 from softprompt.tasks import get_task
 from softprompt.training.run import load_model, train, train_together

@@ -18,7 +18,7 @@ from softprompt.answering import Result
 from softprompt.study import paper
 from softprompt.study.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING, score_within
 from softprompt.study.params import FIGURE_LENGTHS, counts, t5
-from softprompt.study.runs import VOTE, family_of, newest, size_of, trained_on
+from softprompt.study.rows import VOTE, family_of, newest, size_of, trained_on
 from softprompt.study.significance import (
     NOT_SEEN,
     SEEN,

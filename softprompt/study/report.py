@@ -37,7 +37,7 @@ from softprompt.study.paper import (
     Point,
 )
 from softprompt.study.params import METHODS, figure_4, figure_4_cells, t5, table_4
-from softprompt.study.runs import VOTE, family_of, newest, short_name, spread, table
+from softprompt.study.rows import VOTE, family_of, newest, short_name, spread, table
 
 PAGE = "index.html"
 TRANSFERS = ("table-1", "table-2")

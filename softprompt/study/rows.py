@@ -1,0 +1,103 @@
+"""The study's rows as tables: which of them count, what they are of, and one experiment's lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, TypeVar
+
+from softprompt.answering import Result
+from softprompt.study.comparison import MULTI_TASK, settings_of_row
+
+VOTE = -1  # the seed of an ensemble's row
+# As in t5-small-lm-adapt, gemma-3-270m, SmolLM2-1.7B.
+SIZE_IN_NAME = re.compile(r"[-_](mini|small|base|large|xl|xxl|\d+(\.\d+)?[mb])(?=[-_]|$)", re.IGNORECASE)
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def grouped(rows: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, list[Result]]:
+    """The rows by a key of theirs, in the order in which the keys first come."""
+    groups: dict[Key, list[Result]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def trained_on(row: Result) -> str:
+    """The task of a row's training rows: another than its own for what was scored away from home."""
+    return row.config.get("trained_on", row.task)
+
+
+def newest(rows: Sequence[Result]) -> list[Result]:
+    """Of several rows for one point, model, task, scoring and seed, the last; and of rows of one point with other
+    settings, or of another model under the same name, those like the last.
+    """
+
+    def point_of(row: Result) -> tuple[Any, ...]:
+        about = (row.config.get(name) for name in ("asked", "frozen", "point", "shots"))
+        return (row.experiment, *about, trained_on(row), row.task, row.scoring)
+
+    def made_with(row: Result) -> tuple[Any, ...]:
+        together = row.config["task"] if row.config.get("method") == MULTI_TASK else None
+        return settings_of_row(row), row.config.get("fingerprint"), together
+
+    last = {point_of(row): made_with(row) for row in rows}
+    kept = {(point_of(row), row.seed): row for row in rows if made_with(row) == last[point_of(row)]}
+    return list(kept.values())
+
+
+def short_name(model: str) -> str:
+    """A model as tables name it, without what is this machine's: of a family's checkpoints the size, too (mini/lm)."""
+    return "/".join(Path(model).parts[-2:])
+
+
+def size_of(row: Result) -> Path:
+    """The model of a size that was asked about: the folder of its checkpoints, whichever of them it was, or itself."""
+    place = Path(row.config["asked"])
+    return place.parent if place.name in ("lm", "span") else place
+
+
+def family_of(row: Result) -> str:
+    """What the sizes of one line have in common: the folder that holds them, or the name but for the size in it."""
+    asked, place = Path(row.config["asked"]), size_of(row)
+    if asked == place and len(place.parts) <= 2:  # a hub id, or a name
+        return SIZE_IN_NAME.sub("", str(place))
+    return str(place.parent) if place.parent.name else place.name
+
+
+def table(rows: Sequence[Result]) -> str:
+    """Rows of one experiment as a table: each point by each scoring, the tasks' means and deviations over seeds.
+
+    What pools tasks (the mean, the rate of illegal answers, the vote) is over those that every line has.
+    """
+    rows = newest(rows)
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    table = [
+        f"| frozen model | point | scoring | {' | '.join(tasks)} | mean | illegal | vote |",
+        f"|---|---|---|{'--:|' * (len(tasks) + 3)}",
+    ]
+    models = list(dict.fromkeys(row.config["asked"] for row in rows))
+    lines = grouped(rows, lambda row: (row.config["asked"], row.config["point"], row.scoring))
+    common = set.intersection(*({row.task for row in line} for line in lines.values()))
+    for asked, point, scoring in sorted(lines, key=lambda line: models.index(line[0])):
+        line = lines[asked, point, scoring]
+        prompts = [row for row in line if row.seed != VOTE]
+        pooled = [row for row in prompts if row.task in common]
+        votes = [100 * row.value for row in line if row.seed == VOTE and row.task in common]
+        scores = [spread([100 * row.value for row in prompts if row.task == task]) for task in tasks]
+        means = ["-", "-"]
+        if pooled:
+            means = [f"{fmean(100 * row.value for row in pooled):.1f}", f"{fmean(r.illegal_rate for r in pooled):.0%}"]
+        vote = f"{fmean(votes):.1f}" if votes else "-"
+        table.append(f"| {' | '.join([short_name(asked), point, scoring, *scores, *means, vote])} |")
+    return "\n".join(table)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Percentages as a cell of a table: their mean, and their deviation where there are several."""
+    if not values:
+        return "-"
+    return f"{fmean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{fmean(values):.1f}"
