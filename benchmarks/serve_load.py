@@ -27,10 +27,11 @@ import torch
 from serving_sides import PROMPT_LENGTH, Side, frozen, make_prompts, parse, parser_of, pool_of, run_each
 from tqdm import tqdm
 
+from softprompt.answering import Decoding
 from softprompt.answering.rows import surroundings
 from softprompt.models.loading import keep_freed_memory
 from softprompt.models.text import default_format
-from softprompt.serving.scheduler import Decoding, Part, Request, Scheduler, Ticket
+from softprompt.serving import Part, Request, Scheduler, Ticket
 
 SHARE = 0.7
 NUM_NAMES = 16

@@ -40,10 +40,11 @@ from serving_sides import (
 )
 from tqdm import tqdm
 
+from softprompt.answering import Decoding
 from softprompt.answering.rows import surroundings
 from softprompt.models.loading import keep_freed_memory
 from softprompt.models.text import default_format
-from softprompt.serving.scheduler import Decoding, Part, Request, Scheduler
+from softprompt.serving import Part, Request, Scheduler
 
 WANTED_OVERHEAD = 0.05
 IN_FLIGHT = 16

@@ -39,10 +39,11 @@ from serving_sides import (
 )
 from tqdm import tqdm
 
+from softprompt.answering import Decoding
 from softprompt.answering.rows import surroundings
 from softprompt.models.loading import keep_freed_memory
 from softprompt.models.text import TextFormat, default_format, encode_target
-from softprompt.serving.scheduler import Answer, Decoding, Part, Request, Scheduler
+from softprompt.serving import Answer, Part, Request, Scheduler
 
 NUM_MEMBERS = 5
 LABELS = ("negative", "positive")

@@ -21,10 +21,11 @@ from sides import SHAPES, SMOLLM2, hf_model, t5_tokenizer
 from sides import Side as ModelSide
 from train_speed import append
 
+from softprompt.answering import Decoding
 from softprompt.models.loading import keep_freed_memory
 from softprompt.models.text import encode_inputs
 from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
-from softprompt.serving.scheduler import Decoding, Part, Request, Scheduler
+from softprompt.serving import Part, Request, Scheduler
 from softprompt.tasks import get_task, read_examples
 
 MAX_BATCH = 16  # rows of the rival that groups its queue by prompt

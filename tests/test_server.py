@@ -701,7 +701,7 @@ def test_a_full_queue_says_when_to_come_back(llama, tmp_path):
     with served(server) as client:
         answer = client.post("/v1/classify", json={"model": "p0", "input": ["x", "y", "z"]})
         assert why(answer, 400) == "3 parts at once, but the queue takes 2; give fewer"
-        server.engine._seconds_per_part = 2.0
+        server.engine.queue.seconds_per_part = 2.0
         with server.engine._stepping:  # the engine stands still meanwhile
             results = []
             threads = [
@@ -740,36 +740,36 @@ def test_a_deadline_is_kept(llama, tmp_path):
     assert why(worker[0], 504) == "no answer within 0.05 seconds"
 
 
-def test_a_client_that_goes_stops_the_work(llama, tmp_path):
-    server = make_server(llama, tmp_path)
-    app = make_app(server)
-    body = json.dumps({"model": "p0", "prompt": TEXT, "max_tokens": 200}).encode()
+def hang_up(server, asked, is_enough, headers=()):
+    """Ask for a completion and leave when it is enough; the status that the log gets."""
+    app, sent = make_app(server), []
+    told = [{"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}]
     scope = {
         "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "raw_path": b"",
-        "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http", "root_path": "",
+        "headers": [(b"content-type", b"application/json"), *headers], "http_version": "1.1", "scheme": "http",
+        "root_path": "",
     }  # fmt: skip
 
-    async def leave():
-        sent = []
-        told = [{"type": "http.request", "body": body, "more_body": False}]
+    async def receive():
+        if told:
+            return told.pop()
+        while not is_enough():
+            await asyncio.sleep(0.001)
+        return {"type": "http.disconnect"}
 
-        async def receive():
-            if told:
-                return told.pop()
-            while not server.engine.stats().num_rows:
-                await asyncio.sleep(0.001)
-            return {"type": "http.disconnect"}
+    async def send(message):
+        sent.append(message)
 
-        async def send(message):
-            sent.append(message)
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"]
 
-        await app(scope, receive, send)
-        return sent
 
+def test_a_client_that_goes_stops_the_work(llama, tmp_path):
+    server = make_server(llama, tmp_path)
     server.engine.start()
     try:
-        sent = asyncio.run(leave())
-        assert sent[0]["status"] == 499
+        asked = {"model": "p0", "prompt": TEXT, "max_tokens": 200}
+        assert hang_up(server, asked, lambda: server.engine.stats().num_rows) == 499
         for _ in range(500):
             if server.engine.stats().num_cancelled:  # counted once its rows are gone
                 break
@@ -778,6 +778,26 @@ def test_a_client_that_goes_stops_the_work(llama, tmp_path):
         assert stats.num_rows == 0 and stats.num_cancelled == 1 and stats.num_output_tokens < 200
     finally:
         server.engine.drain()
+
+
+def test_a_keys_tokens_count_though_its_client_hangs_up(llama, tmp_path):
+    access = Access((replace(KEYS[0], tokens_per_minute=50),), clock=lambda: 0.0)
+    server = make_server(llama, tmp_path, access=access)
+    server.engine.start()
+    try:
+        statuses, header = [], (b"authorization", b"Bearer reader-0123456789")
+        for number in range(8):
+            asked = {"model": "p0", "prompt": f"{TEXT} {number}", "max_tokens": 200}
+            enough = server.engine.stats().num_output_tokens + 12
+            statuses.append(
+                hang_up(server, asked, lambda n=enough: server.engine.stats().num_output_tokens >= n, [header])
+            )
+        assert server.engine.drain()
+        stats = server.engine.stats()
+    finally:
+        server.engine.drain()
+    assert statuses[0] == 499 and statuses[-1] == 429
+    assert stats.num_input_tokens + stats.num_output_tokens < 50 + 100
 
 
 def test_an_error_of_ours_is_a_500_in_json_without_its_text(llama, tmp_path, monkeypatch, caplog):

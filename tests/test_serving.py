@@ -2,9 +2,12 @@
 
 import math
 import random
+import sys
 import threading
+import tracemalloc
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from softprompt.answering.evaluation import vote
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.text import Row
 from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
-from softprompt.serving.scheduler import (
+from softprompt.serving import (
     Answer,
     Cancelled,
     DeadlineExceeded,
@@ -27,6 +30,7 @@ from softprompt.serving.scheduler import (
     Request,
     Scheduler,
 )
+from softprompt.serving.admission import MAX_OVERTAKEN
 from softprompt.tasks import Example, file_task
 
 TOLERANCE = 1e-5
@@ -457,13 +461,116 @@ def test_a_request_that_memory_lacks_for_is_overtaken_for_a_while(llama):
     assert all(ticket.is_done for ticket in [*runs, *passed])
 
 
+def test_steps_in_which_nobody_goes_first_are_no_overtakings(llama):
+    engine = make_engine(llama, max_memory=36_000)
+    engine.submit(ask(ids_of(4), max_tokens=120))
+    engine.step()
+    engine.submit(ask(ids_of(100), max_tokens=50))
+    for _ in range(80):
+        engine.step()
+    assert (engine.stats().num_rows, engine.stats().num_waiting) == (1, 1)
+    engine.submit(ask(ids_of(4), max_tokens=4))
+    engine.step()
+    assert (engine.stats().num_rows, engine.stats().num_waiting) == (2, 1)
+
+
+def test_no_more_than_so_many_parts_overtake_one(llama):
+    engine = make_engine(llama, max_memory=36_000)
+    engine.submit(ask(ids_of(4), max_tokens=120))
+    engine.step()
+    big = engine.submit(ask(ids_of(100), max_tokens=50))
+    small = [engine.submit(ask(ids_of(4, i), max_tokens=1)) for i in range(MAX_OVERTAKEN + 6)]
+    for _ in range(80):
+        engine.step()
+    assert engine.stats().num_rows == 1 and not big.is_done
+    assert [ticket.is_done for ticket in small] == [True] * MAX_OVERTAKEN + [False] * 6
+    finish(engine)
+    assert big.is_done and all(ticket.is_done for ticket in small)
+
+
+def num_calls(function):
+    """How many calls of functions, and steps of generators, a call makes."""
+    count = 0
+
+    def profile(*_):
+        nonlocal count
+        count += 1
+
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("is_admitted", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_admission_looks_at_each_waiting_part_a_few_times(kind, is_admitted, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from admission import engine_with, prompts_for
+
+    lm = tiny_lm(kind)
+    prompts = prompts_for(lm, 20)
+    few, many = (engine_with(lm, prompts, count, is_admitted=is_admitted) for count in (100, 800))
+    calls = [num_calls(engine._admit) for engine in (few, many)]
+    assert engine_waits(few) == (0 if is_admitted else 100) and engine_waits(many) == (0 if is_admitted else 800)
+    assert calls[1] < 8.5 * calls[0]
+
+
+def engine_waits(engine):
+    return engine.stats().num_waiting
+
+
+@pytest.mark.parametrize("memory", [1 << 24, 1 << 34])
+def test_random_numbers_are_drawn_as_tokens_come_not_ahead(t5, memory):
+    engine = make_engine(t5, max_memory=memory)
+    asked = [(ask(ids_of(4), max_tokens=100_000, temperature=1.0, seed=1), None)] * 64
+    tracemalloc.start()
+    try:
+        if memory == 1 << 24:
+            with pytest.raises(ValueError, match="this request alone takes"):
+                engine.submit_all(asked)
+        else:
+            assert len(engine.submit_all(asked)) == 64
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20  # one part's numbers alone would be 3 MiB
+    finally:
+        tracemalloc.stop()
+
+
+def test_too_many_parts_are_refused_before_any_is_looked_at(llama):
+    engine = make_engine(llama, max_waiting=8)
+    with pytest.raises(ValueError, match="9 parts at once, but the queue takes 8"):
+        engine.submit_all([(ask(()), None)] * 9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_metered_as_they_are_read_and_written(kind):
+    lm = tiny_lm(kind)
+    engine = make_engine(lm)
+    seen = []
+    metered = replace(ask(ids_of(6), max_tokens=40), meter=lambda *tokens: seen.append(tokens))
+    going = engine.submit(metered)
+    scored = engine.submit(replace(ask_labels(ids_of(5)), meter=lambda *tokens: seen.append(tokens)))
+    for _ in range(5):
+        engine.step()
+    assert scored.is_done
+    going.cancel()
+    finish(engine)
+    with pytest.raises(Cancelled):
+        going.result(0.0)
+    stats = engine.stats()
+    assert sum(read for read, _ in seen) == stats.num_input_tokens == 11
+    assert sum(written for _, written in seen) == stats.num_output_tokens >= 5
+
+
 def test_what_is_allocated_is_what_is_in_flight(llama):
     engine = make_engine(llama)
     engine.submit(ask(ids_of(10), max_tokens=3))
     assert engine.stats().cache_bytes == 0
     engine.step()
     one = engine.stats().cache_bytes
-    assert one == sum(s.numel() * 4 for group in engine._batch.groups for s in group.states.states) > 0
+    assert one == sum(s.numel() * 4 for group in engine.stepper.batch.groups for s in group.states.states) > 0
     for i in range(40):
         engine.submit(ask(ids_of(10, i), max_tokens=3))
     engine.step()
@@ -825,8 +932,8 @@ def test_draining_has_an_end(llama):
 def test_an_error_that_belongs_to_no_request_ends_those_there_are_and_the_engine_goes_on(llama, monkeypatch):
     engine = make_engine(llama)
     with monkeypatch.context() as patch:
-        patch.setattr(engine._batch, "decode", lambda: 1 / 0)
-        patch.setattr(engine._batch, "isolate", lambda: 1 / 0)
+        patch.setattr(engine.stepper.batch, "decode", lambda: 1 / 0)
+        patch.setattr(engine.stepper.batch, "isolate", lambda: 1 / 0)
         ticket = engine.submit(ask(ids_of(4), max_tokens=9))
         engine.start()
         with pytest.raises(ZeroDivisionError):

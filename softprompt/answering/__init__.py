@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         to_line,
     )
     from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings, write_rows
-    from softprompt.answering.running import RunningBatch, Slot, Start, encoder_inputs
+    from softprompt.answering.running import Projection, RunningBatch, Slot, Start, encoder_inputs
 
 __getattr__, __all__ = face(
     __name__,
@@ -113,6 +113,6 @@ __getattr__, __all__ = face(
             "to_line",
         ),
         "rows": ("Result", "append_rows", "model_of_row", "read_rows", "surroundings", "write_rows"),
-        "running": ("RunningBatch", "Slot", "Start", "encoder_inputs"),
+        "running": ("Projection", "RunningBatch", "Slot", "Start", "encoder_inputs"),
     },
 )

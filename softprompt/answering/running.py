@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -80,6 +81,36 @@ class Group:
         return self.states.end - self.states.first
 
 
+class Projection(NamedTuple):
+    """Bytes that buffers will take at most, however long the answers get, summed as rows are added."""
+
+    layout: Layout
+    num_rows: int = 0
+    """Rows of the one buffer of an encoder-decoder."""
+    columns: int = 0
+    """Columns of it."""
+    encoder_columns: int = 0
+    """Encoder tokens of it."""
+    others: int = 0
+    """Bytes of a decoder-only model's buffers, in which each row counts for itself."""
+
+    @property
+    def num_bytes(self) -> int:
+        """All of it."""
+        return self.others + self.layout.num_bytes(self.num_rows, self.columns + ROOM, self.encoder_columns)
+
+    def with_row(self, start: Start) -> Projection:
+        """The same with a row, or the rows of its beams, that is about to begin."""
+        if not self.layout.encoder_width:
+            columns = start.length + start.max_tokens + ROOM
+            return self._replace(others=self.others + self.layout.num_bytes(start.num_rows, columns))
+        return self._replace(
+            num_rows=self.num_rows + start.num_rows,
+            columns=max(self.columns, start.max_tokens),
+            encoder_columns=max(self.encoder_columns, start.length),
+        )
+
+
 class RunningBatch:
     """The rows in flight over one model.
 
@@ -107,15 +138,16 @@ class RunningBatch:
         """Bytes of the buffers."""
         return sum(group.states.num_bytes for group in self.groups)
 
-    def projected(self, starts: Sequence[Start] = ()) -> int:
-        """Bytes that the buffers will take at most, with these rows too, however long their answers get."""
+    def projection(self) -> Projection:
+        """Bytes that the buffers will take at most, however long the answers get."""
+        nothing = Projection(self.layout)
         if not self.lm.is_encoder_decoder:
-            new = sum(self.layout.num_bytes(start.num_rows, _final(self.lm, start) + ROOM) for start in starts)
-            return new + sum(self._reserved(group) for group in self.groups)
-        rows = self.num_rows + sum(start.num_rows for start in starts)
-        final = max([_final(self.lm, start) for start in starts] + [group.final for group in self.groups], default=0)
-        encoded = [start.length for start in starts] + [group.states.encoded.shape[1] for group in self.groups]
-        return self.layout.num_bytes(rows, final + ROOM, max(encoded, default=0))
+            return nothing._replace(others=sum(self._reserved(group) for group in self.groups))
+        return nothing._replace(
+            num_rows=self.num_rows,
+            columns=max((group.final for group in self.groups), default=0),
+            encoder_columns=max((group.states.encoded.shape[1] for group in self.groups), default=0),
+        )
 
     def _reserved(self, group: Group) -> int:
         rows = max(group.states.capacity, group.num_rows)
@@ -218,7 +250,7 @@ class RunningBatch:
         final = max(_final(self.lm, start) for start in starts)
         if rows >= SPARE or self._host(max(start.length for start in starts), rows, final) is not None:
             return rows
-        with_spare = self.projected() + self.layout.num_bytes(SPARE, final + ROOM)
+        with_spare = self.projection().num_bytes + self.layout.num_bytes(SPARE, final + ROOM)
         return SPARE if with_spare <= max_bytes else rows
 
     def _group(self, states: RowStates, starts: Sequence[Start], token: int) -> Group:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class Layout:
     dtype: torch.dtype
     device: torch.device
 
-    @property
+    @cached_property
     def token_bytes(self) -> int:
         """Bytes of the keys and values of one token."""
         return sum(heads * width for heads, width in self.shapes) * self.dtype.itemsize

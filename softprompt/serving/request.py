@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from softprompt.answering import Decoding, Prediction
 
 Vote = Callable[[Sequence[Prediction]], Prediction]
+Meter = Callable[[int, int], None]
+"""Called in the engine's thread with the input tokens just read and the tokens just written; it must return at once."""
 
 
 class QueueFull(RuntimeError):
@@ -63,6 +66,13 @@ class Request:
     the higher summed log-probability."""
     timeout: float | None = None
     """Seconds from submission until the request is given up."""
+    meter: Meter | None = None
+    """Is told of tokens as they are read and written, whether the request comes to its end or not."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts that its parts wear."""
+        return [part.prompt for part in self.parts if part.prompt is not None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class PartAnswer:
     """stop (end of sequence or stop string) or length; stop with label scoring."""
     prompt: str | None
     """The content hash of the prompt it wore."""
-    num_input_tokens: int
+    num_input_tokens: int = 0
     """Tokens of the input, without the prompt."""
 
 
@@ -121,7 +131,7 @@ class Ticket:
         self,
         request: Request,
         listener: Listener | None,
-        wake: Callable[[], None],
+        on_cancel: Callable[[Ticket], None],
         *,
         streams: bool,
         submitted: float,
@@ -134,8 +144,11 @@ class Ticket:
         """When its first part left the queue."""
         self.parts: list[PartAnswer | None] = [None] * len(request.parts)
         self.seed: int | None = None
+        """What its tokens are drawn from; None unless they are."""
+        if request.decoding.is_sampled and not request.labels:
+            self.seed = secrets.randbits(32) if request.decoding.seed is None else request.decoding.seed
         self._listener = listener
-        self._wake = wake
+        self._on_cancel = on_cancel
         self._events: queue.SimpleQueue[Piece | Answer | Exception] = queue.SimpleQueue()
         self._outcome: Answer | Exception | None = None
         self._done = threading.Event()
@@ -143,7 +156,7 @@ class Ticket:
     def cancel(self) -> None:
         """Give the request up; work on it stops at the next token. It ends with `Cancelled`. Any thread may call."""
         self.is_cancelled = True
-        self._wake()
+        self._on_cancel(self)
 
     @property
     def is_done(self) -> bool:
@@ -182,7 +195,7 @@ class Ticket:
         try:
             (self._listener or self._events.put)(event)
         except Exception:
-            self.is_cancelled = True
+            self.cancel()
 
     def end(self, outcome: Answer | Exception) -> None:
         """The answer or the error, once."""
@@ -201,18 +214,18 @@ class Stats:
     """Parts in the running batch."""
     num_rows: int
     """Rows of the running batch: a part with beams has one for each."""
-    num_steps: int
+    num_steps: int = 0
     """Decoding steps of the batch."""
-    num_input_tokens: int
+    num_input_tokens: int = 0
     """Input tokens read, prompts not counted."""
-    num_output_tokens: int
+    num_output_tokens: int = 0
     """Tokens generated."""
-    num_answers: int
+    num_answers: int = 0
     """Requests answered."""
-    num_errors: int
+    num_errors: int = 0
     """Requests that ended with an error other than a cancellation or a deadline."""
-    num_cancelled: int
-    num_deadlines: int
+    num_cancelled: int = 0
+    num_deadlines: int = 0
     num_prompts_run: int
     """Prompts run through the model because their keys and values were not there (decoder-only)."""
     num_states_reused: int

@@ -92,7 +92,7 @@ class Access:
                 bucket.left -= 1
 
     def charge(self, key: Key, num_tokens: int) -> None:
-        """Count the tokens of a request that is done; the next ones wait until they are made up for."""
+        """Count tokens that were read or written; the key's next requests wait until they are made up for."""
         with self._lock:
             if bucket := self._bucket(key, "tokens"):
                 bucket.wait(self.clock())

@@ -9,6 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -106,7 +107,6 @@ class Call:
         self.events: asyncio.Queue[tuple[int, Piece | Answer | Exception]] = asyncio.Queue()
         self.tickets: list[Ticket] = []
         self.questions: list[Question] = []
-        self.name = asked.model
         limit = server.limits.timeout
         self.timeout = limit if asked.timeout is None else min(asked.timeout, limit)
 
@@ -119,10 +119,17 @@ class Call:
         point = random.Random(self.asked.user if self.asked.user is not None else self.id).random()
         held = server.registry.hold(self.asked.model, point)
         try:
-            self.name = self.request.scope["prompt"] = held.name
+            self.request.scope["prompt"] = held.name
+            telemetry = server.telemetry
+            self._tokens_read = telemetry.input_tokens.labels(held.name)
+            self._tokens_written = telemetry.output_tokens.labels(held.name)
+            self._waited = telemetry.queue_seconds.labels(held.name)
             self.questions, made = await run_sync(partial(self._prepare, held.prompts, ask, make, count))
             loop = asyncio.get_running_loop()
-            asked = [(request, partial(_hand_over, loop, self.events, index)) for index, request in enumerate(made)]
+            asked = [
+                (replace(request, meter=self.meter), partial(_hand_over, loop, self.events, index))
+                for index, request in enumerate(made)
+            ]
             self.tickets = server.engine.submit_all(asked, stream=stream)
         finally:
             server.registry.release(held)
@@ -149,20 +156,17 @@ class Call:
                     raise outcome
                 if isinstance(outcome, Answer):
                     found[index] = outcome
-                    self.count(outcome)
+                    self._waited.observe(outcome.waited)
         finally:
             gone.cancel()
             self.cancel()
         return [answer for answer in found if answer is not None]
 
-    def count(self, answer: Answer) -> None:
-        """Note what an answer took."""
-        read, written = num_read(answer), num_written(answer)
-        telemetry = self.server.telemetry
-        telemetry.input_tokens.labels(self.name).inc(read)
-        telemetry.output_tokens.labels(self.name).inc(written)
-        telemetry.queue_seconds.labels(self.name).observe(answer.waited)
-        self.server.access.charge(self.key, read + written)
+    def meter(self, num_read: int, num_written: int) -> None:
+        """Count tokens for the key and the prompt when the engine has read or written them."""
+        self._tokens_read.inc(num_read)
+        self._tokens_written.inc(num_written)
+        self.server.access.charge(self.key, num_read + num_written)
 
     def cancel(self) -> None:
         """Stop work on whatever is not done."""
@@ -352,7 +356,7 @@ class _Shape:
                     continue
                 left -= 1
                 answers.append(outcome)
-                call.count(outcome)
+                call._waited.observe(outcome.waited)
                 if self.in_one_piece(question) and (text := text_of(question, outcome)):
                     yield self.event([self.piece(index, text)])
                 yield self.event([self.closing(index, outcome) | told(question, outcome, several)])
