@@ -24,7 +24,7 @@ from train_speed import append
 from softprompt.answering import Decoding
 from softprompt.models.loading import keep_freed_memory
 from softprompt.models.text import encode_inputs
-from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
+from softprompt.prompts import Card, SoftPrompt, save_prompt
 from softprompt.serving import Part, Request, Scheduler
 from softprompt.tasks import get_task, read_examples
 

@@ -28,7 +28,7 @@ from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.base.watch import Watch
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.text import TextFormat
-from softprompt.prompts.prompt import load_prompt
+from softprompt.prompts import load_prompt
 from softprompt.tasks import Example, get_task, read_split
 from softprompt.training.run import load_model
 from softprompt.training.settings import RunConfig

@@ -29,7 +29,8 @@ from train_speed import append
 from softprompt.answering.rows import surroundings
 from softprompt.models.loading import load
 from softprompt.models.text import default_format
-from softprompt.prompts.prompt import Card, SoftPrompt, from_vocabulary, save_prompt
+from softprompt.prompts import Card, SoftPrompt, save_prompt
+from softprompt.prompts.initial import from_vocabulary
 
 ROOT = Path(__file__).parent.parent
 NEEDED = {"help": 0.5, "predict": 5.0}  # seconds: the project's own bars for a person who waits

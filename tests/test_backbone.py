@@ -19,7 +19,7 @@ from softprompt.models.states import Embedded, RowGroups
 from softprompt.models.text import Row
 from softprompt.models.tokenizer import Tokenizer
 from softprompt.pretraining.new_t5 import projected_embeddings
-from softprompt.prompts.prompt import from_vocabulary
+from softprompt.prompts.initial import from_vocabulary
 from softprompt.serving.prompt_table import PromptTable
 from softprompt.training.methods import gradients
 from softprompt.training.optimizers import AdamW

@@ -27,7 +27,7 @@ from softprompt.cli import options
 from softprompt.cli import train as train_command
 from softprompt.models.loading import dequantised_folder, load
 from softprompt.models.text import default_format
-from softprompt.prompts.prompt import Card, SoftPrompt, load_prompt, save_prompt
+from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks.own_file import METRICS
 from softprompt.training.run import train
 from softprompt.training.settings import PRESETS, SELECTIONS, RunConfig

@@ -21,7 +21,8 @@ from softprompt.models.backbone import NO_PROMPT, FrozenLM
 from softprompt.models.layers import use_written_out_attention, written_out_attention
 from softprompt.models.states import Embedded
 from softprompt.models.text import Row, collate, default_format, encode_examples, shared_start
-from softprompt.prompts.prompt import Card, SoftPrompt, from_text, prepend, save_prompt
+from softprompt.prompts import Card, SoftPrompt, prepend, save_prompt
+from softprompt.prompts.initial import from_text
 from softprompt.tasks import Example, file_task
 from softprompt.training.loop import Member, TrainConfig, fit
 from softprompt.training.methods import gradients
@@ -169,7 +170,12 @@ def test_it_never_matters_on_which_side_a_row_is_padded(kind):
     assert apart([lm.score(at_left, candidates, every)], [right_scores]) < TOLERANCE
     assert lm.generate(at_left, max_tokens=5).ids == lm.generate(at_right, max_tokens=5).ids
     prompts, worn = torch.randn(2, 4, lm.width, generator=generator), torch.tensor([1, -1, 0])
-    sides = [prepend(prompts, torch.tensor([4, 2]), worn, x, mask, side=side) for side in ("right", "left")]
+    joined, seen = prepend(prompts, torch.tensor([4, 2]), worn, x, mask)
+    moves = (~seen).sum(1).tolist()
+    moved, moved_seen = (
+        torch.stack([row.roll(n, 0) for row, n in zip(rows, moves, strict=True)]) for rows in (joined, seen)
+    )
+    sides = [(joined, seen), (moved, moved_seen)]
     scores = [lm.score(Embedded(*side), candidates, every) for side in sides]
     assert apart([scores[0]], [scores[1]]) < TOLERANCE < apart([scores[0]], [right_scores])
 

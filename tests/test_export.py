@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from softprompt.answering.engine import Engine
 from softprompt.models.loading import load
 from softprompt.models.text import default_format, encode_all_inputs, encode_examples
+from softprompt.prompts import Card, SoftPrompt, save_prompt
 from softprompt.prompts import export as export_module
 from softprompt.prompts.export import MANIFEST, export_vocabulary
-from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
 from softprompt.tasks import Example
 
 TOLERANCE = 1e-5

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
+from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.prompts.formats import convert, detect_kind, read_prompt, write_prompt
-from softprompt.prompts.prompt import Card, SoftPrompt, load_prompt, save_prompt
 
 
 def prompt(length=6, width=32, **changes):

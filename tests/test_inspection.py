@@ -12,7 +12,7 @@ from softprompt.answering.inspection import ablate, inspect_prompt, nearest_toke
 from softprompt.answering.prediction import open_prompts
 from softprompt.cli.command_line import main
 from softprompt.models.text import default_format
-from softprompt.prompts.prompt import Card, SoftPrompt, initial_prompt, save_prompt
+from softprompt.prompts import Card, SoftPrompt, initial_prompt, save_prompt
 from softprompt.tasks import read_split
 
 LABELS = ("positive", "negative")

@@ -23,7 +23,7 @@ from softprompt.answering.prediction import (
 from softprompt.answering.rows import append_rows
 from softprompt.models.loading import load
 from softprompt.models.text import default_format
-from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
+from softprompt.prompts import Card, SoftPrompt, save_prompt
 from softprompt.tasks import file_task, read_split
 
 WORDS = ["warm", "funny", "dull", "lifeless", "summer", "street", "story", "morning", "family", "sea"]

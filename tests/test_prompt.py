@@ -13,22 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from softprompt.prompts import prompt as prompt_module
-from softprompt.prompts.prompt import (
+from softprompt.prompts import (
     Card,
     SoftPrompt,
     check_fits,
-    from_class_labels,
-    from_prompt,
-    from_text,
     from_uniform,
-    from_vocabulary,
     initial_prompt,
     load_prompt,
     prepend,
     save_prompt,
     stack,
 )
+from softprompt.prompts import folder as folder_module
+from softprompt.prompts.initial import from_class_labels, from_prompt, from_text, from_vocabulary
 
 
 class Characters:
@@ -113,9 +110,17 @@ def changed(**changes):
         (changed(format_version=2, novelty=1), "has format 2 .*reads formats up to 1; upgrade softprompt"),
         (changed(model_nam="x"), "unknown key 'model_nam'; did you mean 'model_name'"),
         (changed(width="gone"), "lacks the key 'width'"),
-        (changed(width="wide"), "width is 'wide'; wanted int"),
-        (changed(labels=[1, 2]), r"labels is \[1, 2\]; wanted tuple"),
-        (changed(init=[]), r"init is \[\]; wanted dict"),
+        (changed(width="wide"), "the card: width is 'wide', but must be a whole number"),
+        (changed(width=None), "the card: width is None, but must be a whole number"),
+        (changed(is_encoder_decoder=1), "the card: is_encoder_decoder is 1, but must be true or false"),
+        (changed(labels=[1, 2]), r"the card: labels\[0\] is 1, but must be text"),
+        (changed(labels=["a\ud800"]), r"the card holds '\\ud800', half a character"),
+        (changed(init=[]), r"the card: init is \[\], but must be names with their values"),
+        (changed(text={"separator": 3}), "the card's text format: separator is 3, but must be text"),
+        (changed(text={"inputs_template": 3}), "the card's text format: inputs_template is 3, but must be text"),
+        (changed(text={"max_input_length": None}), "format: max_input_length is None, but must be a whole number"),
+        (changed(text={"max_input_length": 7}), "format: max_input_length is 7, but must be 8 or more"),
+        (changed(text={"colour": 3}), "the card's text format has unknown fields colour; update softprompt"),
         ("{", "is not valid JSON"),
         ("[1]", "is a JSON list; wanted an object"),
         ("[" * 100_000, "is not valid JSON"),
@@ -309,7 +314,7 @@ def killed_at(call, work):
         return one
 
     for name in ("rename", "replace", "rmdir", "unlink", "mkdir", "fsync"):
-        setattr(prompt_module.os, name, dying(getattr(os, name)))
+        setattr(folder_module.os, name, dying(getattr(os, name)))
     work()
 
 
@@ -369,7 +374,7 @@ def test_a_disk_without_space_is_named_in_the_message(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(prompt_module.os, "fsync", full)
+    monkeypatch.setattr(folder_module.os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device.*is whole; free some space"):
         save_prompt(prompt(), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -705,7 +710,7 @@ def test_an_unknown_way_to_begin_offers_the_nearest(init, words):
 # In front of the input
 
 
-def row_by_row(prompts, lengths, member, x, mask, side):
+def row_by_row(prompts, lengths, member, x, mask):
     """The same by a loop over rows."""
     rows = []
     for i, which in enumerate(member.tolist()):
@@ -717,8 +722,7 @@ def row_by_row(prompts, lengths, member, x, mask, side):
         torch.zeros(len(rows), total, dtype=torch.bool),
     )
     for i, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(total - len(row), total)
-        out[i, place], seen[i, place] = row, True
+        out[i, : len(row)], seen[i, : len(row)] = row, True
     return out, seen
 
 
@@ -730,25 +734,16 @@ def batches(draw):
     member = torch.tensor(draw(st.lists(st.integers(-1, k - 1), min_size=b, max_size=b)))
     ends = torch.tensor(draw(st.lists(st.integers(0, t), min_size=b, max_size=b)))
     prompts, x = torch.randn(k, p, d, generator=generator), torch.randn(b, t, d, generator=generator)
-    return (
-        prompts,
-        lengths,
-        member,
-        x,
-        torch.arange(t) < ends[:, None],
-        draw(st.sampled_from(["right", "left"])),
-    )
+    return prompts, lengths, member, x, torch.arange(t) < ends[:, None]
 
 
 @settings(max_examples=200, deadline=None)
 @given(batches())
 def test_prepend_and_its_gradient_equal_the_loop_over_rows(batch):
-    *arguments, side = batch
-    leaves = [(arguments[0].clone().requires_grad_(), arguments[3].clone().requires_grad_()) for _ in range(2)]
+    leaves = [(batch[0].clone().requires_grad_(), batch[3].clone().requires_grad_()) for _ in range(2)]
     results = []
-    for (prompts, x), form in zip(leaves, (None, row_by_row), strict=True):
-        parts = (prompts, arguments[1], arguments[2], x, arguments[4])
-        results.append(form(*parts, side) if form else prepend(*parts, side=side))
+    for (prompts, x), form in zip(leaves, (prepend, row_by_row), strict=True):
+        results.append(form(prompts, batch[1], batch[2], x, batch[4]))
     (ours, seen), (wanted, wanted_seen) = results
     assert torch.equal(ours, wanted)
     assert torch.equal(seen, wanted_seen)
@@ -769,9 +764,6 @@ def test_prompt_and_input_are_adjacent_and_padding_is_outside():
     right, seen = prepend(*arguments)
     assert right[:, :, 0].tolist() == [[1, 2, 10], [3, 20, 21], [30, 31, 0]]
     assert seen.tolist() == [[True] * 3, [True] * 3, [True, True, False]]
-    left, seen = prepend(*arguments, side="left")
-    assert left[:, :, 0].tolist() == [[1, 2, 10], [3, 20, 21], [0, 30, 31]]
-    assert seen.tolist() == [[True] * 3, [True] * 3, [False, True, True]]
 
 
 def test_the_width_is_that_of_the_longest_row():

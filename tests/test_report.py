@@ -177,6 +177,10 @@ def test_the_command(tmp_path, capsys):
             ROWS[0].to_json().replace('"task"', '"colour"'),
             "line 1: a row of another version (it differs in colour, task)",
         ),
+        (
+            ROWS[0].to_json().replace('"task": "', '"task": 1, "scoring": "'),
+            "rows.jsonl, line 1: task is 1, but must be text",
+        ),
         ("[1]", "line 1: half a row, or none (wanted an object, got [1]); take the line out"),
     ],
 )

@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from softprompt.answering.evaluation import vote
 from softprompt.answering.prediction import open_prompts, predict_records
 from softprompt.models.text import default_format, encode_examples
-from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
+from softprompt.prompts import Card, SoftPrompt, save_prompt
 from softprompt.serving.http.access import Access, Key, read_keys
 from softprompt.serving.http.app import Server, make_app
 from softprompt.serving.http.asking import Asker

@@ -18,7 +18,7 @@ from softprompt.answering.engine import Engine, Prediction
 from softprompt.answering.evaluation import vote
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.text import Row
-from softprompt.prompts.prompt import Card, SoftPrompt, save_prompt
+from softprompt.prompts import Card, SoftPrompt, save_prompt
 from softprompt.serving import (
     Answer,
     Cancelled,

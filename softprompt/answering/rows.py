@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from softprompt.base.checked import checked
 from softprompt.base.files import append_whole, locked, write_whole
 from softprompt.models import SMOLLM2
 
@@ -100,14 +101,14 @@ def _read_row(line: str, where: str) -> Result:
             raise ValueError(f"wanted an object, got {line[:40]}")
     except ValueError as error:
         raise ValueError(f"{where}: half a row, or none ({error}); take the line out") from None
-    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(Result)}
-    needed = {name for name, is_needed in known.items() if is_needed}
-    if strange := sorted((set(record) - set(known)) | (needed - set(record))):
+    known = {f.name for f in fields(Result)}
+    needed = {f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING}
+    if strange := sorted((set(record) - known) | (needed - set(record))):
         raise ValueError(
             f"{where}: a row of another version (it differs in {', '.join(strange)}); read it with the softprompt that "
             "wrote it"
         )
-    return Result(**record)
+    return checked(Result, record, where)
 
 
 def append_rows(path: Path, rows: Sequence[Result]) -> None:

@@ -3,7 +3,7 @@
 Shapes: b rows, k prompts, p prompt tokens, t input tokens, c candidates, l tokens of a target, n tokens
 of all candidates of a row, d width, v vocabulary. True in a mask = attend.
 
-A prompt enters in one of two ways. As embeddings in front of the input (`softprompt.prompts.prompt.prepend`), which
+A prompt enters in one of two ways. As embeddings in front of the input (`softprompt.prompts.prepend`), which
 any model takes; or, in a decoder-only model, as the keys and values of a prompt that was run once
 (`FrozenLM.run_prompts`), which is exact because nothing in front of a prompt can change it.
 """

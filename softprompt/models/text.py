@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from softprompt.base.checked import checked
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.tokenizer import SENTINEL, Tokenizer
 from softprompt.tasks import Example
@@ -75,11 +76,11 @@ class TextFormat:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> TextFormat:
-        """The format a card holds. ValueError for fields this version does not know."""
+        """The format a card holds. ValueError for fields this version does not know, and for values of another type."""
         unknown = sorted(set(values) - {field.name for field in fields(TextFormat)})
         if unknown:
             raise ValueError(f"the card's text format has unknown fields {', '.join(unknown)}; update softprompt")
-        return TextFormat(**values)
+        return checked(TextFormat, values, "the card's text format")
 
 
 def default_format(lm: FrozenLM, *, max_target_length: int = 64, **changes: Any) -> TextFormat:

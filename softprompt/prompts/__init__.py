@@ -8,43 +8,21 @@ from typing import TYPE_CHECKING
 from softprompt.base.faces import face
 
 if TYPE_CHECKING:
+    from softprompt.prompts.card import Card
     from softprompt.prompts.export import export_vocabulary
+    from softprompt.prompts.folder import CARD, CONFIG, README, WEIGHTS, load_prompt, save_prompt
     from softprompt.prompts.formats import convert, detect_kind, read_prompt
-    from softprompt.prompts.prompt import (
-        CARD,
-        CONFIG,
-        README,
-        WEIGHTS,
-        Card,
-        SoftPrompt,
-        check_fits,
-        from_uniform,
-        initial_prompt,
-        load_prompt,
-        prepend,
-        save_prompt,
-        stack,
-    )
+    from softprompt.prompts.initial import from_uniform, initial_prompt
+    from softprompt.prompts.prompt import SoftPrompt, check_fits, prepend, stack
 
 __getattr__, __all__ = face(
     __name__,
     {
+        "card": ("Card",),
         "export": ("export_vocabulary",),
+        "folder": ("CARD", "CONFIG", "README", "WEIGHTS", "load_prompt", "save_prompt"),
         "formats": ("convert", "detect_kind", "read_prompt"),
-        "prompt": (
-            "CARD",
-            "CONFIG",
-            "Card",
-            "README",
-            "SoftPrompt",
-            "WEIGHTS",
-            "check_fits",
-            "from_uniform",
-            "initial_prompt",
-            "load_prompt",
-            "prepend",
-            "save_prompt",
-            "stack",
-        ),
+        "initial": ("from_uniform", "initial_prompt"),
+        "prompt": ("SoftPrompt", "check_fits", "prepend", "stack"),
     },
 )

@@ -25,7 +25,8 @@ from torch import Tensor
 from softprompt.base.files import whole_folder
 from softprompt.base.names import nearest
 from softprompt.models import FrozenLM, TextFormat, default_format, encode_inputs, read_checkpoint, write_checkpoint
-from softprompt.prompts.prompt import Card, SoftPrompt, check_fits
+from softprompt.prompts.card import Card
+from softprompt.prompts.prompt import SoftPrompt, check_fits
 
 MANIFEST = "softprompt_prompts.json"
 FORMAT_VERSION = 1  # of the manifest; raised when a reader of the old one would go wrong

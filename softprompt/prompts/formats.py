@@ -17,7 +17,9 @@ from torch import Tensor
 
 from softprompt.base.files import write_whole
 from softprompt.base.names import nearest
-from softprompt.prompts.prompt import CONFIG, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
+from softprompt.prompts.card import Card
+from softprompt.prompts.folder import CONFIG, WEIGHTS, load_prompt, save_prompt
+from softprompt.prompts.prompt import SoftPrompt
 
 T5X_NAME = "encoder.prompt.prompt.prompt"  # the authors' code names it so in numpy_checkpoints/checkpoint_N
 TGIS_NAMES = {True: "encoder.pt", False: "decoder.pt"}  # by "is an encoder-decoder"; TGIS prompt_cache.py

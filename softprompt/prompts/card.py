@@ -1,0 +1,84 @@
+"""What a prompt's card says beside its numbers, and what an adapter folder's JSON files hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any
+
+from softprompt.base.checked import checked
+from softprompt.models import TextFormat
+
+FORMAT_VERSION = 1  # of softprompt.json; raised when a reader of the old one would go wrong
+
+
+def _installed_version() -> str:
+    try:
+        return metadata.version("softprompt")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Everything beside the numbers that makes a prompt usable for ever.
+
+    `model_fingerprint` is None for a prompt that came from elsewhere without a card: then only its
+    width can be checked. `text` is the text format (template, separator, leading space, end of
+    sequence, lengths, truncation); `init` says how the prompt began (kind, seed, and for every row
+    the tokens it was made of); `recipe` is the preset and its numbers; `parent` the sha256 of the
+    prompt it started from.
+    """
+
+    model_name: str | None
+    model_fingerprint: str | None
+    is_encoder_decoder: bool
+    width: int
+    task: str | None = None
+    task_version: str | None = None
+    labels: tuple[str, ...] = ()
+    text: dict[str, Any] = field(default_factory=dict)
+    init: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    selection: str | None = None
+    dev_metrics: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    seed: int | None = None
+    parent: str | None = None
+    softprompt_version: str = field(default_factory=_installed_version)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The card as JSON text that `from_json` reads back to an equal card."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Card:
+        """The card that `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, a newer format, a key this version does not know, a missing key,
+                or a value of the wrong type, in the text format too.
+        """
+        record = parse_object(text, "a prompt's card")
+        version = record.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ValueError(
+                f"the card has format {version} (softprompt {record.get('softprompt_version')}) and this "
+                f"softprompt reads formats up to {FORMAT_VERSION}; upgrade softprompt"
+            )
+        card = checked(Card, record, "the card", noun="key")
+        TextFormat.from_json(card.text)
+        return card
+
+
+def parse_object(text: str, what: str) -> dict[str, Any]:
+    """The object that a JSON text holds. ValueError, naming it as `what`, for any other text."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
+        raise ValueError(f"{what} is not valid JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{what} is a JSON {type(record).__name__}; wanted an object")
+    return record

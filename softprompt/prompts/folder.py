@@ -1,0 +1,278 @@
+"""A prompt on disk: a PEFT adapter folder, so that PEFT loads it with no export step, with our card beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from softprompt.base.files import write_whole
+from softprompt.models import is_hub_id
+from softprompt.prompts.card import Card, parse_object
+from softprompt.prompts.prompt import SoftPrompt
+
+PEFT_VERSION = "0.21.2"  # the PEFT whose keys adapter_config.json has
+
+WEIGHTS, CONFIG, CARD, README = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "softprompt.json",
+    "README.md",
+)
+KEY = "prompt_embeddings"
+TASK_TYPES = {True: "SEQ_2_SEQ_LM", False: "CAUSAL_LM"}  # PEFT's words for "is an encoder-decoder"
+STAGING, JOURNAL = ".softprompt-saving-", ".softprompt-saved"
+
+
+def save_prompt(prompt: SoftPrompt, folder: str | Path) -> None:
+    """Write the prompt as a PEFT adapter folder with our card and a README for the hub.
+
+    A kill or a full disk at any moment leaves what `load_prompt` reads from the folder as it was
+    before or as it is now, whole. Other files in the folder are not touched.
+
+    Raises:
+        ValueError: `folder` is a file.
+        OSError: it cannot be written (one line that says why).
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a prompt is saved as a folder, so give another name")
+    content = {
+        WEIGHTS: to_safetensors({KEY: prompt.values}, metadata={"format": "pt"}),
+        CONFIG: (json.dumps(_adapter_config(prompt), indent=2) + "\n").encode(),
+        CARD: prompt.card.to_json().encode(),
+        README: _readme(prompt, folder.name).encode(),
+    }
+    try:
+        _replace_files(folder, content)
+    except OSError as error:
+        raise OSError(
+            f"could not save the prompt to {folder} ({error.strerror or error}); what it held before is "
+            "whole; free some space or choose another folder"
+        ) from error
+
+
+def load_prompt(folder: str | Path) -> SoftPrompt:
+    """The prompt in a folder that `save_prompt` or PEFT wrote.
+
+    PEFT gives an encoder-decoder 2p rows and uses the first p; the other rows are dropped, with a
+    warning. A folder without our card gets one that says only what PEFT's configuration says.
+
+    Raises:
+        ValueError: no prompt there, another kind of adapter, a pickle, or a damaged file.
+    """
+    folder = Path(folder)
+    config = _read_adapter_config(folder)
+    values = _read_weights(folder)
+    length = config.get("num_virtual_tokens") or len(values)
+    if len(values) == 2 * length:
+        warnings.warn(
+            f"{folder} holds {2 * length} rows, as PEFT gives an encoder-decoder; only the first {length} are "
+            "ever used, so the second half was dropped",
+            stacklevel=2,
+        )
+        values = values[:length]
+    if len(values) != length:
+        raise ValueError(f"{folder} holds {len(values)} rows and its {CONFIG} says {length}; copy the folder again")
+    path, name = _find(folder, CARD), config.get("base_model_name_or_path")
+    try:
+        if path:
+            return SoftPrompt(values, Card.from_json(_read_text(path)))
+        card = Card(
+            model_name=name if isinstance(name, str) and name else None,
+            model_fingerprint=None,
+            is_encoder_decoder=config["task_type"] == TASK_TYPES[True],
+            width=values.shape[1],
+        )
+        return SoftPrompt(values, card)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _replace_files(folder: Path, content: dict[str, bytes]) -> None:
+    """Put all files in place, or none.
+
+    The files are written to a folder inside `folder`, and renaming that folder to `JOURNAL` is the
+    one step that counts: until then readers see the old files, afterwards the journal's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _empty_journal(folder)
+    for left_over in folder.glob(STAGING + "*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
+    try:
+        for name, data in content.items():
+            write_whole(staging / name, data)
+        _sync(staging)
+        os.rename(staging, folder / JOURNAL)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _sync(folder)
+    _empty_journal(folder)
+    _sync(folder.parent)
+
+
+def _empty_journal(folder: Path) -> None:
+    journal = folder / JOURNAL
+    if not journal.is_dir():
+        return
+    for name in (WEIGHTS, CONFIG, CARD, README):
+        if (journal / name).exists():
+            os.replace(journal / name, folder / name)
+    _sync(folder)
+    os.rmdir(journal)
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    for path in (folder / JOURNAL / name, folder / name):
+        if path.is_file():
+            return path
+    return None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _read_adapter_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ValueError(f"there is no prompt folder {folder}; give the folder that `softprompt train` wrote")
+    path = _find(folder, CONFIG)
+    if path is None:
+        raise ValueError(f"{folder} holds no {CONFIG}, so it is not a prompt folder")
+    config = parse_object(_read_text(path), str(path))
+    kind, task_type = config.get("peft_type"), config.get("task_type")
+    if kind != "PROMPT_TUNING":
+        raise ValueError(f"{folder} holds a PEFT adapter of type {kind}; wanted PROMPT_TUNING")
+    if task_type not in TASK_TYPES.values():
+        wanted = " or ".join(TASK_TYPES.values())
+        raise ValueError(f"{folder} holds a prompt for the PEFT task type {task_type}; wanted {wanted}")
+    length = config.get("num_virtual_tokens")
+    if length is not None and (type(length) is not int or length < 1):
+        raise ValueError(f"{path} says num_virtual_tokens is {length!r}; wanted a whole number from 1")
+    return config
+
+
+def _read_weights(folder: Path) -> Float[Tensor, "rows d"]:
+    path = _find(folder, WEIGHTS)
+    if path is None and (folder / "adapter_model.bin").exists():
+        raise ValueError(
+            f"{folder}/adapter_model.bin is a pickle, which can run any code when it is read; save "
+            "the prompt again with PEFT's save_pretrained(safe_serialization=True)"
+        )
+    if path is None:
+        raise ValueError(f"{folder} holds no {WEIGHTS}, so its numbers are missing; copy the folder again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if names != [KEY]:
+                raise ValueError(f"{path} holds the tensors {names[:5]}; wanted just {KEY!r}")
+            part = file.get_slice(KEY)
+            shape, dtype = part.get_shape(), part.get_dtype()
+            if len(shape) != 2 or 0 in shape:
+                raise ValueError(f"{path} holds an array of shape {shape}; wanted [prompt tokens, width]")
+            if dtype not in ("F32", "BF16", "F16"):  # these become float32 without loss
+                raise ValueError(f"{path} holds numbers of type {dtype}; wanted F32, BF16 or F16")
+            return file.get_tensor(KEY).to(torch.float32)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+
+
+def _adapter_config(prompt: SoftPrompt) -> dict[str, Any]:
+    """PEFT's own keys. One submodule: an encoder-decoder otherwise gets 2p rows, half of them dead."""
+    return {
+        "auto_mapping": None,
+        "base_model_name_or_path": prompt.card.model_name,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "num_attention_heads": None,
+        "num_layers": None,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": prompt.length,
+        "peft_type": "PROMPT_TUNING",
+        "peft_version": PEFT_VERSION,
+        "prompt_tuning_init": "RANDOM",
+        "prompt_tuning_init_text": None,
+        "revision": None,
+        "task_type": TASK_TYPES[prompt.card.is_encoder_decoder],
+        "token_dim": prompt.width,
+        "tokenizer_kwargs": None,
+        "tokenizer_name_or_path": None,
+    }
+
+
+def _readme(prompt: SoftPrompt, name: str) -> str:
+    """The hub's model card: what the prompt is, what it scores, how to load it."""
+    card = prompt.card
+    model = card.model_name or "an unnamed model"
+    auto = "AutoModelForSeq2SeqLM" if card.is_encoder_decoder else "AutoModelForCausalLM"
+    on_hub = card.model_name is not None and is_hub_id(card.model_name)
+    lines = ["---", "library_name: peft"]
+    if on_hub:
+        lines.append(f"base_model: {json.dumps(model)}")
+    tags = ["softprompt", "prompt-tuning"] + ([card.task] if card.task else [])
+    lines.append(f"tags: {json.dumps(tags)}")
+    if card.dev_metrics:
+        lines.append(f"metrics: {json.dumps(list(card.dev_metrics))}")
+    trained = f", trained on `{card.task}`" if card.task else ""
+    lines.append(f"""---
+
+# {name}
+
+A soft prompt of {prompt.length} tokens (width {prompt.width}) for the frozen model `{model}`{trained}.
+The method is prompt tuning (Lester, Al-Rfou and Constant 2021, arXiv 2104.08691).""")
+    if card.dev_metrics:
+        lines += ["", "| metric | dev |", "|---|--:|"]
+        lines += [f"| {metric} | {value} |" for metric, value in card.dev_metrics.items()]
+        if card.selection:
+            lines += ["", f"What chose its step and setting: {card.selection}."]
+    if card.model_name:
+        imported = f"from transformers import {auto}\n" if on_hub else ""
+        loaded = (
+            f"{auto}.from_pretrained({json.dumps(model)})"
+            if on_hub
+            else f"...  # {model} as a model of transformers ({auto})"
+        )
+        lines.append(f"""
+With softprompt, which formats the text as in training and checks that the model is the right one:
+
+```
+softprompt predict --model {model} --prompt {name}
+```
+
+With PEFT:
+
+```python
+from peft import PeftModel
+{imported}
+model = {loaded}
+model = PeftModel.from_pretrained(model, {json.dumps(name)})
+```""")
+    if card.text:
+        lines += ["", "How a text must look:", "", "```json"]
+        lines += [json.dumps(card.text, indent=2, ensure_ascii=False), "```"]
+    return "\n".join(lines) + "\n"
