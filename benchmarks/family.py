@@ -31,8 +31,9 @@ from softprompt.models.loading import choose_dtype, keep_freed_memory, load
 from softprompt.models.shapes import SIZES
 from softprompt.models.tokenizer import Tokenizer, load_tokenizer
 from softprompt.pretraining.corpus import TokenStream, corpus_files, read_documents, tokenized
-from softprompt.pretraining.loop import CURVE, Hooks, Machine, PretrainConfig, pretrain, save_model
+from softprompt.pretraining.loop import CURVE, Hooks, Machine, pretrain, save_model
 from softprompt.pretraining.new_t5 import new_model, read_model
+from softprompt.pretraining.settings import PretrainConfig
 from softprompt.pretraining.vocabulary import train_vocabulary
 
 DEVICE = torch.device("cpu")

@@ -36,9 +36,10 @@ from softprompt.models.loading import choose_dtype, keep_freed_memory
 from softprompt.models.shapes import SIZES, Shape
 from softprompt.models.tokenizer import load_tokenizer
 from softprompt.pretraining.corpus import TokenStream, corpus_files, tokenized
-from softprompt.pretraining.loop import Hooks, Machine, PretrainConfig, Pretraining, machine_of_torchrun
+from softprompt.pretraining.loop import Hooks, Machine, Pretraining, machine_of_torchrun
 from softprompt.pretraining.new_t5 import new_model
 from softprompt.pretraining.objectives import span_lengths
+from softprompt.pretraining.settings import PretrainConfig
 
 DOCUMENTED_BATCH = 8  # rows: the documentation's own
 NEEDED = 2.0

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from conftest import make_llama, make_t5, make_tokenizer
 import softprompt
 from softprompt.answering.evaluation import SCORINGS
 from softprompt.base import terminal
+from softprompt.base.setting import settings_of
 from softprompt.cli import command_line as cli
 from softprompt.cli import options
 from softprompt.cli import train as train_command
@@ -29,8 +31,10 @@ from softprompt.models.loading import dequantised_folder, load
 from softprompt.models.text import default_format
 from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks.own_file import METRICS
+from softprompt.training.optimizers import OPTIMIZERS
+from softprompt.training.presets import PRESETS
 from softprompt.training.run import train
-from softprompt.training.settings import PRESETS, SELECTIONS, RunConfig
+from softprompt.training.settings import RunConfig
 
 ROOT = Path(__file__).parent.parent
 OWN = ["--inputs", "text: {text}", "--targets", "{label}", "--labels", "good,bad"]
@@ -94,7 +98,7 @@ def type_in(monkeypatch, text):
 def in_a_process(*words, **options):
     """The command line in a process of its own, stderr and stdout as text."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "softprompt.cli.command_line", *map(str, words)]
+    command = [sys.executable, "-m", "softprompt", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes, **options) as process:
         try:
@@ -204,7 +208,9 @@ def test_every_command_explains_itself_with_examples(run, command):
 def test_the_examples_in_the_help_are_understood(here):
     import shlex
 
-    for command in cli.COMMANDS.values():
+    for place, _ in cli.COMMANDS.values():
+        module, name = place.split(":")
+        command = getattr(import_module(module), name)
         for line in "\n".join(command.examples).replace("\\\n", "").splitlines():
             words = shlex.split(line.split("|")[-1])
             assert words[0] == "softprompt"
@@ -212,31 +218,30 @@ def test_the_examples_in_the_help_are_understood(here):
 
 
 def test_every_setting_of_a_run_is_a_flag():
-    flags = [name for group in options.TRAIN_FLAGS.values() for name in group]
-    assert sorted([*flags, "data"]) == sorted(field.name for field in fields(RunConfig))
+    assert sorted(settings_of(RunConfig)) == sorted(field.name for field in fields(RunConfig))
 
 
-def test_defaults_in_the_help_are_those_of_the_run():
-    shown = {name: flag for group in options.TRAIN_FLAGS.values() for name, flag in group.items()}
+def test_defaults_in_the_help_are_those_of_the_run(run):
+    _, out, _ = run("train", "--help")
+    text = " ".join(out.split())
     for field in fields(RunConfig):
-        flag = shown.get(field.name)
-        if flag is None or field.name in ("model", "task"):
-            continue
-        if isinstance(field.default, bool):
-            assert (flag.default == "no") == (field.default is False), field.name
-        elif field.default is None:
-            assert flag.default == "" or not flag.default[0].isdigit(), field.name
-        else:
-            value = field.default[0] if isinstance(field.default, tuple) else field.default
-            assert flag.default.split(":")[0] == str(value), field.name
+        flag = settings_of(RunConfig)[field.name]
+        if flag.shown and isinstance(field.default, str):
+            assert flag.shown.split(":")[0] == field.default, field.name
+        elif flag.shown:
+            assert field.default is None and not flag.shown[0].isdigit(), field.name
+    for shown in ("result rows, checkpoint and logs (default: runs/prompt)", "trained together (default: 0)",
+                  "where all other numbers come from (default: fast)", "checkpoint in --out (default: no)",
+                  "where longer ones are cut (default: 512)"):  # fmt: skip
+        assert shown in text
 
 
 def test_choices_in_the_help_are_those_of_the_library():
-    shown = {name: flag.choices for group in options.TRAIN_FLAGS.values() for name, flag in group.items()}
-    assert shown["preset"] == tuple(PRESETS)
-    assert shown["metric"] == tuple(METRICS)
-    assert shown["select"] == SELECTIONS
-    assert sorted(shown["scoring"]) == sorted(SCORINGS)
+    choices = {name: setting.choices for name, setting in settings_of(RunConfig).items()}
+    assert choices["preset"] == tuple(PRESETS)
+    assert choices["metric"] == tuple(METRICS)
+    assert choices["optimizer"] == tuple(OPTIMIZERS)
+    assert sorted(choices["scoring"]) == sorted(SCORINGS)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,9 @@ from softprompt.training import plan, run
 from softprompt.training.loop import Fitted, fit
 from softprompt.training.optimizers import Adafactor, AdamW
 from softprompt.training.plan import TaskData, check_plans, plan_prompts, prepare, tasks_of
+from softprompt.training.presets import PRESETS
 from softprompt.training.run import train, train_together
-from softprompt.training.settings import PRESETS, RunConfig
+from softprompt.training.settings import RunConfig
 
 CHAT = "{% for message in messages %}user: {{ message['content'] }}\n{% endfor %}assistant:"
 LABELS = ("good", "bad")
@@ -487,7 +488,7 @@ def test_a_configuration_that_cannot_mean_what_it_says_is_refused(changes, words
 def test_one_value_or_a_list_where_a_tuple_is_wanted_is_told_so():
     """In a process of its own, without the checks of types that tests run under."""
     code = """
-from softprompt.config import RunConfig
+from softprompt.training import RunConfig
 for changes in ({"task": "glue/sst2"}, {"prompt_length": 4}, {"seeds": [0, 1]}):
     try:
         RunConfig(**{"model": "tiny", "task": ("glue/sst2",), **changes})

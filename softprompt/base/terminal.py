@@ -54,6 +54,17 @@ class Display:
         self.started = self.mark = self.told = time.monotonic()
         self.speeds = (0.0, 0.0)
 
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End bars and logs."""
+        for bar in [*self.phases, self.bar]:
+            if bar is not None:
+                bar.close()
+        if self.logs is not None:
+            self.logs.close()
+
     def watch(self) -> Any:
         """What a run is given to tell this display how it goes."""
         from softprompt.base.watch import Watch

@@ -10,16 +10,13 @@ from softprompt.base.faces import face
 if TYPE_CHECKING:
     from softprompt.cli.command_line import main
     from softprompt.cli.options import (
-        STUDY_ROWS,
-        Flag,
-        add_data,
-        add_shared,
-        add_threads,
+        RUN,
+        add_flags,
+        add_settings,
+        flags_of,
         read_data,
-        read_seeds,
         say_if_slow,
         set_threads,
-        shared_settings,
         split_names,
     )
     from softprompt.cli.train import PROMPT_FILE
@@ -29,16 +26,13 @@ __getattr__, __all__ = face(
     {
         "command_line": ("main",),
         "options": (
-            "Flag",
-            "STUDY_ROWS",
-            "add_data",
-            "add_shared",
-            "add_threads",
+            "RUN",
+            "add_flags",
+            "add_settings",
+            "flags_of",
             "read_data",
-            "read_seeds",
             "say_if_slow",
             "set_threads",
-            "shared_settings",
             "split_names",
         ),
         "train": ("PROMPT_FILE",),

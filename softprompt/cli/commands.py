@@ -29,9 +29,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "params": ("softprompt.study.commands.params:COMMAND", "parameters that a task takes, by method and model size"),
     "vocabulary": ("softprompt.pretraining.commands.vocabulary:COMMAND", "learn a vocabulary from text"),
     "pretrain": ("softprompt.pretraining.commands.pretrain:COMMAND", "train a T5 on text, by span corruption"),
-    "adapt": (
-        "softprompt.pretraining.commands.pretrain:ADAPT_COMMAND",
-        "LM-adapt a T5: continue text instead of filling spans",
-    ),
+    "adapt": ("softprompt.pretraining.commands.adapt:COMMAND", "LM-adapt a T5: continue text instead of filling spans"),
 }
 """A command's name: module and variable of its `Command`, and a few words."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from softprompt.base.command import Command
 from softprompt.base.terminal import Display, counted, number, table, writing
-from softprompt.cli.options import add_data, add_prompt, opened, read_data
+from softprompt.cli.options import add_flags, add_prompt, opened, read_data
 
 
 def _add_eval(command: argparse.ArgumentParser) -> None:
     add_prompt(command)
-    add_data(command)
+    add_flags(command, ["data"], title="")
     command.add_argument("--split", default="dev", metavar="S", help="train, dev or test (default: dev)")
     command.add_argument("--ensemble", action="store_true", help="the prompts' vote too, in the same pass")
     command.add_argument("--limit", type=int, metavar="N", help="score only the first N examples (default: all)")

@@ -7,7 +7,7 @@ from typing import Any
 
 from softprompt.base.command import Command
 from softprompt.base.terminal import Display, counted, number, table
-from softprompt.cli.options import add_data, add_threads, read_data, say_if_slow, set_threads
+from softprompt.cli.options import add_flags, read_data, say_if_slow, set_threads
 
 LIMIT = 200  # ours: examples that an ablation scores, for each row of the prompt
 
@@ -17,18 +17,18 @@ def _add_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="M", help="the frozen model (default: the one the prompt names)")
     command.add_argument("--nearest", type=int, default=5, metavar="N", help="tokens shown of each row (default: 5)")
     command.add_argument("--ablate", action="store_true", help="also score the prompt without each of its rows")
-    add_data(command)
+    add_flags(command, ["data"], title="")
     command.add_argument("--split", metavar="S", help="what --ablate scores (default: dev)")
     command.add_argument("--limit", type=int, metavar="N", help=f"examples --ablate scores (default: {LIMIT})")
     command.add_argument("--json", action="store_true", help="one JSON object")
-    add_threads(command)
+    add_flags(command, ["threads"], title="")
 
 
 def _inspect(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    set_threads(args)
+    set_threads(args.threads)
     from softprompt.answering import inspect_prompt
     from softprompt.prompts import load_prompt
 

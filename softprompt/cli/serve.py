@@ -10,125 +10,104 @@ from typing import Any
 
 from softprompt.base.command import Command
 from softprompt.base.files import read_yaml
+from softprompt.base.names import nearest
+from softprompt.base.setting import Setting
 from softprompt.base.terminal import counted, say, type_of
-from softprompt.cli.options import MACHINE, TRAIN_FLAGS, add_threads, named_folders, say_if_slow, set_threads
+from softprompt.cli.options import FLAGS, MACHINE, add_settings, flags_of, named_folders, say_if_slow, set_threads
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-DEFAULTS = {"host": "127.0.0.1", "port": 8000, "max_waiting": 1_024, "timeout": 120.0, "drain": 30.0}
 
 
 def _size(text: str) -> int:
     """'4G' in bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:iB|B)?", text.strip())
     if not found or (size := int(float(found[1]) * UNITS[found[2]])) < 1:
-        raise argparse.ArgumentTypeError(f"wanted bytes such as 4G or 500M, got {text!r}")
+        raise ValueError
     return size
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"wanted a number above 0, got {text!r}")
-    return value
+def _seconds(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"wanted a port from 0 to 65535 (0: any free one), got {text!r}")
+        raise ValueError
     return int(text)
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wanted a whole number of 1 or more, got {text!r}")
+        raise ValueError
     return int(text)
 
 
-KINDS = {
-    "port": _port,
-    "max_memory": _size,
-    "max_body": _size,
-    "max_upload": _size,
-    "max_waiting": _count,
-    "timeout": _positive,
-    "drain": _positive,
-}
-TEXTS = ("model", "prompts_dir", "api_key_file", "host", *MACHINE, "threads", "compile")
+SIZE: dict[str, Any] = {"kind": _size, "form": "bytes such as 4G or 500M", "metavar": "SIZE"}
+SECONDS: dict[str, Any] = {"kind": _seconds, "form": "a number above 0", "metavar": "S"}
+SETTINGS = {
+    "model": Setting(help="the frozen model", shown="the one the first prompt names", metavar="M"),
+    "prompts_dir": Setting(help="where uploads are kept; prompt folders in it are served", metavar="DIR"),
+    "host": Setting(help="address to listen on", default="127.0.0.1", metavar="H", title="network"),
+    "port": Setting(
+        help="0: any free one", default=8000, kind=_port, form="a port from 0 to 65535 (0: any free one)", metavar="N",
+        title="network",
+    ),
+    "api_key_file": Setting(
+        help="YAML file of keys; without it, this machine only", metavar="F", title="network"
+    ),
+    "max_memory": Setting(
+        help="for prompts, their keys and values, and the running batch", shown="half of what is free", title="limits",
+        **SIZE,
+    ),
+    "max_waiting": Setting(
+        help="inputs in the queue", default=1_024, kind=_count, form="a whole number of 1 or more", metavar="N",
+        title="limits",
+    ),
+    "max_body": Setting(help="bytes of a request", shown="4M", title="limits", **SIZE),
+    "max_upload": Setting(help="bytes of an uploaded prompt", shown="64M", title="limits", **SIZE),
+    "timeout": Setting(help="seconds for a request at most", default=120.0, title="limits", **SECONDS),
+    "drain": Setting(help="seconds to finish when told to stop", default=30.0, title="limits", **SECONDS),
+    **{name: FLAGS[name] for name in MACHINE},
+    "compile": Setting(help="compile the model's blocks: ready later, then faster", kind=bool, title="machine"),
+    "threads": FLAGS["threads"],
+}  # fmt: skip
+DEFAULTS = {name: setting.default for name, setting in SETTINGS.items() if setting.default is not None}
 
 
-def _add_serve(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", metavar="M", help="the frozen model (default: the one the first prompt names)")
+def add_serve_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags of softprompt serve."""
     command.add_argument("--prompt", nargs="+", action="extend", metavar="NAME=DIR", help="prompts and their names")
-    command.add_argument("--prompts-dir", metavar="DIR", help="where uploads are kept; prompt folders in it are served")
+    add_settings(command, SETTINGS)
     command.add_argument("--config", metavar="F", help="YAML file of these flags; flags override it")
-    group = command.add_argument_group("network")
-    group.add_argument("--host", metavar="H", help=f"address to listen on (default: {DEFAULTS['host']})")
-    group.add_argument("--port", type=_port, metavar="N", help=f"0: any free one (default: {DEFAULTS['port']})")
-    group.add_argument("--api-key-file", metavar="F", help="YAML file of keys; without it, this machine only")
-    group = command.add_argument_group("limits")
-    group.add_argument(
-        "--max-memory", type=_size, metavar="SIZE", help="for prompts, their keys and values, and the running batch"
-        " (default: half of what is free)",
-    )  # fmt: skip
-    group.add_argument("--max-waiting", type=_count, metavar="N", help="inputs in the queue (default: 1024)")
-    group.add_argument("--max-body", type=_size, metavar="SIZE", help="bytes of a request (default: 4M)")
-    group.add_argument("--max-upload", type=_size, metavar="SIZE", help="bytes of an uploaded prompt (default: 64M)")
-    group.add_argument("--timeout", type=_positive, metavar="S", help="seconds for a request at most (default: 120)")
-    group.add_argument("--drain", type=_positive, metavar="S", help="seconds to finish when told to stop (default: 30)")
-    group = command.add_argument_group("machine")
-    for name in MACHINE:
-        TRAIN_FLAGS["machine"][name].add(group, name)
-    group.add_argument(
-        "--compile", action="store_true", default=None, help="compile the model's blocks: ready later, then faster"
-    )
-    add_threads(group)
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags over the configuration file over the defaults. ValueError for an entry that is no flag, or wrong."""
-    given = _from_file(args.config) if args.config else {}
-    flags = {name: getattr(args, name, None) for name in ("prompt", *KINDS, *TEXTS)}
-    return DEFAULTS | given | {name: value for name, value in flags.items() if value is not None}
 
 
 def _from_file(path: str) -> dict[str, Any]:
-    from softprompt.base.names import nearest
-
     entries = read_yaml(path, "the settings")
     if not isinstance(entries, Mapping):
         raise ValueError(f"{path} holds no entries; write lines such as 'port: 8000'")
-    known, settings = ("prompt", *KINDS, *TEXTS), {}
+    settings: dict[str, Any] = {}
     for entry, value in entries.items():
         name = str(entry).replace("-", "_")
-        if name not in known:
-            raise ValueError(f"{path}: no setting {entry!r}{nearest(name, known)}")
+        if name == "prompt":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{path}: prompt: wanted names and folders, such as 'sst2: runs/sst2'")
+            settings[name] = [f"{key}={folder}" for key, folder in value.items()]
+            continue
+        if name not in SETTINGS:
+            raise ValueError(f"{path}: no setting {entry!r}{nearest(name, ['prompt', *SETTINGS])}")
         try:
-            settings[name] = _value(name, value)
-        except argparse.ArgumentTypeError as error:
+            settings[name] = SETTINGS[name].read(value)
+        except ValueError as error:
             raise ValueError(f"{path}: {entry}: {error}") from None
     return settings
 
 
-def _value(name: str, value: Any) -> Any:
-    if name == "prompt":
-        if not isinstance(value, Mapping):
-            raise argparse.ArgumentTypeError("wanted names and folders, such as 'sst2: runs/sst2'")
-        return [f"{key}={place}" for key, place in value.items()]
-    if name == "compile":
-        if not isinstance(value, bool):
-            raise argparse.ArgumentTypeError(f"wanted true or false, got {value!r}")
-        return value
-    if name == "threads":
-        return _count(str(value))
-    return KINDS[name](str(value)) if name in KINDS else str(value)
-
-
-def _serve(args: argparse.Namespace) -> int:
-    settings = _settings(args)
+def run_serve(args: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    settings = DEFAULTS | (_from_file(args.config) if args.config else {}) | flags_of(args, ["prompt", *SETTINGS])
     named = named_folders(settings.get("prompt", []))
     has_keys = settings.get("api_key_file") is not None
     if settings["host"] not in LOOPBACK and not has_keys:
@@ -142,8 +121,7 @@ def _serve(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}; pip install 'softprompt[serve]'") from error
     keys = read_keys(settings["api_key_file"]) if has_keys else ()
-    args.threads = settings.get("threads")
-    set_threads(args)
+    set_threads(settings.get("threads"))
     engine, registry = _engine(settings, named)
     sizes = {name: settings[name] for name in ("max_body", "max_upload") if name in settings}
     limits = Limits(timeout=settings["timeout"], drain_seconds=settings["drain"], **sizes)
@@ -212,8 +190,8 @@ def _log_to_stderr() -> None:
 
 
 COMMAND = Command(
-    add_flags=_add_serve,
-    run=_serve,
+    add_flags=add_serve_flags,
+    run=run_serve,
     text=(
         "Serve saved prompts from one copy of their model: OpenAI's completions and chat with the prompt's name as "
         "model, /v1/classify for labels, /v1/prompts to add, replace, remove and alias prompts while it runs, and a "

@@ -8,17 +8,17 @@ from typing import Any
 
 from softprompt.base.command import Command
 from softprompt.base.terminal import counted, table
-from softprompt.cli.options import TRAIN_FLAGS, add_data, add_own_task, own_task, read_data, say_if_slow
+from softprompt.cli.options import OWN_FILES, RUN, add_flags, own_task, read_data, say_if_slow
 
 
 def _add_tasks(command: argparse.ArgumentParser) -> None:
     command.add_argument("task", nargs="?", metavar="T", help="a task to look into (default: list them all)")
-    add_data(command)
+    add_flags(command, ["data"], title="")
     command.add_argument("--split", default="train", metavar="S", help="train, dev or test (default: train)")
     command.add_argument("--limit", type=int, default=3, metavar="N", help="examples shown (default: 3)")
     command.add_argument("--model", metavar="M", help="also measure lengths in this model's tokens")
-    TRAIN_FLAGS["text"]["max_input_length"].add(command, "max_input_length")
-    add_own_task(command)
+    add_flags(command, ["max_input_length"], title="")
+    add_flags(command, OWN_FILES)
 
 
 def _tasks(args: argparse.Namespace) -> int:
@@ -78,7 +78,7 @@ def _length_table(args: argparse.Namespace, examples: Sequence[Any]) -> str:
 
     say_if_slow(args.model)
     lm = load(args.model)
-    limit = getattr(args, "max_input_length", 512)
+    limit = RUN["max_input_length"].default if args.max_input_length is None else args.max_input_length
     found = token_lengths(examples, lm, max_input_length=limit)
     rows = [["tokens", "min", "median", "95 %", "max"]]
     for name, lengths in (("inputs", found.inputs), ("targets", found.targets)):

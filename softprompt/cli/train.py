@@ -10,22 +10,25 @@ from typing import Any
 
 from softprompt.base.command import Command
 from softprompt.base.files import CHECKPOINT, read_yaml
+from softprompt.base.names import nearest
 from softprompt.base.terminal import Display, counted, duration, number, say, table, type_of, writing
-from softprompt.cli.options import TRAIN_FLAGS, add_data, add_threads, read_data, say_if_slow, set_threads
+from softprompt.cli.options import (
+    FLAGS,
+    RUN,
+    add_settings,
+    flags_of,
+    read_data,
+    say_if_slow,
+    set_threads,
+    split_names,
+)
+from softprompt.training import RunConfig
 
 PROMPT_FILE = "adapter_config.json"  # in every folder that holds a prompt
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
-    for title, flags in TRAIN_FLAGS.items():
-        group = command.add_argument_group(title)
-        for name, flag in flags.items():
-            flag.add(group, name)
-            if name == "task":
-                add_data(group)
-                group.add_argument("--dev", metavar="FILE[,FILE]", help="dev set of your own, with --data train=FILE")
-        if title == "machine":
-            add_threads(group)
+    add_settings(command, FLAGS)
     command.add_argument("--config", metavar="FILE", help="recipe in YAML, a line for each flag; flags override it")
     command.add_argument("--estimate", action="store_true", help="print memory and time first, and stop")
     command.add_argument("--overwrite", action="store_true", help="train into a folder that holds a prompt already")
@@ -37,7 +40,7 @@ def _train(args: argparse.Namespace) -> int:
         _check_out(config, args.overwrite)
     if config.resume and not (config.out / CHECKPOINT).exists():
         say(f"{config.out} holds no checkpoint to go on from; starting at step 1")
-    set_threads(args)
+    set_threads(args.threads)
     from softprompt.training import load_model, tasks_of, train
 
     tasks_of(config)
@@ -68,17 +71,17 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_config(args: argparse.Namespace) -> Any:
+def run_config(args: argparse.Namespace) -> RunConfig:
     """The recipe, and over it the flags."""
-    from softprompt.training import RunConfig
-
-    settings = _recipe(Path(args.config)) if args.config else {}
-    for flags in TRAIN_FLAGS.values():
-        settings |= {name: getattr(args, name) for name in flags if hasattr(args, name)}
+    settings = _recipe(args.config) if args.config else {}
+    settings |= flags_of(args, RUN)
+    data = settings.get("data")
     if args.data:
         settings["data"] = read_data(args.data, split="train", dev=args.dev)
+    elif args.dev and isinstance(data, str):
+        settings["data"] = read_data([data], split="train", dev=args.dev)
     elif args.dev:
-        settings["data"] = _with_dev(settings.get("data"), args.dev)
+        settings["data"] = {**(data or {}), "dev": split_names(args.dev)}
     if "model" not in settings:
         raise ValueError(
             "which model? give --model with a hub id, a local folder, a GGUF file, smollm2-135m or bundled/t5-mini"
@@ -91,41 +94,33 @@ def run_config(args: argparse.Namespace) -> Any:
     return RunConfig(**settings)
 
 
-def _with_dev(data: Any, dev: str) -> Any:
-    """The recipe's data, with the dev set of --dev."""
-    if data is None or isinstance(data, Mapping):
-        return {**(data or {}), **read_data(None, split="train", dev=dev)}
-    return read_data([str(data)], split="train", dev=dev)
-
-
-def _recipe(path: Path) -> dict[str, Any]:
+def _recipe(path: str) -> dict[str, Any]:
     """The settings of a YAML file, named as the flags are, with - or _."""
-    from softprompt.base.names import nearest
-
     content = read_yaml(path, "the recipe")
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no settings; write a line for each, such as 'steps: 500'")
-    known = {name: flag for flags in TRAIN_FLAGS.values() for name, flag in flags.items()}
     settings: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name != "data" and name not in known:
-            raise ValueError(f"{path}: no setting named {key!r}{nearest(name, [*known, 'data'])}")
+        if name not in RUN:
+            raise ValueError(f"{path}: no setting named {key!r}{nearest(name, RUN)}")
         if value is None:
             continue
         try:
-            settings[name] = _recipe_data(value) if name == "data" else known[name].of_recipe(str(key), value)
+            settings[name] = _recipe_data(value) if name == "data" else RUN[name].read(value)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            is_said = name == "data" or RUN[name].choices or RUN[name].kind is bool
+            text = f", but must be {RUN[name].wanted}" if is_said else f": {error}"
+            raise ValueError(f"{path}: {key} is {value!r}{text}") from error
     return settings
 
 
 def _recipe_data(value: Any) -> Any:
     if isinstance(value, str):
         return read_data([value], split="train")
-    if isinstance(value, dict):
-        return {name: [files] if isinstance(files, str) else list(files) for name, files in value.items()}
-    raise ValueError(f"data is {value!r}, but must be a folder, or files under train, dev and test")
+    if not isinstance(value, dict):
+        raise ValueError
+    return {split: [files] if isinstance(files, str) else list(files) for split, files in value.items()}
 
 
 def _check_out(config: Any, overwrite: bool) -> None:

@@ -30,72 +30,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from softprompt.base.files import CHECKPOINT, refusals, remove_leftovers, write_tensors, write_whole
-from softprompt.base.names import nearest
 from softprompt.models import Tokenizer, quiet, scales_outputs
 from softprompt.pretraining.corpus import TokenStream
 from softprompt.pretraining.objectives import SpanLengths, draw_split, prefix_lm, span_corruption, span_lengths
+from softprompt.pretraining.settings import PretrainConfig
 from softprompt.pretraining.vocabulary import check_sentinels
 from softprompt.training import rate_multiplier, threads_kept, uninterrupted
 
-OBJECTIVES = ("span", "prefix-lm")
-OPTIMIZERS = ("adamw", "adafactor")
 CURVE = "curve.jsonl"
 STEPS = "steps"  # the folder of the models that --keep names
 MODEL = "model"  # what a model is called, in its folder, while it is written
 LEAST_SCALE = 1e-3  # epsilon2 of Adafactor (Shazeer and Stern 2018): what a weight of zeros counts as
 HELDOUT_SEED = 0  # held-out texts are always corrupted alike, so that losses compare
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """How a T5's weights are trained."""
-
-    objective: str = "span"
-    """span: span corruption. prefix-lm: LM adaptation (paper, section 3.2)."""
-    steps: int
-    batch_size: int = 64
-    """Texts a step. Ours, for small budgets: T5's own was 2,048 texts of 512."""
-    micro_batch_size: int = 8
-    """Texts computed together; those of a prefix LM share their split."""
-    input_length: int = 256
-    """Tokens of the inputs with their end, with span; of the whole text, with prefix-lm."""
-    optimizer: str = "adamw"
-    """adamw or adafactor, both with T5's scaling by the size of each weight."""
-    learning_rate: float = 2e-2
-    """A share of each weight's root mean square. nanoT5's; the same was best on our micro (docs/log.md, 2026-11-25)."""
-    schedule: str = "cosine"
-    """constant, linear, cosine or rsqrt, all after `warmup_steps`."""
-    warmup_steps: int = 100
-    clip_norm: float = 1.0
-    """Bound on the gradient's norm over all weights."""
-    weight_decay: float = 0.0
-    z_loss: float = 1e-4
-    """Weight of log² Z in the loss (T5X's pre-training configuration)."""
-    seed: int = 0
-    """Draws the order of texts, spans and splits."""
-    evaluate_every: int = 250
-    num_heldout: int = 256
-    """Held-out texts scored, at most."""
-    keep: tuple[int, ...] = ()
-    """Steps whose models are kept, 0 for the start; the last is kept anyway."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size", "evaluate_every", "num_heldout"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be 1 or more")
-        for name, known in (("objective", OBJECTIVES), ("optimizer", OPTIMIZERS)):
-            if getattr(self, name) not in known:
-                given = getattr(self, name)
-                raise ValueError(f"no {name} is named {given!r}{nearest(given, known)}; there are {', '.join(known)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0")
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}; make it one"
-            )
-        if beyond := [step for step in self.keep if not 0 <= step <= self.steps]:
-            raise ValueError(f"keep names step {beyond[0]}, but the run has steps 0 to {self.steps}")
-        rate_multiplier(self.schedule, self.warmup_steps, self.warmup_steps, self.steps)  # refuses what cannot be
 
 
 @dataclass(frozen=True)

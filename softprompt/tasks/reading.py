@@ -13,7 +13,8 @@ from softprompt.tasks.task import SPLITS, Example, Task
 logger = logging.getLogger(__name__)
 
 FilePaths = str | Path | Sequence[str | Path]
-Data = str | Path | Mapping[str, FilePaths]
+Data = str | Path | Mapping[str, FilePaths] | None
+"""A folder of official files, or files by split; None: the hub."""
 
 _OTHER_NAMES = {"validation": "dev", "val": "dev", "valid": "dev", "eval": "dev", "development": "dev"}
 
@@ -45,7 +46,7 @@ class Reading:
         return f"{len(self.examples):,}{of} examples from {names}{repeated}"
 
 
-def read_examples(task: Task, split: str, data: Data | None = None) -> list[Example]:
+def read_examples(task: Task, split: str, data: Data = None) -> list[Example]:
     """`read_split`'s examples. What is less than the official split, or more, is logged as a warning."""
     reading = read_split(task, split, data)
     partial = reading.share is not None and reading.share != 1
@@ -53,7 +54,7 @@ def read_examples(task: Task, split: str, data: Data | None = None) -> list[Exam
     return reading.examples
 
 
-def read_split(task: Task, split: str, data: Data | None = None) -> Reading:
+def read_split(task: Task, split: str, data: Data = None) -> Reading:
     """The examples of a split, 'train', 'dev' or 'test'.
 
     `data` is the task's own folder, or one that has suite/TaskFolder or TaskFolder below it, or {"train":
@@ -80,7 +81,7 @@ def read_split(task: Task, split: str, data: Data | None = None) -> Reading:
     )
 
 
-def has_split(task: Task, split: str, data: Data | None = None) -> bool:
+def has_split(task: Task, split: str, data: Data = None) -> bool:
     """Whether there is anything to read for a split: named files, official files in the folder, or the hub's."""
     if data is None:
         return task.hub is not None and split in task.hub.splits
@@ -225,6 +226,3 @@ def _hub_records(task: Task, split: str, name: str) -> Numbered:
     for number, row in enumerate(rows, 1):
         if task.hub.subset is None or row["subset"] == task.hub.subset:
             yield number, row
-
-
-Data = str | Path | Mapping[str, Sequence[str | Path]] | None

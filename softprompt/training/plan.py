@@ -37,7 +37,8 @@ from softprompt.tasks import (
 )
 from softprompt.training.loop import Member, TrainConfig
 from softprompt.training.optimizers import Optimizer, kind_of
-from softprompt.training.settings import PRESETS, Preset, RunConfig
+from softprompt.training.presets import PRESETS, Preset
+from softprompt.training.settings import RunConfig
 
 SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
 SMALL = 500  # ours, docs/design.md: below this many examples the held-out part is cross-validation folds

@@ -8,39 +8,33 @@ from typing import Any
 
 from softprompt.base.command import Command
 from softprompt.base.terminal import Display, say, table
-from softprompt.cli import add_shared, add_threads, read_data, read_seeds, set_threads, shared_settings, split_names
+from softprompt.cli import RUN, add_flags, read_data, set_threads, split_names
+from softprompt.study.commands.shared import read_seeds, shared_settings
 
-SHARED = (
-    "task", "prompt_length", "init", "inputs", "targets", "labels", "metric", "group_by", "preset", "steps", "minutes",
-    "batch_size", "learning_rate", "dropout", "max_train", "max_dev", "select", "scoring", "evaluate_every",
-    "num_selection", "max_input_length", "separator", "device", "dtype",
+NOT_SHARED = (
+    "model", "data", "out", "seeds", "optimizer", "resume", "patience", "sentinel", "chat", "quantize",
+    "checkpoint_activations", "compile",
 )  # fmt: skip
+SHARED = [name for name in RUN if name not in NOT_SHARED]
 """The settings of a run that all methods share."""
-OWN_HELP: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, dict[str, Any]] = {
     "task": {"help": "a task of `softprompt tasks`, one"},
     "prompt_length": {"help": "prompt tokens, one length"},
-    "learning_rate": {
-        "help": "what every method tries; the selection chooses",
-        "default": "four of each method's own",
-    },
+    "learning_rate": {"help": "what every method tries; the selection chooses", "shown": "four of each method's own"},
     "minutes": {"help": "bound on all trainings of a method together"},
     "select": {
         "help": "what chooses step and rate: held-out training rows, or the dev set",
-        "default": "auto: held-out",
+        "shown": "auto: held-out",
         "choices": ("auto", "held-out", "dev"),
     },
 }
+"""What the help of a setting says otherwise here."""
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, metavar="M", help="hub id, local folder, smollm2-135m, …")
     command.add_argument("--methods", metavar="A,B,…", help="(default: all of them)")
-    command.add_argument(
-        "--data",
-        nargs="+",
-        metavar="DIR",
-        help="folder of the official files, or train=FILE dev=FILE (default: the hub)",
-    )
+    add_flags(command, ["data"], title="")
     command.add_argument("--seeds", metavar="N,…", help="(default: 0,1,2; with --quick 0)")
     command.add_argument(
         "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="(default: runs/compare)"
@@ -53,12 +47,12 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
         help="(default: results/compare.jsonl)",
     )
     command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
-    add_shared(command, "what all methods share", SHARED, OWN_HELP)
-    add_threads(command)
+    add_flags(command, SHARED, "what all methods share", CHANGES)
+    add_flags(command, ["threads"], title="")
 
 
 def _compare(args: argparse.Namespace) -> int:
-    set_threads(args)
+    set_threads(args.threads)
     from softprompt.study import METHODS, check_methods, compare, rows_of
 
     methods = METHODS if args.methods is None else tuple(split_names(args.methods))

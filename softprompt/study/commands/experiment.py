@@ -10,14 +10,15 @@ from typing import Any
 
 from softprompt.base.command import Command
 from softprompt.base.terminal import Display, counted, duration, say
-from softprompt.cli import STUDY_ROWS, add_shared, add_threads, read_seeds, set_threads, shared_settings, split_names
+from softprompt.cli import RUN, add_flags, set_threads, split_names
+from softprompt.study.commands.shared import STUDY_ROWS, read_seeds, shared_settings
 
 TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
-SHARED = (
-    "preset", "steps", "batch_size", "optimizer", "learning_rate", "dropout", "max_train", "max_dev", "select",
-    "scoring", "evaluate_every", "num_selection", "prompt_length", "init", "max_input_length", "device", "dtype",
-    "compile",
+NOT_SHARED = (
+    "model", "task", "data", "out", "seeds", "inputs", "targets", "labels", "metric", "group_by", "minutes", "resume",
+    "patience", "separator", "sentinel", "chat", "quantize", "checkpoint_activations",
 )  # fmt: skip
+SHARED = [name for name in RUN if name not in NOT_SHARED]
 """The settings of a run that all points share, unless a point changes them."""
 
 
@@ -44,8 +45,8 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--minutes", type=float, metavar="X", help="bound on the points of one frozen model together")
     command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
     command.add_argument("--table", action="store_true", help="only print the table of the rows")
-    add_shared(command, "what all points share, unless a point changes it", SHARED)
-    add_threads(command)
+    add_flags(command, SHARED, "what all points share, unless a point changes it")
+    add_flags(command, ["threads"], title="")
 
 
 def _experiment(args: argparse.Namespace) -> int:
@@ -55,7 +56,7 @@ def _experiment(args: argparse.Namespace) -> int:
         print("\n".join(f"{name:<10}  {one.title}" for name, one in EXPERIMENTS.items()))
         return 0
     args.rows = args.rows or (args.out / "quick.jsonl" if args.quick else STUDY_ROWS)
-    set_threads(args)
+    set_threads(args.threads)
     from softprompt.answering import read_rows
     from softprompt.study import run_experiment, table
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from softprompt.base.command import Command
 from softprompt.base.terminal import table
-from softprompt.cli import Flag, say_if_slow
+from softprompt.cli import add_flags, say_if_slow
 
-LENGTHS = Flag(int, "prompt tokens, with --model", "1,5,20,50,100,150", is_list=True)  # those of the paper's table 4
+LENGTHS = (1, 5, 20, 50, 100, 150)  # those of the paper's table 4
 
 PREFIXES = (
     "The paper's count of prefix tuning is of its own T5: p x width x (layers + 1). What softprompt compare trains is "
@@ -19,7 +19,8 @@ PREFIXES = (
 
 def _add_params(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="M", help="count for this model (default: the paper's five T5 1.1)")
-    LENGTHS.add(command, "prompt_length")
+    of_table = {"help": "prompt tokens, with --model", "shown": ",".join(map(str, LENGTHS))}
+    add_flags(command, ["prompt_length"], "", {"prompt_length": of_table})
     command.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -30,7 +31,7 @@ def _params(args: argparse.Namespace) -> int:
     from softprompt.study import params
 
     if args.model is None:
-        if hasattr(args, "prompt_length"):
+        if args.prompt_length is not None:
             raise ValueError("--prompt-length goes with --model; without it the lengths are those of the paper's table")
         rows, lines = params.table_4(), params.figure_4()
         if args.json:
@@ -42,7 +43,7 @@ def _params(args: argparse.Namespace) -> int:
     from softprompt.models import read_architecture
 
     say_if_slow(args.model)
-    lengths = getattr(args, "prompt_length", None) or LENGTHS.parse(LENGTHS.default)
+    lengths = args.prompt_length or LENGTHS
     found = read_architecture(args.model)
     counts = params.counts(found, lengths)
     if args.json:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from softprompt.base.command import Command
 from softprompt.base.terminal import counted, writing
-from softprompt.cli import STUDY_ROWS
+from softprompt.study.commands.shared import STUDY_ROWS
 
 BASELINES = Path("results/baselines.jsonl")
 

@@ -7,18 +7,17 @@ from pathlib import Path
 
 from softprompt.base.command import Command
 from softprompt.base.terminal import Display, counted, number
-from softprompt.cli import PROMPT_FILE, add_data, add_threads, read_data, set_threads
+from softprompt.cli import PROMPT_FILE, add_flags, read_data, set_threads
 
 
 def _add_rerun(command: argparse.ArgumentParser) -> None:
     command.add_argument("row", metavar="FILE:N", help="the row in line N of a file of rows")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the new prompt")
-    add_data(command)
-    add_threads(command)
+    add_flags(command, ["data", "threads"], title="")
 
 
 def _rerun(args: argparse.Namespace) -> int:
-    set_threads(args)
+    set_threads(args.threads)
     from softprompt.answering import read_rows
     from softprompt.study import rerun
     from softprompt.tasks import headline

@@ -1,0 +1,48 @@
+"""What a pre-training is asked to do: every setting with its default, its limits and what `--help` says of it."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+
+from softprompt.base.setting import check, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """How a T5's weights are trained. Each field but objective and z_loss is a flag."""
+
+    objective: str = setting(
+        "span: span corruption. prefix-lm: LM adaptation (paper, section 3.2)", "span", choices=("span", "prefix-lm")
+    )
+    steps: int = setting("optimizer steps; must be given", MISSING, at_least=1, title="how to train")
+    # Ours, for small budgets: T5's own was 2,048 texts of 512.
+    batch_size: int = setting("texts a step", 64, at_least=1)
+    # Those of a prefix LM share their split.
+    micro_batch_size: int = setting("texts computed together", 8, at_least=1)
+    input_length: int = setting("tokens of an input (pretrain), of a whole text (adapt)", 256)
+    optimizer: str = setting("both with T5's scaling", "adamw", choices=("adamw", "adafactor"))
+    # nanoT5's; the same was best on our micro (docs/log.md, 2026-11-25).
+    learning_rate: float = setting("after the warm-up, a share of each weight's size", 2e-2, above=0)
+    schedule: str = setting("how the rate goes on", "cosine", choices=("constant", "linear", "cosine", "rsqrt"))
+    warmup_steps: int = setting("steps in which the rate rises", 100)
+    clip_norm: float = setting("bound on the gradient's norm", 1.0)
+    weight_decay: float = setting("of AdamW", 0.0)
+    z_loss: float = 1e-4
+    """Weight of log² Z in the loss (T5X's pre-training configuration)."""
+    seed: int = setting("draws weights, order and spans", 0)
+    evaluate_every: int = setting("steps between held-out losses", 250, at_least=1)
+    num_heldout: int = setting("held-out texts scored each time", 256, at_least=1)
+    keep: tuple[int, ...] = setting("steps whose models are kept, 0 for the start", (), shown="none but the last")
+
+    def __post_init__(self) -> None:
+        """Refuse what is no setting, and settings that contradict one another."""
+        from softprompt.training import rate_multiplier  # brings torch, which --help has no use for
+
+        check(self)
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}; make it one"
+            )
+        if beyond := [step for step in self.keep if not 0 <= step <= self.steps]:
+            raise ValueError(f"keep names step {beyond[0]}, but the run has steps 0 to {self.steps}")
+        rate_multiplier(self.schedule, self.warmup_steps, self.warmup_steps, self.steps)  # refuses what cannot be
