@@ -65,10 +65,10 @@ def highlights(results: Path) -> str:
         [
             f"- SST-2 with SmolLM2-135M: {fmean(scores):.1f} ± {stdev(scores):.1f} % of dev, {len(dev)} seeds, "
             f"{minutes:.0f} minutes each on two cores.",
-            f"- A training step of it: {step['ratio']:.1f} times as fast as PEFT as documented, {best['ratio']:.1f} times "
-            "PEFT at its best.",
-            f"- Serving it with 64 prompts: {switching['ratio']:.1f} times the requests of PEFT that switches adapters, "
-            f"{grouped['ratio']:.1f} times those of PEFT in batches of one prompt ({switching['rival_dtype']}).",
+            f"- A training step of it: {step['ratio']:.1f} times as fast as PEFT as documented, "
+            f"{best['ratio']:.1f} times PEFT at its best.",
+            f"- Serving it with 64 prompts: {switching['ratio']:.1f} times the requests of PEFT that switches "
+            f"adapters, {grouped['ratio']:.1f} times those of PEFT in batches of one prompt ({switching['rival_dtype']}).",
         ]
     )
 
@@ -357,8 +357,7 @@ def paper_figure_1(results: Path) -> str:
     """The paper's prompt tuning by size."""
     points = paper.FIGURE_1["prompt tuning"]
     lines = [f"| | {' | '.join(paper.NAMES.values())} |", f"|---|{'--:|' * len(points)}"]
-    scores = [f"{point.mean:.1f} ± {point.deviation:.1f}" for point in points.values()]
-    return "\n".join([*lines, f"| SuperGLUE dev | {' | '.join(scores)} |"])
+    return "\n".join([*lines, f"| SuperGLUE dev | {' | '.join(map(str, points.values()))} |"])
 
 
 def paper_ensembles(results: Path) -> str:
@@ -373,13 +372,9 @@ def paper_ensembles(results: Path) -> str:
 def paper_transfer(results: Path) -> str:
     """The paper's tables 1 and 2."""
     lines = ["| trained on | scored on | metric | prompt tuning | model tuning |", "|---|---|---|--:|--:|"]
-    scores = [("squad", task, "F1", own) for task, own in paper.TABLE_1.items()]
-    for (here, there), own in paper.TABLE_2.items():
-        for place, metric in enumerate(("accuracy", "F1")):
-            scores.append((here, there, metric, {method: points[place] for method, points in own.items()}))
-    for here, there, metric, points in scores:
-        cells = (f"{points[m].mean:.1f} ± {points[m].deviation:.1f}" for m in ("prompt tuning", "model tuning"))
-        lines.append(f"| {here} | {there} | {metric} | {' | '.join(cells)} |")
+    for row in (*paper.TABLE_1, *paper.TABLE_2):
+        metric = row.metric.replace("f1", "F1")
+        lines.append(f"| {row.source} | {row.task} | {metric} | {row.prompt_tuning} | {row.model_tuning} |")
     return "\n".join(lines)
 
 

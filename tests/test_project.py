@@ -31,7 +31,7 @@ ONLY_IN = {
     "transformers": {"models", "pretraining.new_t5"},
     "sklearn": set(),
     "peft": {"study.weights"},
-    "matplotlib": {"study.report"},
+    "matplotlib": {"study.pictures"},
     "datasets": {"tasks"},
     "argparse": {"cli", "base.command", "pretraining.commands", "study.commands"},
     "fastapi": {"serving.http"},

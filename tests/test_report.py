@@ -114,7 +114,7 @@ def test_transfer_is_shown_with_the_difference_of_the_methods(page):
 
 
 def test_each_family_of_models_has_its_own_line_in_figure_1():
-    lines = {(line.name, line.family): [x for x, _ in line.points] for line in _our_lines(METHODS, "generate")}
+    lines = {(line.name, line.family): [x for x, _ in line.points] for line in _our_lines(METHODS)}
     assert lines == {
         (point, family): sizes
         for family, sizes in (("family", [2.7, 14.4]), ("other", [14.4]))
@@ -264,7 +264,7 @@ def test_models_and_points_are_compared_on_the_tasks_that_all_of_them_have(tmp_p
     # Two points of one model.
     more = [row(point="1", value=0.5), row(point="20", value=0.6), row(point="20", value=0.8, task="glue/mrpc")]
     shown, _ = _of_common_tasks(more)
-    assert [(line.name, line.points[0][1].mean) for line in _our_lines(shown, "generate")] == [("1", 50), ("20", 60)]
+    assert [(line.name, line.points[0][1].mean) for line in _our_lines(shown)] == [("1", 50), ("20", 60)]
     text = write_report(more, tmp_path).read_text()
     assert "the mean over the tasks that every model and point has" in text
     text = write_report([more[0], more[2]], tmp_path).read_text()

@@ -18,6 +18,19 @@ class Point(NamedTuple):
     mean: float
     deviation: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.deviation:.1f}"
+
+
+class Transfer(NamedTuple):
+    """A row of table 1 or 2: trained on one set and scored on another, in percent."""
+
+    source: str
+    task: str
+    metric: str
+    model_tuning: Point
+    prompt_tuning: Point
+
 
 class Printed(NamedTuple):
     """A row of table 4 as it is printed."""
@@ -27,7 +40,7 @@ class Printed(NamedTuple):
     percent: float
 
 
-def _points(*pairs: tuple[float, float]) -> dict[str, Point]:
+def _points(*pairs: tuple[float, ...]) -> dict[str, Point]:
     return {size: Point(*pair) for size, pair in zip(SIZES, pairs, strict=True)}
 
 
@@ -60,11 +73,11 @@ FIGURE_3C = {  # pre-training objective
     "span+sentinel": _points((48.69, 3.09), (7.97, 0.00), (37.19, 2.24), (16.47, 3.70), (75.73, 2.06)),
     "lm": _points((58.54, 1.19), (63.75, 1.22), (75.82, 0.39), (80.32, 3.32), (89.69, 0.41)),
 }
-FIGURE_3D = {  # thousand steps of LM adaptation; the bands are not symmetric, so none is given
-    0: (51.39, 7.97, 8.21, 7.95, 82.70),
-    10: (52.80, 58.10, 41.95, 55.41, 82.08),
-    50: (57.27, 60.55, 74.37, 73.14, 86.38),
-    100: (58.54, 63.75, 75.82, 80.32, 89.82),
+FIGURE_3D = {  # steps of LM adaptation; the bands are not symmetric, so none is given
+    "0K": _points((51.39,), (7.97,), (8.21,), (7.95,), (82.70,)),
+    "10K": _points((52.80,), (58.10,), (41.95,), (55.41,), (82.08,)),
+    "50K": _points((57.27,), (60.55,), (74.37,), (73.14,), (86.38,)),
+    "100K": _points((58.54,), (63.75,), (75.82,), (80.32,), (89.82,)),
 }
 
 # Figure 4: task parameters, the mean over prompt lengths 1 to 100.
@@ -78,27 +91,23 @@ FIGURE_4 = {
 }
 
 # Table 1: F1 after training on SQuAD only.
-TABLE_1 = {
-    "squad": {"model tuning": Point(94.9, 0.2), "prompt tuning": Point(94.8, 0.1)},
-    "textbookqa": {"model tuning": Point(54.3, 3.7), "prompt tuning": Point(66.8, 2.9)},
-    "bioasq": {"model tuning": Point(77.9, 0.4), "prompt tuning": Point(79.1, 0.3)},
-    "race": {"model tuning": Point(59.8, 0.6), "prompt tuning": Point(60.7, 0.5)},
-    "re": {"model tuning": Point(88.4, 0.1), "prompt tuning": Point(88.8, 0.2)},
-    "duorc": {"model tuning": Point(68.9, 0.7), "prompt tuning": Point(67.7, 1.1)},
-    "drop": {"model tuning": Point(68.9, 1.7), "prompt tuning": Point(67.1, 1.9)},
-}
+TABLE_1 = (
+    Transfer("squad", "squad", "f1", Point(94.9, 0.2), Point(94.8, 0.1)),
+    Transfer("squad", "textbookqa", "f1", Point(54.3, 3.7), Point(66.8, 2.9)),
+    Transfer("squad", "bioasq", "f1", Point(77.9, 0.4), Point(79.1, 0.3)),
+    Transfer("squad", "race", "f1", Point(59.8, 0.6), Point(60.7, 0.5)),
+    Transfer("squad", "re", "f1", Point(88.4, 0.1), Point(88.8, 0.2)),
+    Transfer("squad", "duorc", "f1", Point(68.9, 0.7), Point(67.7, 1.1)),
+    Transfer("squad", "drop", "f1", Point(68.9, 1.7), Point(67.1, 1.9)),
+)
 
 # Table 2: accuracy and F1, trained on one and evaluated on the other.
-TABLE_2 = {
-    ("qqp", "mrpc"): {
-        "model tuning": (Point(73.1, 0.9), Point(81.2, 2.1)),
-        "prompt tuning": (Point(76.3, 0.1), Point(84.3, 0.3)),
-    },
-    ("mrpc", "qqp"): {
-        "model tuning": (Point(74.9, 1.3), Point(70.9, 1.2)),
-        "prompt tuning": (Point(75.4, 0.8), Point(69.7, 0.3)),
-    },
-}
+TABLE_2 = (
+    Transfer("qqp", "mrpc", "accuracy", Point(73.1, 0.9), Point(76.3, 0.1)),
+    Transfer("qqp", "mrpc", "f1", Point(81.2, 2.1), Point(84.3, 0.3)),
+    Transfer("mrpc", "qqp", "accuracy", Point(74.9, 1.3), Point(75.4, 0.8)),
+    Transfer("mrpc", "qqp", "f1", Point(70.9, 1.2), Point(69.7, 0.3)),
+)
 
 # Table 3: five prompts, XXL, SuperGLUE dev: average, best, ensemble; two metrics where the task has two.
 TABLE_3 = {

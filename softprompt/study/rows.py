@@ -69,16 +69,19 @@ def family_of(row: Result) -> str:
 
 
 def table(rows: Sequence[Result]) -> str:
-    """Rows of one experiment as a table: each point by each scoring, the tasks' means and deviations over seeds.
+    """`table_cells` as markdown."""
+    head, *body = [f"| {' | '.join(cells)} |" for cells in table_cells(rows)]
+    return "\n".join([head, f"|---|---|---|{'--:|' * (head.count('|') - 4)}", *body])
+
+
+def table_cells(rows: Sequence[Result]) -> list[list[str]]:
+    """Rows of one experiment as cells: each point by each scoring, the tasks' means and deviations over seeds.
 
     What pools tasks (the mean, the rate of illegal answers, the vote) is over those that every line has.
     """
     rows = newest(rows)
     tasks = list(dict.fromkeys(row.task for row in rows))
-    table = [
-        f"| frozen model | point | scoring | {' | '.join(tasks)} | mean | illegal | vote |",
-        f"|---|---|---|{'--:|' * (len(tasks) + 3)}",
-    ]
+    cells = [["frozen model", "point", "scoring", *tasks, "mean", "illegal", "vote"]]
     models = list(dict.fromkeys(row.config["asked"] for row in rows))
     lines = grouped(rows, lambda row: (row.config["asked"], row.config["point"], row.scoring))
     common = set.intersection(*({row.task for row in line} for line in lines.values()))
@@ -92,8 +95,8 @@ def table(rows: Sequence[Result]) -> str:
         if pooled:
             means = [f"{fmean(100 * row.value for row in pooled):.1f}", f"{fmean(r.illegal_rate for r in pooled):.0%}"]
         vote = f"{fmean(votes):.1f}" if votes else "-"
-        table.append(f"| {' | '.join([short_name(asked), point, scoring, *scores, *means, vote])} |")
-    return "\n".join(table)
+        cells.append([short_name(asked), point, scoring, *scores, *means, vote])
+    return cells
 
 
 def spread(values: Sequence[float]) -> str:
