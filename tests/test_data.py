@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer, tiny_lm
@@ -246,6 +247,18 @@ def test_the_order_is_a_function_of_its_arguments_alone():
     assert [order_of_step(10, 4, step, 0) for step in (1, 2)] == [[3, 5, 9, 0], [8, 1, 9, 1]]
     assert order_of_step(10, 4, 2, 0) == [8, 1, 9, 1]
     assert order_of_step(10, 4, 1, 1) != order_of_step(10, 4, 1, 0)
+
+
+def test_an_epoch_is_shuffled_once_for_each_of_many_members(monkeypatch):
+    """However many there are, and of whatever sizes; the order is the same."""
+    plain, drawn = np.random.default_rng, []
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or plain(seed))
+    kept = [{} for _ in range(40)]
+    orders = [[order_of_step(100, 4, step, i, shuffles=own) for i, own in enumerate(kept)] for step in range(10)]
+    assert len(drawn) == 40
+    assert orders[9] == [order_of_step(100, 4, 9, i) for i in range(40)]
+    order_of_step(100, 4, 30, 0, shuffles=kept[0])
+    assert set(kept[0]) == {1}  # and those of epochs that are over are forgotten
 
 
 @pytest.mark.parametrize(("max_tokens", "extra"), [(40, 0), (40, 7), (1, 0), (10_000, 100)])

@@ -18,6 +18,7 @@ from conftest import make_model, make_tokenizer, tiny_lm
 from test_training import spoil, taught
 from tokenizers import normalizers
 
+from softprompt.answering import evaluation
 from softprompt.answering.engine import Engine
 from softprompt.answering.evaluation import evaluate
 from softprompt.answering.prediction import evaluate_prompts, open_prompts
@@ -347,7 +348,7 @@ def test_the_dev_set_is_scored_once_with_the_chosen_prompts_only(tmp_path, llama
 
         return predict
 
-    monkeypatch.setattr(run, "predict", spied(run.predict))
+    monkeypatch.setattr(evaluation, "predict", spied(evaluation.predict))
     monkeypatch.setattr(training, "predict", spied(training.predict))
     config = own(tmp_path, select="held-out", seeds=(0, 1), learning_rate=(0.1, 0.2), steps=4)
     train(config, lm=llama)

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_lm
+from safetensors.torch import save_file
 
 from softprompt.answering.engine import Engine
+from softprompt.base.terminal import Display
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.states import Embedded
 from softprompt.models.text import Row, collate, default_format, encode_examples
@@ -209,9 +211,9 @@ def spoil(monkeypatch, *, prompt, steps, times):
     """Multiply the loss of one prompt in these steps (nan: an overflow in the model)."""
     plain, calls = FrozenLM.loss, itertools.count(1)
 
-    def loss(self, x, mask, targets, targets_mask, *, member, **rest):
-        values = plain(self, x, mask, targets, targets_mask, member=member, **rest)
-        bad = torch.where((member == prompt)[:, None], times, 1.0) if next(calls) in steps else 1.0
+    def loss(self, entering, targets, targets_mask, **rest):
+        values = plain(self, entering, targets, targets_mask, **rest)
+        bad = torch.where((entering.member == prompt)[:, None], times, 1.0) if next(calls) in steps else 1.0
         return values * bad
 
     monkeypatch.setattr(FrozenLM, "loss", loss)
@@ -455,19 +457,32 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(llama, tmp_path):
     assert fitted.steps_run == 6
 
 
-def test_a_resumed_run_takes_the_threads_of_the_first_and_says_so(llama, tmp_path):
-    own, threads, told = member(llama), torch.get_num_threads(), []
+def test_a_resumed_run_leaves_the_threads_of_the_process_and_tells_of_others(llama, tmp_path):
+    own, threads, told, asked = member(llama), torch.get_num_threads(), [], []
     try:
         torch.set_num_threads(3)
         interrupted(llama, own, tmp_path, at=2)
         torch.set_num_threads(1)
+        interrupted(llama, own, tmp_path, at=3, resume=True, on_threads=asked.append)
+        assert (asked, torch.get_num_threads()) == ([3], 1)
+        torch.set_num_threads(2)
         fit(llama, [own], folder=tmp_path, resume=True, on_message=told.append)
+        assert torch.get_num_threads() == 2
+        assert told == ["processor threads were 1 when this run began, and are 2, so sums may round otherwise"]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_command_goes_on_with_the_threads_of_the_first_and_says_so(capsys):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        Display().watch().threads(3)
         assert torch.get_num_threads() == 3
-        fit(llama, [own], folder=tmp_path, resume=True, on_message=told.append)
-        assert told == [
+        assert capsys.readouterr().err == (
             "going on with as many threads as this run began with, 3 and not 1, so that sums round alike; start again "
-            "without --resume for another number"
-        ]
+            "without --resume for another number\n"
+        )
     finally:
         torch.set_num_threads(threads)
 
@@ -526,6 +541,15 @@ def test_a_damaged_checkpoint_is_refused(llama, tmp_path, damage):
     path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
     with pytest.raises(ValueError, match=r"is no checkpoint of softprompt, or a damaged one \(.+\); start again"):
         fit(llama, [own], folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("kind", ["training", "pretraining"])
+def test_a_checkpoint_of_0_1_0_is_refused_in_one_line(llama, tmp_path, kind):
+    save_file({"0.values": torch.zeros(4, 16)}, tmp_path / CHECKPOINT, metadata={kind: '{"identity": {}}'})
+    with pytest.raises(
+        ValueError, match=r"^\S+ is a checkpoint of softprompt 0\.1\.0, from which later versions do not"
+    ):
+        fit(llama, [member(llama)], folder=tmp_path, resume=True)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_training_goes_on(llama, tmp_path):

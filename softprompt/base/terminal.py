@@ -42,6 +42,17 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def keep_threads(began: int) -> None:
+    """Go on with as many processor threads as a resumed run began with, and say so."""
+    import torch
+
+    say(
+        f"going on with as many threads as this run began with, {began} and not {torch.get_num_threads()}, so that "
+        "sums round alike; start again without --resume for another number"
+    )
+    torch.set_num_threads(began)
+
+
 class Display:
     """A run's progress: bars where stderr is a terminal, lines where it is not, and TensorBoard's logs in a folder."""
 
@@ -69,7 +80,7 @@ class Display:
         """What a run is given to tell this display how it goes."""
         from softprompt.base.watch import Watch
 
-        return Watch(message=say, phase=self.phase, step=self.step, score=self.score, begin=self.begin)
+        return Watch(say, self.phase, self.step, self.score, keep_threads, self.begin)
 
     def begin(self, steps: int, rows: int) -> None:
         """Training begins: so many steps of so many rows."""

@@ -18,5 +18,7 @@ class Watch:
     """phase(name, rows) begins a stage and returns what to call with finished rows."""
     step: Callable[[int, float, int], None] = lambda step, loss, tokens: None
     score: Callable[[int, str, float, float | None], None] = lambda step, name, loss, score: None
+    threads: Callable[[int], object] | None = None
+    """threads(number) where a run that is resumed began with other processor threads; unless given, a message."""
     begin: Callable[[int, int], None] = lambda steps, rows: None
     """begin(steps, rows a step) before training."""

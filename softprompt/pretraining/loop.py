@@ -25,17 +25,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from softprompt.base.files import CHECKPOINT, refusals, remove_leftovers, write_tensors, write_whole
+from softprompt.base.files import CHECKPOINT, refusals, remove_leftovers, write_whole
 from softprompt.models import Tokenizer, quiet, scales_outputs
 from softprompt.pretraining.corpus import TokenStream
 from softprompt.pretraining.objectives import SpanLengths, draw_split, prefix_lm, span_corruption, span_lengths
 from softprompt.pretraining.settings import PretrainConfig
 from softprompt.pretraining.vocabulary import check_sentinels
-from softprompt.training import rate_multiplier, threads_kept, uninterrupted
+from softprompt.training import rate_multiplier, read_checkpoint, uninterrupted, write_checkpoint
 
 CURVE = "curve.jsonl"
 STEPS = "steps"  # the folder of the models that --keep names
@@ -138,6 +137,8 @@ class Hooks:
     score: Callable[[int, float, float], None] = lambda step, loss, heldout: None
     """After an evaluation: step, mean training loss since the last, held-out loss."""
     message: Callable[[str], None] = lambda text: None
+    threads: Callable[[int], object] | None = None
+    """Where a run that is resumed began with other processor threads; a message says so, unless given."""
 
 
 def pretrain(
@@ -357,9 +358,11 @@ class Pretraining:
         """Write the checkpoint. A disk that is full is told, and training goes on."""
         if not self.machine.writes:
             return
-        metadata = {"identity": self.identity, "state": asdict(self.state), "threads": torch.get_num_threads()}
+        tensors = {f"weight.{i}": parameter.detach() for i, parameter in enumerate(self.parameters)}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
         try:
-            write_tensors(self.checkpoint, self._tensors(), {"pretraining": json.dumps(metadata)})
+            write_checkpoint(self.checkpoint, self.identity, asdict(self.state), tensors)
             self._write_curve()
         except OSError as error:
             why = error.strerror or str(error)
@@ -367,30 +370,26 @@ class Pretraining:
                 f"no checkpoint at step {self.state.step}: {self.checkpoint} cannot be written ({why}); the last stays"
             )
 
+    @torch.no_grad()
     def read(self) -> None:
         """Go on from the checkpoint. ValueError for one that is damaged or of another run."""
-        try:
-            with safe_open(self.checkpoint, "pt") as file:
-                metadata = json.loads(file.metadata()["pretraining"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            saved, state, threads = metadata["identity"], _State(**metadata["state"]), metadata["threads"]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.checkpoint} is no checkpoint of pre-training, or a damaged one ({error}); start again without "
-                "--resume"
-            ) from None
-        wanted = json.loads(json.dumps(self.identity))
-        for key in wanted:
-            if saved.get(key) != wanted[key]:
-                raise ValueError(
-                    f"{self.checkpoint} is of another run: {key} was {saved.get(key)}, and is {wanted[key]}; give the "
-                    "same settings, or start again without --resume"
-                )
-        if threads != torch.get_num_threads():
-            self.hooks.message(threads_kept(threads, torch.get_num_threads()))
-        torch.set_num_threads(threads)
-        self._restore(tensors)
-        self.state = state
+        saved, tensors = read_checkpoint(
+            self.checkpoint,
+            self.identity,
+            of="pre-training",
+            on_message=self.hooks.message,
+            on_threads=self.hooks.threads,
+        )
+        self.state = _State(**saved)
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, number, *key = name.split(".", 2)
+            if kind == "weight":
+                self.parameters[int(number)].copy_(tensor)
+            else:
+                states.setdefault(int(number), {})[key[0]] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -405,24 +404,6 @@ class Pretraining:
             "bfloat16": self.machine.bfloat16,
             "processes": self.machine.world,  # sums of gradients are rounded otherwise
         }
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"weight.{i}": parameter.detach() for i, parameter in enumerate(self.parameters)}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-    @torch.no_grad()
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, number, *key = name.split(".", 2)
-            if kind == "weight":
-                self.parameters[int(number)].copy_(tensor)
-            else:
-                states.setdefault(int(number), {})[key[0]] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 def _token_losses(hidden: Tensor, weight: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

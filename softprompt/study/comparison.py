@@ -371,6 +371,7 @@ class _Entry:
             on_score=lambda step, i, loss, score: self.watch.score(step, member.name, loss, score),
             on_message=self.watch.message,
             on_phase=self.watch.phase,
+            on_threads=self.watch.threads,
             observe=observer(others, method, member, self.watch) if others else None,
         )
         peak = peak_bytes(lm.device)

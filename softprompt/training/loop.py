@@ -7,16 +7,12 @@ rows, n numbers that a method of `softprompt.training.methods` trains.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
-import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, is_out_of_memory, judge, predict
-from softprompt.base.files import CHECKPOINT, write_tensors
+from softprompt.base.files import CHECKPOINT
 from softprompt.base.watch import Progress
 from softprompt.models import FrozenLM, Row, TextFormat
 from softprompt.tasks import Example, Task
+from softprompt.training.checkpoint import read_checkpoint, uninterrupted, write_checkpoint
 from softprompt.training.methods import Method, PromptTuning
 from softprompt.training.optimizers import Adafactor, Optimizer
 from softprompt.training.order import order_of_step
@@ -133,29 +129,27 @@ class Fitted:
 
 @dataclass
 class _State:
-    """What a run carries from step to step, and through a checkpoint."""
+    """A member, and what it carries from step to step: the counters through a checkpoint, too."""
 
-    values: list[Tensor]
-    optimizer: list[dict[str, Tensor]]
-    fitted: list[Fitted]
-    alive: list[bool]
-    since_best: list[int]
-    loss_sums: list[float]
-    loss_counts: list[int]
-    first_losses: list[float | None]
+    number: int
+    """Its place among the members."""
+    member: Member
+    values: Tensor
+    optimizer: dict[str, Tensor]
+    fitted: Fitted
+    alive: bool = True
+    since_best: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    first_loss: float | None = None
     """Mean loss of an example in the first step."""
-    bad_steps: list[int]
+    bad_steps: int = 0
     """Steps in a row with the loss of a diverged prompt."""
-    step: int = 0
-    scored_at: int = 0
-    """The step of the last evaluation."""
-    seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    """What the last evaluation took."""
-    max_tokens: int = 0
+    shuffles: dict[int, np.ndarray] = field(default_factory=dict)
+    """The order of its rows in the epochs of this step."""
 
 
-_PLAIN = [f.name for f in fields(_State) if f.name not in ("values", "optimizer", "fitted")]
+COUNTERS = ("alive", "since_best", "loss_sum", "loss_count", "first_loss", "bad_steps")
 
 
 def fit(
@@ -168,10 +162,11 @@ def fit(
     minutes: float | None = None,
     max_tokens: int | None = None,
     clock: Callable[[], float] = time.monotonic,
-    on_step: Callable[[int, float, int], None] | None = None,
-    on_score: Callable[[int, int, float, float | None], None] | None = None,
-    on_message: Callable[[str], None] = lambda message: None,
-    on_phase: Callable[[str, int], Progress] | None = None,
+    on_step: Callable[[int, float, int], object] = lambda step, loss, tokens: None,
+    on_score: Callable[[int, int, float, float | None], object] = lambda step, member, loss, score: None,
+    on_message: Callable[[str], object] = lambda message: None,
+    on_phase: Callable[[str, int], Progress] = lambda name, total: lambda rows: None,
+    on_threads: Callable[[int], object] | None = None,
     observe: Observer | None = None,
     checkpoint_every_s: float = 60.0,
 ) -> list[Fitted]:
@@ -181,44 +176,48 @@ def fit(
     folder: where the checkpoint is kept (None: nowhere). minutes: bound on training and selection together,
     counted across resumes. on_step(step, mean loss, tokens) after each step; on_score(step, member, loss, score)
     after each evaluation; on_message for a member that stops or a checkpoint that cannot be written; on_phase(name,
-    rows) when scoring begins gives what is told of finished rows. observe(member, its values) at each of its
+    rows) when scoring begins gives what is told of finished rows; on_threads(threads) where the run that is resumed
+    began with other processor threads (a message says so, unless given). observe(member, its values) at each of its
     evaluations: what it returns goes into the member's history. Raises ValueError for a checkpoint that is damaged or
     of another run, KeyboardInterrupt after writing one.
     """
     run = _Run(method or PromptTuning(lm), members, max_tokens, on_message)
-    keeper = _Keeper(folder / CHECKPOINT if folder else None, run, clock, checkpoint_every_s)
-    if resume and keeper.is_there():
-        state = keeper.read()
+    checkpoint = folder / CHECKPOINT if folder else None
+    if checkpoint and resume and checkpoint.exists():
+        run.read(checkpoint, on_threads)
     else:
-        keeper.forget()
-        state = run.start()
-    started = clock() - state.seconds
+        if checkpoint:
+            checkpoint.unlink(missing_ok=True)  # so that no one goes on from an earlier run's for this one
+        run.start()
+    written = clock()
+    started = written - run.seconds
     try:
         while True:
-            state.seconds = clock() - started
-            left = math.inf if minutes is None else minutes * 60 - state.seconds - state.evaluation_seconds
-            due = run.due(state, at_the_end=left <= 0)
+            run.seconds = clock() - started
+            left = math.inf if minutes is None else minutes * 60 - run.seconds - run.evaluation_seconds
+            due = run.due(at_the_end=left <= 0)
             if due:
-                run.evaluate(state, due, on_score, on_phase, observe)
-                state.evaluation_seconds = clock() - started - state.seconds
-                state.seconds = clock() - started
-            keeper.write(state, now=bool(due))
-            if left <= 0 or not any(state.alive):
-                return state.fitted
-            loss, tokens = run.step(state)
-            if on_step:
-                on_step(state.step, loss, tokens)
+                run.evaluate(due, on_score, on_phase, observe)
+                run.evaluation_seconds = clock() - started - run.seconds
+                run.seconds = clock() - started
+            if due or clock() - written > checkpoint_every_s:
+                run.write(checkpoint)
+                written = clock()
+            if left <= 0 or not any(state.alive for state in run.states):
+                return [state.fitted for state in run.states]
+            loss, tokens = run.train_step()
+            on_step(run.step, loss, tokens)
     except KeyboardInterrupt:
-        state.seconds = clock() - started
-        keeper.write(state, now=True)
+        run.seconds = clock() - started
+        run.write(checkpoint)
         raise
 
 
 class _Run:
-    """What does not change during a run."""
+    """All members' states, and what they have in common."""
 
     def __init__(
-        self, method: Method, members: Sequence[Member], max_tokens: int | None, on_message: Callable[[str], None]
+        self, method: Method, members: Sequence[Member], max_tokens: int | None, on_message: Callable[[str], object]
     ):
         if not members:
             raise ValueError(f"no {method.noun} to train; give at least one member")
@@ -228,51 +227,80 @@ class _Run:
             if not member.rows:
                 raise ValueError(f"{member.title} has no training examples")
         self.method, self.members, self.on_message = method, list(members), on_message
-        self.lm = lm = method.lm
-        self.max_tokens = max_tokens or MAX_TOKENS[lm.device.type]
-        self.threads = torch.get_num_threads()
-        self.served = {f: [i for i, m in enumerate(members) if f in m.folds] for m in members for f in m.folds}
-        lengths = [sum(len(row.target) for row in member.rows) / len(member.rows) for member in members]
-        self.guessing = [math.log(lm.config.vocab_size) * length for length in lengths]
-        for fold, served in self.served.items():
-            for i in served:
-                assert _pace(members[fold]) == _pace(members[i]), "folds go at the pace of the member they serve"
+        self.lm = method.lm
+        tokens = [sum(len(row.target) for row in member.rows) / len(member.rows) for member in members]
+        self.guessing = [math.log(self.lm.config.vocab_size) * count for count in tokens]  # loss of an example
+        self.states: list[_State] = []
+        self.step = 0
+        self.scored_at = 0  # the step of the last evaluation
+        self.seconds = 0.0
+        self.evaluation_seconds = 0.0  # what the last evaluation took
+        self.max_tokens = max_tokens or MAX_TOKENS[self.lm.device.type]
+        self.served: dict[int, list[int]] = {}  # by fold, the members whose step it chooses
+        for i, member in enumerate(members):
+            for fold in member.folds:
+                own, its = member.config, members[fold].config
+                is_in_step = (own.steps, own.evaluate_every) == (its.steps, its.evaluate_every)
+                assert is_in_step, "folds go at the pace of the member they serve"
+                self.served.setdefault(fold, []).append(i)
 
-    def start(self) -> _State:
-        values = [member.values.detach().clone().float() for member in self.members]
-        return _State(
-            values=values,
-            optimizer=[m.config.optimizer.init(own) for m, own in zip(self.members, values, strict=True)],
-            fitted=[Fitted(own.clone()) for own in values],
-            alive=[True] * len(values),
-            since_best=[0] * len(values),
-            loss_sums=[0.0] * len(values),
-            loss_counts=[0] * len(values),
-            first_losses=[None] * len(values),
-            bad_steps=[0] * len(values),
-            max_tokens=self.max_tokens,
-        )
+    def start(self) -> None:
+        """Begin at the first step."""
+        for i, member in enumerate(self.members):
+            values = member.values.detach().clone().float()
+            optimizer = member.config.optimizer.init(values)
+            self.states.append(_State(i, member, values, optimizer, Fitted(values.clone())))
+
+    def read(self, path: Path, on_threads: Callable[[int], object] | None) -> None:
+        """Go on from a checkpoint. ValueError for a file that is damaged or of another run."""
+        saved, tensors = read_checkpoint(path, self.identity, on_message=self.on_message, on_threads=on_threads)
+        for i, (member, counters) in enumerate(zip(self.members, saved.pop("members"), strict=True)):
+            start = f"{i}.optimizer."
+            optimizer = {name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)}
+            fitted = Fitted(tensors[f"{i}.best"], **counters.pop("fitted"))
+            self.states.append(_State(i, member, tensors[f"{i}.values"], optimizer, fitted, **counters))
+        for name, value in saved.items():
+            setattr(self, name, value)
+
+    def write(self, path: Path | None) -> None:
+        """Write a checkpoint, if there is a place for it. A disk that is full is told and training goes on."""
+        if path is None:
+            return
+        tensors, members = {}, []
+        for i, state in enumerate(self.states):
+            tensors |= {f"{i}.values": state.values, f"{i}.best": state.fitted.values}
+            tensors |= {f"{i}.optimizer.{name}": tensor for name, tensor in state.optimizer.items()}
+            fitted = {name: value for name, value in vars(state.fitted).items() if name != "values"}
+            members.append({"fitted": fitted, **{name: getattr(state, name) for name in COUNTERS}})
+        of_run = ("step", "scored_at", "seconds", "evaluation_seconds", "max_tokens")
+        saved = {"members": members, **{name: getattr(self, name) for name in of_run}}
+        try:
+            write_checkpoint(path, self.identity, saved, tensors)
+        except OSError as error:
+            why = error.strerror or str(error)
+            self.on_message(f"no checkpoint at step {self.step}: {path} cannot be written ({why})")
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that goes on from it."""
         distinct = {id(rows): rows for m in self.members for rows in (m.rows, m.selection_rows)}
         digests = {place: _digest(rows) for place, rows in distinct.items()}
-
-        def of(member: Member) -> dict[str, Any]:
-            return {
+        members = []
+        for member in self.members:
+            start = member.values.detach().float().cpu().numpy().tobytes()
+            of_member = {
                 "name": member.name,
                 "task": {name: getattr(member.task, name) for name in ("name", "version", "labels", "template")},
                 "judging": member.judging,
                 "text": member.form.to_json(),
                 "seed": member.seed,
                 "config": asdict(member.config),
-                "starting values": hashlib.sha256(member.values.detach().float().cpu().numpy().tobytes()).hexdigest(),
+                "starting values": hashlib.sha256(start).hexdigest(),
                 "training rows": digests[id(member.rows)],
                 "selection rows": digests[id(member.selection_rows)],
                 "folds": list(member.folds),
             }
-
+            members.append(of_member)
         return {
             "method": self.method.name,
             "fingerprint": self.lm.fingerprint,
@@ -280,65 +308,55 @@ class _Run:
             "quantization": self.lm.quantization,
             "compiled": self.lm.is_compiled,
             "activation checkpoints": self.lm.is_checkpointed,
-            "members": [of(member) for member in self.members],
+            "members": members,
         }
 
-    def step(self, state: _State) -> tuple[float, int]:
+    def train_step(self) -> tuple[float, int]:
         """One optimizer step of every member still alive; the mean loss of an example, and tokens computed."""
-        active = [i for i, alive in enumerate(state.alive) if alive]
+        alive = [state for state in self.states if state.alive]
+        groups: dict[tuple[float, float], list[_State]] = {}
+        for state in alive:  # members with the same dropout and z-loss share micro-batches
+            config = state.member.config
+            groups.setdefault((config.dropout, config.z_loss), []).append(state)
+        results: list[tuple[_State, Tensor, float]] = []
         computed = 0
-        results: dict[int, tuple[Tensor, float]] = {}
-        for group in self._groups(active):
-            grads, sums, tokens = self._gradients_that_fit(state, group)
-            results |= {i: (grad, loss) for i, grad, loss in zip(group, grads, sums, strict=True)}
+        for group in groups.values():
+            gradients, losses, tokens = self._gradients_that_fit(group)
+            results += zip(group, gradients, losses, strict=True)
             computed += tokens
         with uninterrupted():
-            for i, (grad, loss) in results.items():
-                self._update(state, i, grad, loss)
-            state.step += 1
-            for i in active:
-                if state.alive[i]:
-                    state.fitted[i].steps_run = state.step
-                    state.alive[i] = state.step < self.members[i].config.steps
-            self._release_folds(state)
-        losses = [loss / self.members[i].config.batch_size for i, (_, loss) in results.items() if math.isfinite(loss)]
-        return sum(losses) / len(losses) if losses else math.nan, computed
+            for state, gradient, loss in results:
+                self._update(state, gradient, loss)
+            self.step += 1
+            for state in alive:
+                if state.alive:
+                    state.fitted.steps_run = self.step
+                    state.alive = self.step < state.member.config.steps
+            self._release_folds()
+        means = [loss / state.member.config.batch_size for state, _, loss in results if math.isfinite(loss)]
+        return sum(means) / len(means) if means else math.nan, computed
 
-    def _groups(self, active: Sequence[int]) -> list[list[int]]:
-        """Members that can share micro-batches: those with the same dropout and z-loss."""
-        groups: dict[tuple[float, float], list[int]] = {}
-        for i in active:
-            config = self.members[i].config
-            groups.setdefault((config.dropout, config.z_loss), []).append(i)
-        return list(groups.values())
-
-    def _release_folds(self, state: _State) -> None:
-        """Stop the folds that serve no member any more."""
-        for fold, served in self.served.items():
-            state.alive[fold] &= any(state.alive[i] for i in served)
-
-    def _batch(self, group: Sequence[int], step: int) -> tuple[list[Row], list[int], list[int]]:
+    def _gradients_that_fit(self, group: Sequence[_State]) -> tuple[list[Tensor], list[float], int]:
+        """The group's gradients, in micro-batches half the size whenever memory runs out."""
         rows, worn, seeds = [], [], []
-        for place, i in enumerate(group):
-            member = self.members[i]
-            for taken in order_of_step(len(member.rows), member.config.batch_size, step, member.seed):
+        for place, state in enumerate(group):
+            member = state.member
+            size = member.config.batch_size
+            for taken in order_of_step(len(member.rows), size, self.step, member.seed, shuffles=state.shuffles):
                 row = member.rows[taken]
                 rows.append(row)
                 worn.append(place)
-                seeds.append(_mask_seed(member.seed, member.name, step, row.index))
-        return rows, worn, seeds
-
-    def _gradients_that_fit(self, state: _State, group: Sequence[int]) -> tuple[list[Tensor], list[float], int]:
-        """The group's gradients, in micro-batches half the size whenever memory runs out."""
-        rows, worn, seeds = self._batch(group, state.step)
-        config = self.members[group[0]].config
+                # A row's dropout masks are the same whatever it trains beside.
+                digest = hashlib.sha256(f"{member.seed} {member.name} {self.step} {row.index}".encode()).digest()
+                seeds.append(int.from_bytes(digest[:8], "big") >> 1)
+        config = group[0].member.config
         while True:
             try:
                 return self.method.gradients(
-                    [state.values[i] for i in group],
+                    [state.values for state in group],
                     rows,
                     worn,
-                    max_tokens=state.max_tokens,
+                    max_tokens=self.max_tokens,
                     dropout=config.dropout,
                     seeds=seeds,
                     z_loss=config.z_loss,
@@ -346,261 +364,125 @@ class _Run:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            if state.max_tokens <= 64:
+            if self.max_tokens <= 64:
                 raise ValueError(OUT_OF_MEMORY)
-            state.max_tokens //= 2
-            self.on_message(f"out of memory at step {state.step + 1}; micro-batches now {state.max_tokens} tokens")
+            self.max_tokens //= 2
+            self.on_message(f"out of memory at step {self.step + 1}; micro-batches now {self.max_tokens} tokens")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _update(self, state: _State, i: int, grad: Tensor, loss: float) -> None:
-        member = self.members[i]
-        if not math.isfinite(loss) or not bool(grad.isfinite().all()):
+    def _update(self, state: _State, gradient: Tensor, loss: float) -> None:
+        """Move a member's values, or stop it where they cannot be moved or have diverged."""
+        noun, at = self.method.noun, f"step {self.step + 1}"
+        if not math.isfinite(loss) or not bool(gradient.isfinite().all()):
             what = "gradient" if math.isfinite(loss) else "loss"
-            self._stop(state, i, f"the {what} at step {state.step + 1} is no longer a number")
+            self._stop(state, f"the {what} at {at} is no longer a number")
             return
-        config = member.config
-        config.optimizer.update(
-            state.values[i], grad.to(state.values[i].device), state.optimizer[i], total_steps=config.steps
-        )
-        if not bool(state.values[i].isfinite().all()):
-            self._stop(state, i, f"the {self.method.noun} of step {state.step + 1} cannot be held in float32")
+        config = state.member.config
+        gradient = gradient.to(state.values.device)
+        config.optimizer.update(state.values, gradient, state.optimizer, total_steps=config.steps)
+        if not bool(state.values.isfinite().all()):
+            self._stop(state, f"the {noun} of {at} cannot be held in float32")
             return
-        state.loss_sums[i] += loss
-        state.loss_counts[i] += config.batch_size
-        if self._has_diverged(state, i, loss / config.batch_size):
-            mean = loss / config.batch_size
-            self._stop(state, i, f"the {self.method.noun} diverged at step {state.step + 1}, loss {mean:.3g}")
+        state.loss_sum += loss
+        state.loss_count += config.batch_size
+        mean = loss / config.batch_size
+        if state.first_loss is None:
+            state.first_loss = mean
+        limit = DIVERGED_TIMES * max(state.first_loss, self.guessing[state.number])
+        state.bad_steps = state.bad_steps + 1 if mean > limit else 0
+        if state.bad_steps >= DIVERGED_STEPS:
+            self._stop(state, f"the {noun} diverged at {at}, loss {mean:.3g}")
 
-    def _has_diverged(self, state: _State, i: int, loss: float) -> bool:
-        first = state.first_losses[i]
-        if first is None:
-            first = state.first_losses[i] = loss
-        limit = DIVERGED_TIMES * max(first, self.guessing[i])
-        state.bad_steps[i] = state.bad_steps[i] + 1 if loss > limit else 0
-        return state.bad_steps[i] >= DIVERGED_STEPS
-
-    def _stop(self, state: _State, i: int, why: str) -> None:
-        state.alive[i] = False
-        state.fitted[i].stopped = why
-        best = state.fitted[i].step
+    def _stop(self, state: _State, why: str) -> None:
+        state.alive = False
+        state.fitted.stopped = why
+        best = state.fitted.step
         kept = f"its best {self.method.noun} (step {best}) is kept" if best else "it had no score yet"
-        self.on_message(f"{self.members[i].title} stopped: {why}; {kept}; try a lower --learning-rate")
+        self.on_message(f"{state.member.title} stopped: {why}; {kept}; try a lower --learning-rate")
 
-    def due(self, state: _State, *, at_the_end: bool) -> list[int]:
+    def _release_folds(self) -> None:
+        """Stop the folds that serve no member any more."""
+        for fold, served in self.served.items():
+            self.states[fold].alive &= any(self.states[i].alive for i in served)
+
+    def due(self, *, at_the_end: bool) -> list[_State]:
         """The members to evaluate now: those at a multiple of their evaluate_every, their last step, or the run's."""
-        if state.scored_at == state.step:
-            return []
-        current = [i for i in range(len(self.members)) if state.fitted[i].steps_run == state.step]
-        paces = {i: _pace(self.members[i]) for i in current}
-        return [i for i in current if at_the_end or state.step % paces[i][1] == 0 or state.step == paces[i][0]]
+        due = []
+        for state in self.states:
+            config = state.member.config
+            is_time = at_the_end or self.step % config.evaluate_every == 0 or self.step == config.steps
+            if is_time and state.fitted.steps_run == self.step != self.scored_at:
+                due.append(state)
+        return due
 
     def evaluate(
         self,
-        state: _State,
-        due: Sequence[int],
-        on_score: Callable[[int, int, float, float | None], None] | None,
-        on_phase: Callable[[str, int], Progress] | None,
+        due: Sequence[_State],
+        on_score: Callable[[int, int, float, float | None], object],
+        on_phase: Callable[[str, int], Progress],
         observe: Observer | None,
     ) -> None:
-        """Score members, keep their best prompts, stop those out of patience."""
-        scores = self._scores(state, due, on_phase)
-        observed = {i: observe(i, state.values[i]) for i in due} if observe else {}
-        losses = {i: state.loss_sums[i] / max(state.loss_counts[i], 1) for i in due}
-        for i in due:
-            if self.members[i].folds:
-                scores[i] = sum(scores.get(f, 0.0) for f in self.members[i].folds) / len(self.members[i].folds)
+        """Score members, keep their best values, stop those out of patience."""
+        scores = self._scores([state for state in due if state.member.selection], on_phase)
+        observed = {state.number: observe(state.number, state.values) for state in due} if observe else {}
+        losses = {state.number: state.loss_sum / max(state.loss_count, 1) for state in due}
+        for state in due:
+            if folds := state.member.folds:
+                scores[state.number] = sum(scores.get(fold, 0.0) for fold in folds) / len(folds)
         with uninterrupted():
-            for i in due:
-                entry = {"step": state.step, "loss": losses[i], "seconds": round(state.seconds, 2)}
-                entry |= {"score": scores[i]} if i in scores else {}
-                entry |= observed.get(i, {})
-                state.fitted[i].history.append(entry)
-                state.loss_sums[i], state.loss_counts[i] = 0.0, 0
-                self._keep_best(state, i, scores.get(i))
-            self._release_folds(state)
-            state.scored_at = state.step
-        for i in due:
-            if on_score:
-                on_score(state.step, i, losses[i], scores.get(i))
+            for state in due:
+                i = state.number
+                entry = {"step": self.step, "loss": losses[i], "seconds": round(self.seconds, 2)}
+                if i in scores:
+                    entry["score"] = scores[i]
+                state.fitted.history.append(entry | observed.get(i, {}))
+                state.loss_sum, state.loss_count = 0.0, 0
+                self._keep_best(state, scores.get(i))
+            self._release_folds()
+            self.scored_at = self.step
+        for state in due:
+            on_score(self.step, state.number, losses[state.number], scores.get(state.number))
 
-    def _scores(
-        self, state: _State, current: Sequence[int], on_phase: Callable[[str, int], Progress] | None
-    ) -> dict[int, float]:
-        """The selection score of each member that has selection rows; members of one task share their batches."""
-        scored = [i for i in current if self.members[i].selection]
+    def _scores(self, scored: Sequence[_State], on_phase: Callable[[str, int], Progress]) -> dict[int, float]:
+        """The selection score of each, by number; members of one task share their batches."""
         if not scored:
             return {}
-        engine, prompts = self.method.engine([state.values[i] for i in scored], max_tokens=state.max_tokens)
-        groups: dict[tuple[int, TextFormat, str], list[int]] = {}
-        for place, i in enumerate(scored):
-            member = self.members[i]
-            groups.setdefault((id(member.task), member.form, member.config.scoring), []).append(place)
+        engine, prompts = self.method.engine([state.values for state in scored], max_tokens=self.max_tokens)
+        groups: dict[tuple[int, TextFormat, str], list[tuple[_State, int]]] = {}
+        for state, prompt in zip(scored, prompts, strict=True):
+            member = state.member
+            groups.setdefault((id(member.task), member.form, member.config.scoring), []).append((state, prompt))
         scores = {}
-        for places in groups.values():
-            first = self.members[scored[places[0]]]
-            pairs = [(p, e, r) for p in places for e, r in self._selected(self.members[scored[p]])]
-            worn, examples, rows = zip(*pairs, strict=True)
-            told = on_phase(f"score {first.task.name}, selection", len(rows)) if on_phase else None
-            scoring = first.config.scoring
-            of_rows = [prompts[place] for place in worn]
-            answers = predict(engine, first.task, examples, rows, of_rows, first.form, scoring=scoring, progress=told)
-            for p in places:
-                own = [(e, a) for w, e, a in zip(worn, examples, answers, strict=True) if w == p]
-                judged = judge(first.task, [e for e, _ in own], [a for _, a in own])
-                scores[scored[p]] = judged.headline
+        for (_, form, scoring), group in groups.items():
+            examples: list[Example] = []
+            rows: list[Row] = []
+            worn: list[int] = []
+            for state, prompt in group:
+                count = state.member.config.num_selection
+                examples += state.member.selection[:count]
+                rows += state.member.selection_rows[:count]
+                worn += [prompt] * (len(rows) - len(worn))
+            task = group[0][0].member.task
+            told = on_phase(f"score {task.name}, selection", len(rows))
+            answers = predict(engine, task, examples, rows, worn, form, scoring=scoring, progress=told)
+            first = 0
+            for state, _ in group:
+                own = state.member.selection[: state.member.config.num_selection]
+                scores[state.number] = judge(task, own, answers[first : first + len(own)]).headline
+                first += len(own)
         return scores
 
-    def _selected(self, member: Member) -> list[tuple[Example, Row]]:
-        pairs = list(zip(member.selection, member.selection_rows, strict=True))
-        return pairs[: member.config.num_selection]
-
-    def _keep_best(self, state: _State, i: int, score: float | None) -> None:
-        fitted, config = state.fitted[i], self.members[i].config
+    def _keep_best(self, state: _State, score: float | None) -> None:
+        fitted, patience = state.fitted, state.member.config.patience
         if score is None or fitted.score is None or score > fitted.score:
-            fitted.values, fitted.step, fitted.score = state.values[i].clone(), state.step, score
-            state.since_best[i] = 0
+            fitted.values, fitted.step, fitted.score = state.values.clone(), self.step, score
+            state.since_best = 0
             return
-        state.since_best[i] += 1
-        if config.patience and state.since_best[i] >= config.patience and i not in self.served:
-            state.alive[i] = False
-            fitted.stopped = f"no better score in {config.patience} evaluations"
-
-
-class _Keeper:
-    """Writes a run's checkpoint and reads it back; does nothing without a path.
-
-    The whole state is one file, so that there is no moment between two files.
-    """
-
-    def __init__(self, path: Path | None, run: _Run, clock: Callable[[], float], every_s: float):
-        self.path, self.run, self.clock, self.every_s = path, run, clock, every_s
-        self.written_at = clock()
-
-    def is_there(self) -> bool:
-        return self.path is not None and self.path.exists()
-
-    def forget(self) -> None:
-        """Remove the checkpoint of an earlier run, so that no one goes on from it for this one."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    def write(self, state: _State, *, now: bool) -> None:
-        """Write a checkpoint now, or if the last is old. A disk that is full is told and training goes on."""
-        if self.path is None or not (now or self.clock() - self.written_at > self.every_s):
-            return
-        try:
-            write_tensors(self.path, _tensors(state), {"training": json.dumps(self._plain(state))})
-        except OSError as error:
-            why = error.strerror or str(error)
-            self.run.on_message(f"no checkpoint at step {state.step}: {self.path} cannot be written ({why})")
-        self.written_at = self.clock()
-
-    def read(self) -> _State:
-        """The state to go on from. ValueError for a file that is damaged or of another run."""
-        assert self.path is not None
-        try:
-            with safe_open(self.path, "pt") as file:
-                plain = json.loads(file.metadata()["training"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            saved = plain["identity"]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.path} is no checkpoint of softprompt, or a damaged one ({error}); start again without --resume"
-            ) from None
-        _check_identity(self.path, saved, json.loads(json.dumps(self.run.identity)))
-        threads = plain["threads"]
-        if threads != self.run.threads:
-            self.run.on_message(threads_kept(threads, self.run.threads))
-        self.run.threads = threads
-        torch.set_num_threads(threads)
-        return _restored(plain, tensors)
-
-    def _plain(self, state: _State) -> dict[str, Any]:
-        fitted = [{f.name: getattr(kept, f.name) for f in fields(kept) if f.name != "values"} for kept in state.fitted]
-        rest = {name: getattr(state, name) for name in _PLAIN}
-        return {"identity": self.run.identity, "threads": self.run.threads, "fitted": fitted, **rest}
-
-
-def threads_kept(began: int, now: int) -> str:
-    """What is told where a run goes on with other processor threads than it is given."""
-    return (
-        f"going on with as many threads as this run began with, {began} and not {now}, so that sums round alike; "
-        "start again without --resume for another number"
-    )
-
-
-def _tensors(state: _State) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for i, fitted in enumerate(state.fitted):
-        tensors[f"{i}.values"], tensors[f"{i}.best"] = state.values[i], fitted.values
-        tensors |= {f"{i}.optimizer.{name}": value for name, value in state.optimizer[i].items()}
-    places: set[int] = set()
-    for name, tensor in tensors.items():  # safetensors takes none that share memory, as a best one may with the last
-        place = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if place in places else tensor.contiguous()
-        places.add(place)
-    return tensors
-
-
-def _restored(plain: dict[str, Any], tensors: dict[str, Tensor]) -> _State:
-    def optimizer(i: int) -> dict[str, Tensor]:
-        start = f"{i}.optimizer."
-        return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-
-    members = range(len(plain["fitted"]))
-    return _State(
-        values=[tensors[f"{i}.values"] for i in members],
-        optimizer=[optimizer(i) for i in members],
-        fitted=[Fitted(**kept, values=tensors[f"{i}.best"]) for i, kept in enumerate(plain["fitted"])],
-        **{name: plain[name] for name in _PLAIN},
-    )
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block is done, so that no state is left half changed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-    if held:
-        signal.raise_signal(signal.SIGINT)
-
-
-def _check_identity(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """ValueError that names the first thing in which a checkpoint and a run differ."""
-    for name, was, now in _differences(saved, wanted, ""):
-        raise ValueError(
-            f"{path} is of another run: {name} was {was!r}, and is {now!r}; give the same settings, or start again "
-            "without --resume"
-        )
-
-
-def _differences(saved: Any, wanted: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        for key in wanted | saved:  # in the order of the identity: causes before what follows from them
-            yield from _differences(saved.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
-    elif isinstance(saved, list) and isinstance(wanted, list) and len(saved) == len(wanted):
-        for place, (was, now) in enumerate(zip(saved, wanted, strict=True)):
-            yield from _differences(was, now, f"{name}[{place}]")
-    elif saved != wanted:
-        yield name, saved, wanted
-
-
-def _mask_seed(seed: int, name: str, step: int, index: int) -> int:
-    """The seed of a row's dropout masks: the same whatever it trains beside."""
-    digest = hashlib.sha256(f"{seed} {name} {step} {index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _pace(member: Member) -> tuple[int, int]:
-    return member.config.steps, member.config.evaluate_every
+        state.since_best += 1
+        if patience and state.since_best >= patience and state.number not in self.served:
+            state.alive = False
+            fitted.stopped = f"no better score in {patience} evaluations"
 
 
 def _digest(rows: Sequence[Row]) -> str:

@@ -18,9 +18,7 @@ from typing import Any
 
 from softprompt.answering import Evaluation, Result, evaluate, model_of_row, read_rows, surroundings, write_rows
 from softprompt.base.files import write_whole
-from softprompt.base.watch import (
-    Watch,
-)
+from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, encode_examples, load
 from softprompt.prompts import Card, SoftPrompt, save_prompt
 from softprompt.tasks import Task
@@ -103,6 +101,7 @@ def train_together(
         on_score=lambda step, i, loss, score: watch.score(step, members[i].title, loss, score),
         on_message=watch.message,
         on_phase=watch.phase,
+        on_threads=watch.threads,
     )
     by_name = {(member.run, member.name): result for member, result in zip(members, fitted, strict=True)}
     delivered = [

@@ -11,7 +11,7 @@ from typing import Any
 from softprompt.base.command import Command
 from softprompt.base.files import CHECKPOINT
 from softprompt.base.setting import settings_of
-from softprompt.base.terminal import Display, counted, say, type_of_products, writing
+from softprompt.base.terminal import Display, counted, keep_threads, say, type_of_products, writing
 from softprompt.cli import add_flags, add_settings, flags_of, set_threads
 from softprompt.pretraining import PretrainConfig
 
@@ -124,7 +124,7 @@ def train_model(
                     name=vocabulary,
                     resume=args.resume,
                     machine=machine,
-                    hooks=Hooks(step=display.step, score=display.losses, message=say),
+                    hooks=Hooks(step=display.step, score=display.losses, message=say, threads=keep_threads),
                 )
             except KeyboardInterrupt:
                 at = f"stopped at step {display.at} of {config.steps}"
