@@ -3,7 +3,7 @@ import lzma
 
 import pytest
 
-from softprompt.tasks import Example, file_task, illegal_rate, read_examples
+from softprompt.tasks import Example, file_task, read_examples
 
 
 def example(targets, id="0", group=None):
@@ -74,7 +74,7 @@ def test_an_answer_that_squad_leaves_nothing_of_is_right_and_legal(text):
     for metric in ("em", "f1"):
         task = file_task(inputs="{x}", targets="{y}", metric=metric)
         assert task.metrics([f" {text}", "-"], [example(text), example(text, "1")]) == {metric: 0.5}
-        assert illegal_rate([text, " "], task) == 0.5
+        assert task.answer(text, example(text)) is not None and task.answer(" ", example(text)) is None
 
 
 def test_pearson_reads_numbers():
@@ -84,7 +84,8 @@ def test_pearson_reads_numbers():
 
 
 def test_without_labels_only_nothing_is_illegal():
-    assert illegal_rate(["text", " "], file_task(inputs="{x}", targets="{y}")) == 0.5
+    task = file_task(inputs="{x}", targets="{y}")
+    assert [task.answer(text, example("y")) for text in ("text", " ")] == ["text", None]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from softprompt.tasks import Example, get_task, with_task_name
+from softprompt.tasks import Example, get_task, mixed
 from softprompt.tasks.superglue import mark_pronoun
 
 
@@ -290,7 +290,7 @@ def test_the_older_form_has_the_task_name_in_front(name, start):
     task = get_task(name)
     inputs = start.removeprefix(f"{task.prefix} ") + "text"
     example = Example(inputs=inputs, targets="x", id="0", references=("x",))
-    assert with_task_name(task, example).inputs == f"{start}text"
+    assert mixed(task, example).inputs == f"{start}text"
 
 
 @pytest.mark.parametrize(

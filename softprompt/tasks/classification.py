@@ -5,20 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt.tasks.glue import SENTIMENT
-from softprompt.tasks.metrics import accuracy, scored
+from softprompt.tasks.labelled import SENTIMENT, labelled_task
 from softprompt.tasks.records import Numbered, opened
-from softprompt.tasks.task import (
-    Example,
-    Hub,
-    Task,
-    label_answer,
-    label_of,
-    labelled,
-    named,
-    own_id,
-    text_column,
-)
+from softprompt.tasks.task import Example, Hub, label_of, labelled, named, own_id, text_column
 
 POLARITY_DEV_SHARE = 10
 """One sentence in ten is dev; ours, because the source has no split."""
@@ -39,14 +28,11 @@ def _polarity_records(path: Path) -> Numbered:
         if not half.is_file():
             raise ValueError(f"no file {half}; sentence_polarity is two files, rt-polarity.neg and rt-polarity.pos")
         for number, line in enumerate(half.read_bytes().splitlines(), 1):
-            yield number, {"text": _decoded(line).strip(), "label": label, "id": f"{suffix[1:]}-{number}"}
-
-
-def _decoded(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError:
-        return line.decode("latin-1")
+            try:
+                text = line.decode()
+            except UnicodeDecodeError:
+                text = line.decode("latin-1")
+            yield number, {"text": text.strip(), "label": label, "id": f"{suffix[1:]}-{number}"}
 
 
 def cast_polarity(record: Mapping[str, Any], split: str) -> list[Example]:
@@ -65,15 +51,10 @@ def cast_polarity(record: Mapping[str, Any], split: str) -> list[Example]:
     return [Example(inputs=inputs, targets=targets, id=own_id(record), references=labelled(targets), source=sentence)]
 
 
-_answer = label_answer(SENTIMENT)
-
-SENTENCE_POLARITY = Task(
+SENTENCE_POLARITY = labelled_task(
+    SENTIMENT,
+    cast_polarity,
     name="classification/sentence_polarity",
-    labels=SENTIMENT,
-    cast=cast_polarity,
-    metrics=scored(_answer, accuracy=accuracy),
-    answer=_answer,
-    initial_texts=SENTIMENT,
     folder="classification/sentence_polarity",
     files={"train": ("rt-polarity.neg",), "dev": ("rt-polarity.neg",)},
     read=read_polarity,

@@ -5,32 +5,18 @@ T5's mixture weights or GLUE's own for the rest. Official files are tab-separate
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from softprompt.tasks.labelled import ENTAILMENT, SENTIMENT, fields_cast, labelled_task
 from softprompt.tasks.metrics import accuracy, f1_with_invalid, matthews, number_of, pearson, scored, spearman
 from softprompt.tasks.records import Numbered, file_format, open_text, opened, read_records, read_tsv
-from softprompt.tasks.task import (
-    UNLABELLED,
-    Answer,
-    Example,
-    Hub,
-    Metrics,
-    Task,
-    column,
-    fields_cast,
-    label_answer,
-    labelled,
-    named,
-    own_id,
-    text_column,
-)
+from softprompt.tasks.task import UNLABELLED, Example, Hub, Task, column, labelled, named, own_id, text_column
 
 EQUIVALENCE = ("not_equivalent", "equivalent")
 DUPLICATION = ("not_duplicate", "duplicate")
-SENTIMENT = ("negative", "positive")
-ENTAILMENT = ("entailment", "not_entailment")
 ACCEPTABILITY = ("unacceptable", "acceptable")
 INFERENCE = ("entailment", "neutral", "contradiction")
 WINOGRAD = ("not_entailment", "entailment")
@@ -39,13 +25,6 @@ SIMILARITY = tuple(f"{step / 5:.1f}" for step in range(26))
 
 COLA_COLUMNS = ("source", "label", "judgement", "sentence")
 QQP_COLUMNS = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
-
-_FILES = {"train": ("train.tsv",), "dev": ("dev.tsv",), "test": ("test.tsv",)}
-_PARTS = {"train": ("train_*",)}
-
-
-def _field(name: str, *others: str) -> dict[str, tuple[str, ...]]:
-    return {name: (name, *others)}
 
 
 def read_cola(path: Path) -> Numbered:
@@ -70,37 +49,27 @@ def _qqp_records(path: Path) -> Numbered:
                 names = row if headed else QQP_COLUMNS
                 if headed:
                     continue
-            row = _mended(row, names)
+            text, space, label = row[-1].rpartition(" ")
+            if len(row) == len(names) - 1 and space and label in ("0", "1"):
+                row = [*row[:-1], text, label]
             if len(row) != len(names):
                 raise ValueError(f"{path}, line {number}: {len(row)} fields, but there are {len(names)} columns")
             yield number, dict(zip(names, row, strict=True))
 
 
-def _mended(row: list[str], names: Sequence[str]) -> list[str]:
-    text, space, label = row[-1].rpartition(" ")
-    if len(row) == len(names) - 1 and space and label in ("0", "1"):
-        return [*row[:-1], text, label]
-    return row
-
-
 def cast_stsb(record: Mapping[str, Any], split: str) -> list[Example]:
     """One example whose targets are the score rounded to the nearest 0.2, as '3.4'."""
     texts = {name: text_column(record, name) for name in ("sentence1", "sentence2")}
-    value = record.get("score", record.get("label")) if split == "test" else column(record, "score", "label")
-    unlabelled = split == "test" and value in (None, "", -1, -1.0, "-1")
-    targets = UNLABELLED if unlabelled else _rounded(value)
-    example = Example(inputs=named(texts), targets=targets, id=own_id(record), references=labelled(targets))
-    return [example]
-
-
-def _rounded(score: Any) -> str:
-    try:
-        targets = f"{round(float(score) * 5) / 5:.1f}"
-    except (TypeError, ValueError):
-        targets = ""
-    if targets not in SIMILARITY:
-        raise ValueError(f"unknown score {score!r}; wanted a number from 0 to 5")
-    return targets
+    score = record.get("score", record.get("label")) if split == "test" else column(record, "score", "label")
+    targets = UNLABELLED
+    if split != "test" or score not in (None, "", -1, -1.0, "-1"):
+        try:
+            targets = f"{round(float(score) * 5) / 5:.1f}"
+        except (TypeError, ValueError):
+            targets = ""
+        if targets not in SIMILARITY:
+            raise ValueError(f"unknown score {score!r}; wanted a number from 0 to 5")
+    return [Example(inputs=named(texts), targets=targets, id=own_id(record), references=labelled(targets))]
 
 
 def stsb_answer(prediction: str, example: Example) -> str | None:
@@ -109,56 +78,29 @@ def stsb_answer(prediction: str, example: Example) -> str | None:
     return f"{number:.1f}" if 0 <= number <= 5 else None
 
 
-def _spelled(prediction: str, example: Example) -> str | None:
-    return prediction.strip()
+def about(name: str, folder: str, train: int, dev: int, test: int) -> dict[str, Any]:
+    """What a task of GLUE is called and where it lies; how many examples each split has."""
+    return {
+        "name": f"glue/{name}",
+        "prefix": name,
+        "folder": f"glue/{folder}",
+        "files": {"train": ("train.tsv",), "dev": ("dev.tsv",), "test": ("test.tsv",)},
+        "parts": {"train": ("train_*",)},
+        "hub": Hub(id="nyu-mll/glue", config=name),
+        "counts": {"train": train, "dev": dev, "test": test},
+    }
 
 
-def _paraphrase(answer: Answer, positive: str) -> Metrics:
-    return scored(answer, f1=partial(f1_with_invalid, positive=positive), accuracy=accuracy)
-
-
-def _task(
-    name: str,
-    folder: str,
-    fields: Mapping[str, tuple[str, ...]],
-    labels: tuple[str, ...],
-    counts: tuple[int, int, int],
-    **options: Any,
-) -> Task:
-    """A task of labelled fields; `options` replace what follows from the labels."""
-    answer = label_answer(labels)
-    label, source = options.pop("label", ("label",)), options.pop("source", None)
-    config = options.pop("config", name)
-    return Task(
-        **{
-            "name": f"glue/{name}",
-            "labels": labels,
-            "cast": fields_cast(fields, labels, label=label, source=source),
-            "metrics": scored(answer, accuracy=accuracy),
-            "answer": answer,
-            "initial_texts": labels,
-            "prefix": config,
-            "folder": f"glue/{folder}",
-            "files": _FILES,
-            "parts": _PARTS,
-            "hub": Hub(id="nyu-mll/glue", config=config),
-            "counts": dict(zip(("train", "dev", "test"), counts, strict=True)),
-            **options,
-        }
-    )
-
-
-def _mnli(name: str, kind: str, num_dev: int, num_test: int) -> Task:
+def mnli(name: str, kind: str, num_dev: int, num_test: int) -> Task:
     """MNLI, whose two dev sets share one training file."""
-    return _task(
-        name,
-        "MNLI",
-        {"hypothesis": ("hypothesis", "sentence2"), "premise": ("premise", "sentence1")},
-        INFERENCE,
-        (392702, num_dev, num_test),
-        label=("label", "gold_label"),
-        source="premise",
-        config="mnli",
+    fields = {"hypothesis": ("hypothesis", "sentence2"), "premise": ("premise", "sentence1")}
+    return replace(
+        labelled_task(
+            INFERENCE,
+            fields_cast(INFERENCE, fields, label=("label", "gold_label"), source=("premise",)),
+            **about("mnli", "MNLI", 392702, num_dev, num_test),
+        ),
+        name=f"glue/{name}",
         files={"train": ("train.tsv",), "dev": (f"dev_{kind}.tsv",), "test": (f"test_{kind}.tsv",)},
         hub=Hub(
             id="nyu-mll/glue",
@@ -168,79 +110,75 @@ def _mnli(name: str, kind: str, num_dev: int, num_test: int) -> Task:
     )
 
 
-MRPC = _task(
-    "mrpc",
-    "MRPC",
-    _field("sentence1", "#1 String") | _field("sentence2", "#2 String"),
+MRPC = labelled_task(
     EQUIVALENCE,
-    (3668, 408, 1725),
-    label=("label", "Quality"),
-    metrics=_paraphrase(label_answer(EQUIVALENCE), "equivalent"),
+    fields_cast(
+        EQUIVALENCE,
+        {"sentence1": ("sentence1", "#1 String"), "sentence2": ("sentence2", "#2 String")},
+        label=("label", "Quality"),
+    ),
+    {"f1": partial(f1_with_invalid, positive="equivalent"), "accuracy": accuracy},
+    **about("mrpc", "MRPC", 3668, 408, 1725),
 )
 
-QQP = _task(
-    "qqp",
-    "QQP",
-    _field("question1", "text_a") | _field("question2", "text_b"),
-    DUPLICATION,
-    (363849, 40430, 390965),
-    label=("label", "is_duplicate"),
-    metrics=_paraphrase(label_answer(DUPLICATION), "duplicate"),
+QQP = replace(
+    labelled_task(
+        DUPLICATION,
+        fields_cast(
+            DUPLICATION,
+            {"question1": ("question1", "text_a"), "question2": ("question2", "text_b")},
+            label=("label", "is_duplicate"),
+            source=("question1", "question2"),
+        ),
+        {"f1": partial(f1_with_invalid, positive="duplicate"), "accuracy": accuracy},
+        **about("qqp", "QQP", 363849, 40430, 390965),
+    ),
     read=read_qqp,
-    source=("question1", "question2"),
     joined_sources=True,
     parts={"train": ("train_*", "sample10k/*.json")},
 )
 
-SST2 = _task("sst2", "SST-2", _field("sentence"), SENTIMENT, (67349, 872, 1821), source="sentence", nested_sources=True)
-
-RTE = _task(
-    "rte",
-    "RTE",
-    _field("sentence1") | _field("sentence2"),
-    ENTAILMENT,
-    (2490, 277, 3000),
-    source="sentence1",
+SST2 = labelled_task(
+    SENTIMENT,
+    fields_cast(SENTIMENT, ("sentence",), source=("sentence",)),
+    nested_sources=True,
+    **about("sst2", "SST-2", 67349, 872, 1821),
 )
 
-COLA = _task(
-    "cola",
-    "CoLA",
-    _field("sentence"),
+RTE = labelled_task(
+    ENTAILMENT,
+    fields_cast(ENTAILMENT, ("sentence1", "sentence2"), source=("sentence1",)),
+    **about("rte", "RTE", 2490, 277, 3000),
+)
+
+COLA = labelled_task(
     ACCEPTABILITY,
-    (8551, 1043, 1063),
-    metrics=scored(label_answer(ACCEPTABILITY), matthews=matthews),
+    fields_cast(ACCEPTABILITY, ("sentence",)),
+    {"matthews": matthews},
     read=read_cola,
+    **about("cola", "CoLA", 8551, 1043, 1063),
 )
 
-STSB = _task(
-    "stsb",
-    "STS-B",
-    {},
-    SIMILARITY,
-    (5749, 1500, 1379),
+STSB = Task(
+    labels=SIMILARITY,
     cast=cast_stsb,
-    metrics=scored(_spelled, pearson=pearson, spearman=spearman),
+    metrics=scored(lambda prediction, example: prediction.strip(), pearson=pearson, spearman=spearman),
     answer=stsb_answer,
+    initial_texts=SIMILARITY,
+    **about("stsb", "STS-B", 5749, 1500, 1379),
 )
 
-QNLI = _task(
-    "qnli",
-    "QNLI",
-    _field("question") | _field("sentence"),
+QNLI = labelled_task(
     ENTAILMENT,
-    (104743, 5463, 5463),
-    source="sentence",
+    fields_cast(ENTAILMENT, ("question", "sentence"), source=("sentence",)),
+    **about("qnli", "QNLI", 104743, 5463, 5463),
 )
 
-MNLI = _mnli("mnli", "matched", 9815, 9796)
-MNLI_MISMATCHED = _mnli("mnli_mismatched", "mismatched", 9832, 9847)
+MNLI = mnli("mnli", "matched", 9815, 9796)
+MNLI_MISMATCHED = mnli("mnli_mismatched", "mismatched", 9832, 9847)
 
-WNLI = _task(
-    "wnli",
-    "WNLI",
-    _field("sentence1") | _field("sentence2"),
+WNLI = labelled_task(
     WINOGRAD,
-    (635, 71, 146),
-    source="sentence1",
+    fields_cast(WINOGRAD, ("sentence1", "sentence2"), source=("sentence1",)),
+    **about("wnli", "WNLI", 635, 71, 146),
 )

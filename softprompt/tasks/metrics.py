@@ -95,7 +95,11 @@ def pearson(answers: Answers, right: Sequence[str]) -> float:
 
 def spearman(answers: Answers, right: Sequence[str]) -> float:
     """Spearman rank correlation, ties sharing their mean rank, -1 to 1; 0 where either side never varies."""
-    return _correlation(*map(_ranks, _numbers(answers, right)))
+    ranks = []
+    for numbers in _numbers(answers, right):
+        _, places, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])
+    return _correlation(*ranks)
 
 
 def _numbers(answers: Answers, right: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -106,12 +110,6 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[places]
 
 
 def normalize_squad(text: str) -> str:
@@ -127,25 +125,20 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
 
 
-def squad(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """{"em", "f1"}: means over predictions of the best match with any of its references, SQuAD-normalised."""
-    exact, overlap = [], []
-    for prediction, texts in zip(predictions, references, strict=True):
-        given, wanted = normalize_squad(prediction), [normalize_squad(text) for text in texts]
-        exact.append(given in wanted)
-        overlap.append(max(token_f1(given, text) for text in wanted))
-    return {"em": float(np.mean(exact)), "f1": float(np.mean(overlap))}
-
-
 def squad_answer(prediction: str, example: Example) -> str | None:
     """The prediction as SQuAD compares it; None if nothing is left."""
     return normalize_squad(prediction) or None
 
 
 def squad_metrics(predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-    """`squad` against each example's references."""
+    """{"em", "f1"}: means over predictions of the best match with any of its references, SQuAD-normalised."""
     check_labelled(predictions, examples)
-    return squad(predictions, [example.references for example in examples])
+    exact, overlap = [], []
+    for prediction, example in zip(predictions, examples, strict=True):
+        given, wanted = normalize_squad(prediction), [normalize_squad(text) for text in example.references]
+        exact.append(given in wanted)
+        overlap.append(max(token_f1(given, text) for text in wanted))
+    return {"em": float(np.mean(exact)), "f1": float(np.mean(overlap))}
 
 
 def squad_metrics_by_group(predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from softprompt.tasks.task import Example, Task, headline, with_task_name
+from softprompt.tasks.task import Example, Task, headline
 
 
 def mixture(tasks: Sequence[Task]) -> Task:
@@ -15,12 +15,10 @@ def mixture(tasks: Sequence[Task]) -> Task:
         return by_name[example.id.split(" ", 1)[0]]
 
     def metrics(predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        answered: dict[str, tuple[list[str], list[Example]]] = {}
+        answered: dict[str, list[tuple[str, Example]]] = {}
         for prediction, example in zip(predictions, examples, strict=True):
-            texts, own = answered.setdefault(of(example).name, ([], []))
-            texts.append(prediction)
-            own.append(example)
-        return {name: headline(by_name[name].metrics(*pair)) for name, pair in answered.items()}
+            answered.setdefault(of(example).name, []).append((prediction, example))
+        return {name: headline(by_name[name].metrics(*zip(*pairs, strict=True))) for name, pairs in answered.items()}
 
     def cast(record: Mapping[str, Any], split: str) -> list[Example]:
         raise ValueError("a mixture has no records of its own; read those of its tasks")
@@ -36,5 +34,6 @@ def mixture(tasks: Sequence[Task]) -> Task:
 
 def mixed(task: Task, example: Example) -> Example:
     """An example as a mixture has it: the task's name in front of its inputs and its id, its labels to choose from."""
+    inputs = f"{task.prefix} {example.inputs}" if task.prefix else example.inputs  # SQuAD-like tasks have none
     choices = example.choices or task.labels
-    return replace(with_task_name(task, example), id=f"{task.name} {example.id}", choices=choices)
+    return replace(example, inputs=inputs, id=f"{task.name} {example.id}", choices=choices)

@@ -24,6 +24,7 @@ from softprompt.tasks.records import COMPRESSIONS, READERS
 from softprompt.tasks.task import (
     UNLABELLED,
     Answer,
+    Cast,
     Example,
     Metrics,
     Task,
@@ -31,9 +32,8 @@ from softprompt.tasks.task import (
     label_answer,
     labelled,
     text_column,
+    unknown_label,
 )
-
-_SUFFIXES = tuple(f"{suffix}{zipped}" for suffix in READERS for zipped in ("", *COMPRESSIONS))
 
 
 def file_task(
@@ -59,12 +59,17 @@ def file_task(
     legal = None if labels is None else tuple(labels)
     if legal is not None and (len(set(legal)) < max(len(legal), 1) or "" in legal):
         raise ValueError(f"labels must be one or more, all different and not empty, not {list(legal)}")
-    answer = label_answer(legal) if legal else _squad_or_own
     metric = metric or ("accuracy" if legal else "em")
     if metric not in METRICS:
         raise ValueError(f"no metric named '{metric}'; there are {', '.join(METRICS)}{nearest(metric, METRICS)}")
-    if metric in ("accuracy", "pearson"):
-        answer = answer if legal else _stripped
+    if legal:
+        answer = label_answer(legal)
+    elif metric in ("accuracy", "pearson"):
+        answer = stripped
+    else:
+        answer = squad_or_own
+    endings = [f"{suffix}{zipped}" for suffix in READERS for zipped in ("", *COMPRESSIONS)]
+    stems = {"train": ("train",), "dev": ("dev", "val"), "test": ("test",)}
     return Task(
         name=name or "own",
         labels=legal,
@@ -73,10 +78,7 @@ def file_task(
         answer=answer,
         initial_texts=legal or (),
         template=(inputs, targets),
-        files={
-            split: tuple(f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES)
-            for split, stems in {"train": ("train",), "dev": ("dev", "val"), "test": ("test",)}.items()
-        },
+        files={split: tuple(f"{stem}{end}" for stem in stems[split] for end in endings) for split in stems},
     )
 
 
@@ -99,88 +101,71 @@ class Template:
 
     def fill(self, record: Mapping[str, Any]) -> str:
         """The text with the record's values. Raises ValueError if a column is missing, or all are empty."""
-        texts = {name: _text(record, name) for name in self.columns}
+        texts = {}
+        for name in self.columns:
+            texts[name] = "" if column(record, name) is None else text_column(record, name)
         if not any(text.strip() for text in texts.values()):
             raise ValueError(f"the {self.role.removesuffix('s')} is empty: no text in {', '.join(texts)}")
         return "".join(literal + (texts[name] if name is not None else "") for literal, name in self.pieces)
 
 
-def _text(record: Mapping[str, Any], name: str) -> str:
-    return "" if column(record, name) is None else text_column(record, name)
-
-
-def _cast(
-    inputs: Template, targets: Template, labels: tuple[str, ...] | None, group_by: str | None
-) -> Callable[[Mapping[str, Any], str], list[Example]]:
+def _cast(inputs: Template, targets: Template, labels: tuple[str, ...] | None, group_by: str | None) -> Cast:
     def cast(record: Mapping[str, Any], split: str) -> list[Example]:
-        unlabelled = split == "test" and not all(record.get(name) not in (None, "") for name in targets.columns)
+        unlabelled = split == "test" and any(record.get(name) in (None, "") for name in targets.columns)
         wanted = UNLABELLED if unlabelled else targets.fill(record).strip()
         if labels is not None and not unlabelled and wanted not in labels:
-            shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
-            raise ValueError(f"unknown label {wanted!r}; the labels are {shown}{nearest(wanted, labels)}")
-        group = None if group_by is None else _group(record, group_by, needs_one=not unlabelled)
-        return [
-            Example(
-                inputs=inputs.fill(record),
-                targets=wanted,
-                id="",
-                references=labelled(wanted),
-                group=group,
-                source=group,
-            )
-        ]
+            raise unknown_label(wanted, labels)
+        group = None
+        if group_by is not None:  # what is only answered may lack the column, and an empty one is no group
+            value = record.get(group_by) if unlabelled else column(record, group_by)
+            group = None if value in (None, "") else str(value)
+        text = inputs.fill(record)
+        return [Example(inputs=text, targets=wanted, id="", references=labelled(wanted), group=group, source=group)]
 
     return cast
 
 
-def _group(record: Mapping[str, Any], name: str, *, needs_one: bool) -> str | None:
-    """What the record stands together with; what is only answered may lack the column, and an empty one is no group."""
-    value = column(record, name) if needs_one else record.get(name)
-    return None if value in (None, "") else str(value)
-
-
-def _stripped(prediction: str, example: Example) -> str | None:
+def stripped(prediction: str, example: Example) -> str | None:
+    """The prediction without spaces at its ends; None if nothing is left."""
     return prediction.strip() or None
 
 
-def _squad_or_own(prediction: str, example: Example) -> str | None:
-    return _words(prediction) or None
+def squad_or_own(prediction: str, example: Example) -> str | None:
+    """The prediction as SQuAD compares it, or in lower case where nothing would be left of it: "A", "the", "+"."""
+    return normalize_squad(prediction) or prediction.strip().lower() or None
 
 
-def _words(text: str) -> str:
-    """The text as SQuAD compares it, or in lower case where nothing would be left of it: "A", "the", "+"."""
-    return normalize_squad(text) or text.strip().lower()
-
-
-def _accuracy(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
-    return scored(answer, accuracy=accuracy)
-
-
-def _f1(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
+def f1(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
     """Of the second of two labels, the mean over more, and of words without labels."""
     if labels is None:
-        return scored(answer, f1=_words_f1)
+        return scored(answer, f1=words_f1)
     if len(labels) == 2:
         return scored(answer, f1=partial(f1_with_invalid, positive=labels[1]))
     return scored(answer, macro_f1=partial(macro_f1, labels=labels))
 
 
-def _words_f1(answers: Sequence[str | None], right: Sequence[str]) -> float:
-    return fmean(token_f1(a or "", _words(r)) for a, r in zip(answers, right, strict=True))
+def words_f1(answers: Sequence[str | None], right: Sequence[str]) -> float:
+    """The mean F1 of the words."""
+    wanted = [normalize_squad(text) or text.strip().lower() for text in right]
+    return fmean(token_f1(answer or "", text) for answer, text in zip(answers, wanted, strict=True))
 
 
-def _em(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
+def em(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
+    """The share of groups (of examples, without) all of whose answers are right."""
+
     def metrics(predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         check_labelled(predictions, examples)
         answers = [answer(*pair) for pair in zip(predictions, examples, strict=True)]
         if labels is None:
-            examples = [replace(e, references=(_words(e.references[0]),)) for e in examples]
+            examples = [replace(e, references=(squad_or_own(e.references[0], e) or "",)) for e in examples]
         return {"em": group_em(answers, examples)}
 
     return metrics
 
 
-def _rouge(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
+def rouge_of_text(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
+    """ROUGE of the predictions as they are."""
+
     def metrics(predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         check_labelled(predictions, examples)
         return rouge(predictions, [example.references[0] for example in examples])
@@ -188,14 +173,10 @@ def _rouge(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
     return metrics
 
 
-def _pearson(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:
-    return scored(answer, pearson=pearson)
-
-
 METRICS: dict[str, Callable[[Answer, tuple[str, ...] | None], Metrics]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "em": _em,
-    "rouge": _rouge,
-    "pearson": _pearson,
+    "accuracy": lambda answer, labels: scored(answer, accuracy=accuracy),
+    "f1": f1,
+    "em": em,
+    "rouge": rouge_of_text,
+    "pearson": lambda answer, labels: scored(answer, pearson=pearson),
 }

@@ -7,12 +7,13 @@ Records may be the official files', nested as released, or the hub's, which are 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from softprompt.tasks.labelled import ENTAILMENT, fields_cast, labelled_task
 from softprompt.tasks.metrics import (
     accuracy,
-    check_labelled,
     f1_with_invalid,
     group_em,
     macro_f1,
@@ -23,11 +24,12 @@ from softprompt.tasks.metrics import (
 )
 from softprompt.tasks.task import (
     UNLABELLED,
+    Answer,
     Example,
     Hub,
+    Metrics,
     Task,
     column,
-    fields_cast,
     label_answer,
     label_of,
     labelled,
@@ -38,7 +40,6 @@ from softprompt.tasks.task import (
 Record = Mapping[str, Any]
 
 BOOLEAN = ("False", "True")
-ENTAILMENT = ("entailment", "not_entailment")
 CB_LABELS = ("entailment", "contradiction", "neutral")
 CHOICES = ("choice1", "choice2")
 
@@ -55,17 +56,21 @@ WSC_MISPLACED = (
     ("When they had eventually calmed down a bit", "want to use it ,", "want to use *it* ,"),
 )
 
-_FILES = {"train": ("train.jsonl",), "dev": ("val.jsonl", "dev.jsonl"), "test": ("test.jsonl",)}
-_PARTS = {"train": ("train_*",), "dev": ("val_*", "dev_*"), "test": ("test_*",)}
+FILES = {"train": ("train.jsonl",), "dev": ("val.jsonl", "dev.jsonl"), "test": ("test.jsonl",)}
+PARTS = {"train": ("train_*",), "dev": ("val_*", "dev_*"), "test": ("test_*",)}
 
 
-def _hub(config: str, *splits: str) -> Hub:
-    names = {"train": "train", "dev": "validation", "test": "test"}
-    return Hub(id="aps/super_glue", config=config, splits={split: names[split] for split in splits or names})
-
-
-def _counts(train: int, dev: int, test: int) -> dict[str, int]:
-    return {"train": train, "dev": dev, "test": test}
+def about(name: str, folder: str, train: int, dev: int, test: int, *, config: str | None = None) -> dict[str, Any]:
+    """What a task of SuperGLUE is called and where it lies; how many examples each split has."""
+    return {
+        "name": f"superglue/{name}",
+        "prefix": name,
+        "folder": f"superglue/{folder}",
+        "files": FILES,
+        "parts": PARTS,
+        "hub": Hub(id="aps/super_glue", config=config or name),
+        "counts": {"train": train, "dev": dev, "test": test},
+    }
 
 
 def cast_boolq(record: Record, split: str) -> list[Example]:
@@ -88,47 +93,79 @@ def cast_boolq(record: Record, split: str) -> list[Example]:
 
 def cast_multirc(record: Record, split: str) -> list[Example]:
     """One example for each answer option; `group` is the question."""
-    return [_multirc_example(option, split) for option in _multirc_options(record)]
-
-
-def _multirc_options(record: Record) -> Iterator[Record]:
     if "passage" not in record:
-        yield record
-        return
+        return [_multirc_example(record, split)]
     passage = record["passage"]
+    examples = []
     for question in column(passage, "questions"):
         for answer in column(question, "answers"):
-            indices = {"paragraph": record.get("idx"), "question": question["idx"], "answer": answer["idx"]}
-            texts = {"paragraph": passage["text"], "question": question["question"], "answer": answer["text"]}
-            yield texts | {"idx": indices} | ({"label": answer["label"]} if "label" in answer else {})
+            option = {
+                "paragraph": passage["text"],
+                "question": question["question"],
+                "answer": answer["text"],
+                "idx": {"paragraph": record.get("idx"), "question": question["idx"], "answer": answer["idx"]},
+            }
+            if "label" in answer:
+                option["label"] = answer["label"]
+            examples.append(_multirc_example(option, split))
+    return examples
 
 
 def _multirc_example(option: Record, split: str) -> Example:
     joined = named({name: text_column(option, name) for name in ("question", "answer", "paragraph")})
     index = column(option, "idx")
     targets = label_of(option, split, BOOLEAN)
+    group = f"{index['paragraph']}-{index['question']}"
     return Example(
         inputs=re.sub("</?b>", "", joined.replace("<br>", " ")),
         targets=targets,
-        id=f"{index['paragraph']}-{index['question']}-{index['answer']}",
+        id=f"{group}-{index['answer']}",
         references=labelled(targets),
-        group=f"{index['paragraph']}-{index['question']}",
+        group=group,
         source=option["paragraph"],
     )
 
 
-def multirc_metrics(predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+def multirc_metrics(answer: Answer) -> Metrics:
     """{"em", "f1"}: questions all of whose options are judged right, and F1 of 'True' over all options."""
-    check_labelled(predictions, examples)
-    answer = label_answer(BOOLEAN)
-    answers = [answer(*pair) for pair in zip(predictions, examples, strict=True)]
-    right = [example.targets for example in examples]
-    return {"em": group_em(answers, examples), "f1": f1_with_invalid(answers, right, positive="True")}
+    f1 = scored(answer, f1=partial(f1_with_invalid, positive="True"))
+
+    def metrics(predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+        over_options = f1(predictions, examples)
+        answers = [answer(*pair) for pair in zip(predictions, examples, strict=True)]
+        return {"em": group_em(answers, examples), **over_options}
+
+    return metrics
 
 
 def cast_record(record: Record, split: str) -> list[Example]:
     """Training: one example for each gold answer of each query. Otherwise one for each query."""
-    return [example for query in _record_queries(record) for example in _record_examples(query, split)]
+    examples = []
+    for query in _record_queries(record):
+        entities, answers = tuple(column(query, "entities")), tuple(query.get("answers") or ())
+        if split != "test" and not answers:
+            raise ValueError("a query has no answers")
+        index = column(query, "idx")
+        id = f"{index['passage']}-{index['query']}"
+        passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", text_column(query, "passage"))
+        question = text_column(query, "query")
+        highlights_joined = passage.replace("\n@highlight\n", ". ")
+        example = Example(
+            inputs=named({"query": question, "entities": ", ".join(entities), "passage": highlights_joined}),
+            targets=answers[0] if answers else UNLABELLED,
+            id=id,
+            references=answers,
+            group=id,
+            source=query["passage"],
+            choices=entities,
+        )
+        if split != "train":
+            examples.append(example)
+            continue
+        for number, first in enumerate(answers):
+            references = (first, *(answer for answer in answers if answer != first))
+            examples.append(replace(example, targets=first, id=f"{id}-{number}", references=references))
+    return examples
 
 
 def _record_queries(record: Record) -> Iterator[Record]:
@@ -147,47 +184,6 @@ def _record_queries(record: Record) -> Iterator[Record]:
             "answers": sorted({answer["text"] for answer in query.get("answers") or ()}),
             "idx": {"passage": column(record, "idx", "id"), "query": column(query, "idx", "id")},
         }
-
-
-def _record_examples(query: Record, split: str) -> list[Example]:
-    entities, answers = tuple(column(query, "entities")), tuple(query.get("answers") or ())
-    if split != "test" and not answers:
-        raise ValueError("a query has no answers")
-    index = column(query, "idx")
-    id = f"{index['passage']}-{index['query']}"
-    example = Example(
-        inputs=_record_inputs(query, entities),
-        targets=answers[0] if answers else UNLABELLED,
-        id=id,
-        references=answers,
-        group=id,
-        source=query["passage"],
-        choices=entities,
-    )
-    if split != "train":
-        return [example]
-    return [_with_target(example, number) for number in range(len(answers))]
-
-
-def _record_inputs(query: Record, entities: Sequence[str]) -> str:
-    passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", text_column(query, "passage"))
-    query_text = text_column(query, "query")
-    highlights_joined = passage.replace("\n@highlight\n", ". ")
-    return named({"query": query_text, "entities": ", ".join(entities), "passage": highlights_joined})
-
-
-def _with_target(example: Example, number: int) -> Example:
-    first = example.references[number]
-    others = tuple(answer for answer in example.references if answer != first)
-    return Example(
-        inputs=example.inputs,
-        targets=first,
-        id=f"{example.id}-{number}",
-        references=(first, *others),
-        group=example.group,
-        source=example.source,
-        choices=example.choices,
-    )
 
 
 def cast_wsc(record: Record, split: str) -> list[Example]:
@@ -255,163 +251,77 @@ def wsc_answer(prediction: str, example: Example) -> str | None:
 
 def _wsc_words(text: str) -> dict[str, None]:
     """The text's words, each once and in their order, without determiners and capitals."""
-    return {word: None for word in text.lower().split() if word not in DETERMINERS}
+    return dict.fromkeys(word for word in text.lower().split() if word not in DETERMINERS)
 
 
-def _rte_like(name: str, premise: str, hypothesis: str, **fields: Any) -> Task:
-    return Task(
-        name=f"superglue/{name}",
-        labels=ENTAILMENT,
-        cast=fields_cast({"hypothesis": (hypothesis,), "premise": (premise,)}, ENTAILMENT, source="premise"),
-        answer=label_answer(ENTAILMENT),
-        initial_texts=ENTAILMENT,
-        prefix="rte",
-        **fields,
-    )
+BOOLQ = labelled_task(BOOLEAN, cast_boolq, **about("boolq", "BoolQ", 9427, 3270, 3245))
 
-
-_boolean, _cb = label_answer(BOOLEAN), label_answer(CB_LABELS)
-_choices, _entailment = label_answer(CHOICES), label_answer(ENTAILMENT)
-
-BOOLQ = Task(
-    name="superglue/boolq",
-    labels=BOOLEAN,
-    cast=cast_boolq,
-    metrics=scored(_boolean, accuracy=accuracy),
-    answer=_boolean,
-    initial_texts=BOOLEAN,
-    prefix="boolq",
-    folder="superglue/BoolQ",
-    files=_FILES,
-    parts=_PARTS,
-    hub=_hub("boolq"),
-    counts=_counts(9427, 3270, 3245),
+CB = labelled_task(
+    CB_LABELS,
+    fields_cast(CB_LABELS, ("hypothesis", "premise"), source=("premise",)),
+    {"accuracy": accuracy, "macro_f1": partial(macro_f1, labels=CB_LABELS)},
+    **about("cb", "CB", 250, 56, 250),
 )
 
-CB = Task(
-    name="superglue/cb",
-    labels=CB_LABELS,
-    cast=fields_cast({"hypothesis": ("hypothesis",), "premise": ("premise",)}, CB_LABELS, source="premise"),
-    metrics=scored(_cb, accuracy=accuracy, macro_f1=partial(macro_f1, labels=CB_LABELS)),
-    answer=_cb,
-    initial_texts=CB_LABELS,
-    prefix="cb",
-    folder="superglue/CB",
-    files=_FILES,
-    parts=_PARTS,
-    hub=_hub("cb"),
-    counts=_counts(250, 56, 250),
+COPA = labelled_task(
+    CHOICES,
+    fields_cast(CHOICES, ("choice1", "choice2", "premise", "question"), source=("premise",)),
+    **about("copa", "COPA", 400, 100, 500),
 )
 
-COPA = Task(
-    name="superglue/copa",
-    labels=CHOICES,
-    cast=fields_cast(
-        {name: (name,) for name in ("choice1", "choice2", "premise", "question")}, CHOICES, source="premise"
-    ),
-    metrics=scored(_choices, accuracy=accuracy),
-    answer=_choices,
-    initial_texts=CHOICES,
-    prefix="copa",
-    folder="superglue/COPA",
-    files=_FILES,
-    parts=_PARTS,
-    hub=_hub("copa"),
-    counts=_counts(400, 100, 500),
-)
-
-MULTIRC = Task(
-    name="superglue/multirc",
-    labels=BOOLEAN,
-    cast=cast_multirc,
-    metrics=multirc_metrics,
-    answer=_boolean,
-    initial_texts=BOOLEAN,
-    prefix="multirc",
-    folder="superglue/MultiRC",
-    files=_FILES,
-    parts=_PARTS,
-    hub=_hub("multirc"),
-    counts=_counts(27243, 4848, 9693),
+MULTIRC = replace(
+    labelled_task(BOOLEAN, cast_multirc, **about("multirc", "MultiRC", 27243, 4848, 9693)),
+    metrics=multirc_metrics(label_answer(BOOLEAN)),
 )
 
 RECORD = Task(
-    name="superglue/record",
     labels=None,
     cast=cast_record,
     metrics=squad_metrics_by_group,
     answer=squad_answer,
     initial_texts=("commonsense", "reasoning", "reading", "comprehension"),
-    prefix="record",
-    folder="superglue/ReCoRD",
-    files=_FILES,
-    parts=_PARTS,
-    hub=_hub("record"),
-    counts=_counts(138854, 10000, 10000),
+    **about("record", "ReCoRD", 138854, 10000, 10000),
 )
 
-RTE = _rte_like(
-    "rte",
-    "premise",
-    "hypothesis",
-    metrics=scored(_entailment, accuracy=accuracy),
-    folder="superglue/RTE",
-    files=_FILES,
-    parts=_PARTS,
-    hub=_hub("rte"),
-    counts=_counts(2490, 277, 3000),
+RTE = labelled_task(
+    ENTAILMENT,
+    fields_cast(ENTAILMENT, ("hypothesis", "premise"), source=("premise",)),
+    **about("rte", "RTE", 2490, 277, 3000),
 )
 
-WIC = Task(
-    name="superglue/wic",
-    labels=BOOLEAN,
-    cast=fields_cast({name: (name,) for name in ("sentence1", "sentence2", "word")}, BOOLEAN),
-    metrics=scored(_boolean, accuracy=accuracy),
-    answer=_boolean,
-    initial_texts=BOOLEAN,
-    prefix="wic",
-    folder="superglue/WiC",
-    files=_FILES,
-    parts=_PARTS,
-    hub=_hub("wic"),
-    counts=_counts(5428, 638, 1400),
+WIC = labelled_task(
+    BOOLEAN, fields_cast(BOOLEAN, ("sentence1", "sentence2", "word")), **about("wic", "WiC", 5428, 638, 1400)
 )
 
 WSC = Task(
-    name="superglue/wsc",
     labels=None,
     cast=cast_wsc,
     metrics=scored(wsc_answer, accuracy=accuracy),
     answer=wsc_answer,
     initial_texts=("commonsense", "pronoun", "resolution"),
-    prefix="wsc:",
-    folder="superglue/WSC",
-    files=_FILES,
-    parts=_PARTS,
-    hub=_hub("wsc.fixed"),
-    counts=_counts(259, 104, 146),
+    **about("wsc", "WSC", 259, 104, 146, config="wsc.fixed") | {"prefix": "wsc:"},
 )
 
 # The diagnostic sets are cast as RTE and are only ever scored. AX-b is reported by Matthews correlation
 # (Wang et al. 2019, SuperGLUE, section 3.3).
-AXB = _rte_like(
-    "axb",
-    "sentence1",
-    "sentence2",
-    metrics=scored(_entailment, matthews=matthews),
+AXB = replace(
+    RTE,
+    name="superglue/axb",
+    cast=fields_cast(ENTAILMENT, {"hypothesis": ("sentence2",), "premise": ("sentence1",)}, source=("premise",)),
+    metrics=scored(RTE.answer, matthews=matthews),
     folder="superglue/AX-b",
     files={"test": ("AX-b.jsonl", "test.jsonl")},
-    hub=_hub("axb", "test"),
+    parts={},
+    hub=Hub(id="aps/super_glue", config="axb", splits={"test": "test"}),
     counts={"test": 1104},
 )
 
-AXG = _rte_like(
-    "axg",
-    "premise",
-    "hypothesis",
-    metrics=scored(_entailment, accuracy=accuracy),
+AXG = replace(
+    RTE,
+    name="superglue/axg",
     folder="superglue/AX-g",
     files={"test": ("AX-g.jsonl", "test.jsonl")},
-    hub=_hub("axg", "test"),
+    parts={},
+    hub=Hub(id="aps/super_glue", config="axg", splits={"test": "test"}),
     counts={"test": 356},
 )

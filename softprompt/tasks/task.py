@@ -1,7 +1,7 @@
 """What a task and an example are, and the pieces that casts are made of."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +105,6 @@ def headline(metrics: Mapping[str, float]) -> float:
     return sum(metrics.values()) / len(metrics)
 
 
-def illegal_rate(predictions: Sequence[str], task: Task) -> float:
-    """The share of predictions, 0 to 1, that are no legal answer: no label of the task, or empty text."""
-    if not predictions:
-        raise ValueError("there are no predictions to take the illegal rate of")
-    nothing = Example(inputs="", targets="", id="", references=())
-    return sum(task.answer(prediction, nothing) is None for prediction in predictions) / len(predictions)
-
-
-def with_task_name(task: Task, example: Example) -> Example:
-    """The example as T5 trains on it, the task's name in front of the inputs; SQuAD-like tasks have none."""
-    return replace(example, inputs=f"{task.prefix} {example.inputs}") if task.prefix else example
-
-
 def column(record: Mapping[str, Any], *names: str) -> Any:
     """The value of the first of these columns that the record has.
 
@@ -156,50 +143,27 @@ def label_of(record: Mapping[str, Any], split: str, labels: Sequence[str], *name
         return value
     number = int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else -1
     if not 0 <= number < len(labels):
-        raise ValueError(f"unknown label {value!r}; the labels are {_listed(labels)}{nearest(str(value), labels)}")
+        raise unknown_label(value, labels)
     return labels[number]
+
+
+def unknown_label(value: Any, labels: Sequence[str]) -> ValueError:
+    """What is wrong with a label that is none of these."""
+    more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
+    return ValueError(
+        f"unknown label {value!r}; the labels are {', '.join(labels[:8])}{more}{nearest(str(value), labels)}"
+    )
 
 
 def own_id(record: Mapping[str, Any]) -> str:
     """The record's idx, index, id or qid as text; '' if it has none."""
-    for name in ("qid", "idx", "index", "id"):
-        if record.get(name) not in (None, ""):
-            return str(record[name])
-    return ""
+    ids = (record.get(name) for name in ("qid", "idx", "index", "id"))
+    return next((str(id) for id in ids if id not in (None, "")), "")
 
 
 def labelled(targets: str) -> tuple[str, ...]:
     """The references of an example with one right answer: the targets, or none if unlabelled."""
     return () if targets == UNLABELLED else (targets,)
-
-
-def fields_cast(
-    fields: Mapping[str, tuple[str, ...]],
-    labels: Sequence[str],
-    *,
-    label: tuple[str, ...] = ("label",),
-    source: str | Sequence[str] | None = None,
-) -> Cast:
-    """A cast that names each field and gives its text: 'premise: ... question: ...'.
-
-    `fields` is the name written to the columns it may stand in, in the order of the text; `source` the field
-    whose text names the example's source, or the fields, a line each (`Task.joined_sources`).
-    """
-    of_source = [source] if isinstance(source, str) else list(source or ())
-
-    def cast(record: Mapping[str, Any], split: str) -> list[Example]:
-        texts = {name: text_column(record, *names) for name, names in fields.items()}
-        targets = label_of(record, split, labels, *label)
-        example = Example(
-            inputs=named(texts),
-            targets=targets,
-            id=own_id(record),
-            references=labelled(targets),
-            source="\n".join(texts[name] for name in of_source) if of_source else None,
-        )
-        return [example]
-
-    return cast
 
 
 def named(texts: Mapping[str, str]) -> str:
@@ -220,8 +184,3 @@ def label_answer(labels: Iterable[str]) -> Answer:
         return prediction.strip() if prediction.strip() in legal else None
 
     return answer
-
-
-def _listed(labels: Sequence[str]) -> str:
-    shown = ", ".join(labels[:8])
-    return shown if len(labels) <= 8 else f"{shown} and {len(labels) - 8} more"
