@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,12 @@ def test_heavy_libraries_stand_in_their_one_place(module):
 def test_tasks_know_no_torch():
     for path in (PACKAGE / "tasks").glob("*.py"):
         assert "torch" not in {name.split(".")[0] for name in imported(path)}, path.name
+
+
+@pytest.mark.parametrize("folder", FLOOR_OF)
+def test_no_name_of_a_face_is_that_of_a_module(folder):
+    names = getattr(import_module(f"softprompt.{folder}"), "__all__", [])
+    assert not {f"softprompt.{folder}.{name}" for name in names} & set(MODULES)
 
 
 def test_the_table_of_rooms_in_the_design_is_that_of_the_folders():

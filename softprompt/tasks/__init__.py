@@ -9,7 +9,7 @@ from softprompt.base.faces import face
 
 if TYPE_CHECKING:
     from softprompt.tasks.catalog import TASKS, get_task
-    from softprompt.tasks.mixture import mixed, mixture
+    from softprompt.tasks.multi_task import mixed, mixture
     from softprompt.tasks.own_file import Template, file_task
     from softprompt.tasks.reading import Data, Reading, has_split, read_examples, read_split
     from softprompt.tasks.records import (
@@ -30,7 +30,7 @@ __getattr__, __all__ = face(
     __name__,
     {
         "catalog": ("TASKS", "get_task"),
-        "mixture": ("mixed", "mixture"),
+        "multi_task": ("mixed", "mixture"),
         "own_file": ("Template", "file_task"),
         "reading": ("Data", "Reading", "has_split", "read_examples", "read_split"),
         "records": (
