@@ -1,5 +1,6 @@
 """The prompts an engine serves."""
 
+import threading
 import tracemalloc
 from dataclasses import replace
 
@@ -124,10 +125,10 @@ def test_a_removed_prompt_stays_for_those_who_wear_it(llama, tmp_path):
     assert sha256 not in table and len(table) == 0
     with pytest.raises(ValueError, match="no prompt with the content hash"):
         table.pin([sha256])
-    assert torch.equal(table.wanted_values(sha256), prompt.values)
+    assert torch.equal(table.values(sha256).values, prompt.values)
     assert table.fixed_bytes() == values_bytes(llama)
     table.unpin([sha256])
-    assert torch.equal(table.wanted_values(sha256), prompt.values)
+    assert torch.equal(table.values(sha256).values, prompt.values)
     table.unpin([sha256])
     assert table.fixed_bytes() == table.values_bytes == table.states_bytes == 0
 
@@ -185,3 +186,54 @@ def test_a_registered_prompt_takes_little_more_than_its_own_bytes(tmp_path):
     tracemalloc.stop()
     assert table.values_bytes == 60 * values_bytes(lm, 100)
     assert beside < 0.05 * 50 * values_bytes(lm, 100)
+
+
+def test_a_slow_disk_keeps_nobody_from_pinning(llama, tmp_path, monkeypatch):
+    folders = saved(llama, tmp_path, 2)
+    table = PromptTable(llama, max_bytes=10**9)
+    hashes = [table.add(folder) for folder in folders]
+    table.pin(hashes)
+    table.limit(0)  # nothing is in memory
+    table.limit(10**9)
+    begun, may_read = threading.Barrier(4), threading.Event()
+
+    def slow(folder):
+        begun.wait(10)
+        assert may_read.wait(10)
+        return load_prompt(folder)
+
+    monkeypatch.setattr("softprompt.serving.prompt_table.load_prompt", slow)
+    calls = [lambda: table.values(hashes[0]), lambda: table.states(hashes[:1]), lambda: table.remove(hashes[1])]
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    begun.wait(10)
+    others = threading.Thread(target=lambda: (table.pin(hashes[:1]), table.unpin(hashes[:1]), table.get(hashes[0])))
+    others.start()
+    others.join(5)
+    is_held_up = others.is_alive()
+    may_read.set()
+    for thread in (*threads, others):
+        thread.join(10)
+    assert not is_held_up
+    assert table.fixed_bytes() == values_bytes(llama)  # of the one removed, which is pinned
+
+
+def test_a_prompt_removed_while_its_folder_is_read_is_still_there(llama, tmp_path, monkeypatch):
+    (folder,) = saved(llama, tmp_path, 1)
+    prompt = load_prompt(folder)
+    table = PromptTable(llama, max_bytes=10**9)
+    sha256 = table.add(folder)
+    table.pin([sha256])
+    table.limit(0)
+    table.limit(10**9)
+    is_first = [True]
+
+    def removed_meanwhile(place):
+        if is_first.pop() if is_first else False:
+            table.remove(sha256)
+            folder.rename(tmp_path / "gone")
+        return load_prompt(place)
+
+    monkeypatch.setattr("softprompt.serving.prompt_table.load_prompt", removed_meanwhile)
+    assert torch.equal(table.values(sha256).values, prompt.values)

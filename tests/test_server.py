@@ -517,6 +517,130 @@ def test_a_full_disk_changes_no_name(llama, tmp_path, monkeypatch):
         assert client.post("/v1/classify", json={"model": "mine", "input": TEXT}).status_code == 200
 
 
+def test_an_upload_to_a_slow_disk_holds_nobody_up(llama, tmp_path, monkeypatch):
+    begun, may_write = threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        begun.set()
+        assert may_write.wait(20)
+        return save_prompt(*arguments)
+
+    with served(make_server(llama, tmp_path)) as client:
+        data = archive(saved(llama, tmp_path / "new", seed=9))
+        monkeypatch.setattr("softprompt.serving.http.registry.save_prompt", slow)
+        answers = []
+        upload = threading.Thread(target=lambda: answers.append(client.put("/v1/prompts/fresh", content=data)))
+        upload.start()
+        assert begun.wait(20)
+        asked = {"model": "p0", "input": TEXT}
+        calls = [
+            partial(client.post, "/v1/classify", json=asked),
+            partial(client.get, "/healthz"),
+            partial(client.get, "/v1/prompts"),
+        ]
+        others = [threading.Thread(target=lambda call=call: answers.append(call())) for call in calls]
+        for thread in others:
+            thread.start()
+        for thread in others:
+            thread.join(10)
+        num_answers = len(answers)
+        may_write.set()
+        for thread in (upload, *others):
+            thread.join(20)
+    assert num_answers == 3
+    assert [answer.status_code for answer in answers] == [200] * 4
+
+
+def test_names_with_a_slash_are_found(llama, tmp_path):
+    server = make_server(llama, tmp_path, num_prompts=0)
+    server.registry = Registry(server.engine.table, "bundled/t5-mini")
+    with served(server) as client:
+        (listed,) = client.get("/v1/models").json()["data"]
+        assert client.get("/v1/models/bundled/t5-mini").json() == listed
+        assert "no prompt named 'bundled/t5-max'" in why(client.get("/v1/models/bundled/t5-max"), 404)
+        assert "/v1/models/{name}" in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_list_is_of_one_moment(llama, tmp_path, monkeypatch):
+    """Whatever is deleted while it is made."""
+    server = make_server(llama, tmp_path)
+    server.registry.set_ensemble("both", ["p0", "p1"])
+    describe = server.asker.describe
+
+    def deleted_meanwhile(prompt):
+        if "both" in server.registry.names():
+            for name in ("both", "p0", "p1"):
+                server.registry.remove(name)
+        return describe(prompt)
+
+    monkeypatch.setattr(server.asker, "describe", deleted_meanwhile)
+    with served_raw(server) as client:
+        answer = client.get("/v1/prompts")
+        assert answer.status_code == 200
+        assert [prompt["name"] for prompt in answer.json()["prompts"]] == ["p0", "p1"]
+        assert client.get("/v1/prompts").json()["prompts"] == []
+
+
+def test_lists_are_whole_while_prompts_come_and_go(llama, tmp_path):
+    with served(make_server(llama, tmp_path)) as client:
+        data = archive(saved(llama, tmp_path / "v", seed=31))
+        stop, statuses = threading.Event(), []
+
+        def swap():
+            for _ in range(30):
+                statuses.append(client.put("/v1/prompts/hot", content=data).status_code)
+                statuses.append(client.delete("/v1/prompts/hot").status_code)
+            stop.set()
+
+        swapper = threading.Thread(target=swap)
+        swapper.start()
+        while not stop.is_set():
+            answers = [client.get("/v1/prompts"), client.get("/v1/models")]
+            assert [answer.status_code for answer in answers] == [200, 200]
+            assert {model["kind"] for model in answers[1].json()["data"]} == {"base", "prompt"}
+        swapper.join()
+    assert statuses == [200] * 60
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "registry.json is not a registry of softprompt serve (Expecting"),
+        ('{"format": 2, "versions": {}, "ensembles": {}, "aliases": {}}', "it: format is 2, but must be 1"),
+        ('{"format": 1, "versions": {}, "ensembles": {}}', "it lacks the field 'aliases'"),
+        (
+            '{"format": 1, "versions": {"a": "b"}, "ensembles": {}, "aliases": {}}',
+            "it: versions.a is 'b', but must be a",
+        ),
+    ],
+)
+def test_a_registry_that_is_not_ours_is_named(llama, tmp_path, content, reason):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "registry.json").write_text(content)
+    with pytest.raises(ValueError, match="move it away") as caught:
+        make_server(llama, tmp_path, num_prompts=0)
+    assert reason in str(caught.value)
+
+
+def test_a_registry_of_the_first_version_is_read(llama, tmp_path):
+    hashes = {}
+    for seed in (1, 2):
+        prompt = make_prompt(llama, seed)
+        hashes[f"p{seed}"] = prompt.sha256
+        save_prompt(prompt, tmp_path / "kept" / f"p{seed}" / prompt.sha256)
+    state = {
+        "format": 1, "versions": {name: [sha256] for name, sha256 in hashes.items()},
+        "ensembles": {"both": ["p1", f"p2@{hashes['p2'][:12]}"]}, "aliases": {"live": {"both": 60.0, "p1": 40}},
+    }  # fmt: skip
+    (tmp_path / "kept" / "registry.json").write_text(json.dumps(state, indent=1) + "\n")
+    registry = make_server(llama, tmp_path, num_prompts=0).registry
+    assert registry.names() == [llama.name, "p1", "p2", "both", "live"]
+    assert registry.now.resolve("live", 0.5).prompts == (hashes["p1"], hashes["p2"])
+    assert registry.now.resolve("live", 0.7).prompts == (hashes["p1"],)
+    registry.set_alias("live", {"both": 60.0, "p1": 40.0})
+    assert json.loads((tmp_path / "kept" / "registry.json").read_text()) == state
+
+
 def test_without_a_folder_nothing_can_be_uploaded(llama, tmp_path):
     data = archive(saved(llama, tmp_path / "a"))
     with served(make_server(llama, tmp_path, keep=False)) as client:

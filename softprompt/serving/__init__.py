@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from softprompt.base.faces import face
 
 if TYPE_CHECKING:
-    from softprompt.serving.prompt_table import PromptTable
+    from softprompt.serving.prompt_table import PromptTable, Registered
     from softprompt.serving.request import (
         Answer,
         Cancelled,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = face(
     __name__,
     {
-        "prompt_table": ("PromptTable",),
+        "prompt_table": ("PromptTable", "Registered"),
         "request": (
             "Answer",
             "Cancelled",

@@ -51,7 +51,7 @@ def start_of(request: Request, part: Part, table: PromptTable, room: Room) -> St
     lm, decoding = table.lm, request.decoding
     start = Start(
         ids=part.ids,
-        prompt_length=0 if part.prompt is None else table.length(part.prompt),
+        prompt_length=0 if part.prompt is None else table.get(part.prompt).length,
         num_rows=1 if part.candidates else decoding.num_beams,
         max_tokens=sum(map(len, part.candidates)) or decoding.max_tokens,
     )

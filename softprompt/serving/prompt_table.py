@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from softprompt.models import FrozenLM, Layout, PromptStates
 from softprompt.prompts import Card, SoftPrompt, check_fits, load_prompt, stack
 
-VALUES, STATES = "values", "states"
+VALUES, STATES, KEPT = "values", "states", "kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +64,18 @@ class PromptTable:
     Values in memory, and the keys and values of prompts run through a decoder-only model, together take at most
     `max_bytes`, the least recently used out first; values are read from their folder again when a request needs them.
     What a folder cannot give back stays: prompts added from memory, and removed ones that requests still wear.
+    No method waits for another that reads a folder or runs the model.
     """
 
     def __init__(self, lm: FrozenLM, *, max_bytes: int):
         self.lm = lm
         self.counts = Counts()
         self.layout: Layout = lm.layout()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # never held while a file is read or the model runs
         self._entries: dict[str, _Entry] = {}
         self._recent: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._max_bytes = self._limit = max_bytes
-        self._bytes = {VALUES: 0, STATES: 0}
+        self._bytes: Counter[str] = Counter()
 
     def add(self, prompt: str | Path | SoftPrompt) -> str:
         """Register a prompt folder (or a prompt in memory, which stays there) and return its content hash.
@@ -89,16 +90,20 @@ class PromptTable:
         registered = Registered(sha256, loaded.length, folder, slim.card.to_json())
         with self._lock:
             entry = self._entries.get(sha256) or _Entry(registered)
+            if folder is None and entry.registered.folder is None and entry.kept is None:
+                if self._bytes[KEPT] + self._size(entry, KEPT) > self._max_bytes:
+                    raise ValueError(
+                        f"no room to keep this prompt in memory ({self._max_bytes:,} bytes for all); "
+                        "save it and add its folder"
+                    )
+                self._keep(entry, slim)
+            self._entries[sha256] = entry
+            entry.is_removed = False
             if folder is not None:
                 entry.registered = registered
                 self._release(entry)
-                self._remember(sha256, VALUES, slim)
-                self._evict()
-            elif entry.registered.folder is None and entry.kept is None:
-                self._check_room(slim)
-                self._keep(entry, slim)
-            entry.is_removed = False
-            self._entries[sha256] = entry
+                self._remember(entry, VALUES, slim)
+            self._evict()
         return sha256
 
     def remove(self, sha256: str) -> None:
@@ -109,32 +114,35 @@ class PromptTable:
         """
         with self._lock:
             entry = self._entry(sha256)
-            if entry.num_pins and entry.kept is None:
-                with contextlib.suppress(ValueError):  # whoever wears it is told when its turn comes
-                    self._keep(entry, self._values(entry))
             entry.is_removed = True
             self._drop_unused(entry)
+            is_worn = entry.num_pins > 0
+        if is_worn:
+            with contextlib.suppress(ValueError):  # whoever wears it is told when its turn comes
+                prompt = self._values(entry)
+                with self._lock:
+                    if entry.num_pins and entry.is_removed and entry.kept is None:
+                        self._keep(entry, prompt)
 
     def get(self, sha256: str) -> Registered:
-        """What is registered under a hash. ValueError for an unknown one."""
+        """What is registered under a hash, or still worn. ValueError for an unknown one."""
         with self._lock:
-            return self._entry(sha256).registered
+            return self._entry(sha256, is_worn=True).registered
 
     def values(self, sha256: str) -> SoftPrompt:
-        """The prompt, from memory or its folder; its card is without `init`.
+        """A prompt that is registered or still worn, from memory or its folder; its card is without `init`.
 
         ValueError for an unknown hash, and if the folder has gone or holds another prompt by now.
         """
         with self._lock:
-            return self._values(self._entry(sha256))
+            entry = self._entry(sha256, is_worn=True)
+        return self._values(entry)
 
     def __contains__(self, sha256: str) -> bool:
-        with self._lock:
-            return sha256 in self._entries and not self._entries[sha256].is_removed
+        return sha256 in self.hashes()
 
     def __len__(self) -> int:
-        with self._lock:
-            return sum(not entry.is_removed for entry in self._entries.values())
+        return len(self.hashes())
 
     def hashes(self) -> list[str]:
         """The content hashes registered, the oldest first."""
@@ -144,12 +152,16 @@ class PromptTable:
     @property
     def values_bytes(self) -> int:
         """Bytes of the prompts in memory."""
-        return self._bytes[VALUES]
+        return self._bytes[VALUES] + self._bytes[KEPT]
 
     @property
     def states_bytes(self) -> int:
         """Bytes of the prompts' keys and values in memory."""
         return self._bytes[STATES]
+
+    def fixed_bytes(self) -> int:
+        """Bytes that cannot be given up."""
+        return self._bytes[KEPT]
 
     def pin(self, prompts: Iterable[str]) -> None:
         """Keep these usable until `unpin`, even if they are removed. ValueError for an unknown one; then none is."""
@@ -166,25 +178,14 @@ class PromptTable:
                 entry.num_pins -= 1
                 self._drop_unused(entry)
 
-    def length(self, sha256: str) -> int:
-        """Tokens of a pinned prompt."""
-        with self._lock:
-            return self._entries[sha256].registered.length
-
     def num_bytes(self, sha256: str) -> int:
         """What a pinned prompt takes while it is in use: its values, and keys and values if it is run."""
-        length = self.length(sha256)
-        return length * self.lm.width * 4 + (0 if self.lm.is_encoder_decoder else length * self.layout.token_bytes)
-
-    def fixed_bytes(self) -> int:
-        """Bytes that cannot be given up."""
-        with self._lock:
-            return sum(_values_bytes(entry.kept) for entry in self._entries.values() if entry.kept is not None)
+        entry = self._entries[sha256]
+        return self._size(entry, VALUES) + (0 if self.lm.is_encoder_decoder else self._size(entry, STATES))
 
     def has_states(self, sha256: str) -> bool:
         """Whether a prompt's keys and values are there."""
-        with self._lock:
-            return (sha256, STATES) in self._recent
+        return (sha256, STATES) in self._recent
 
     def limit(self, max_bytes: int, needed: Collection[str] = ()) -> None:
         """Take at most so much from now on, giving up what was not used lately, but nothing of `needed`."""
@@ -194,33 +195,25 @@ class PromptTable:
 
     def give(self, num_bytes: int) -> None:
         """Take so much less, if it is above 0, until `limit` is told again."""
-        with self._lock:
-            self._limit -= max(num_bytes, 0)
-            self._evict()
-
-    def wanted_values(self, sha256: str) -> torch.Tensor:
-        """The values [p d] of a pinned prompt. ValueError if its folder cannot be read, or holds another by now."""
-        with self._lock:
-            return self._values(self._entries[sha256]).values
+        self.limit(self._limit - max(num_bytes, 0))
 
     def states(self, prompts: Collection[str]) -> dict[str, PromptStates]:
         """Keys and values of pinned prompts whose values are readable, each run once and then remembered."""
         with self._lock:
-            there = {sha256: self._recent[sha256, STATES] for sha256 in prompts if (sha256, STATES) in self._recent}
-            for sha256 in there:
+            found = {sha256: self._recent[sha256, STATES] for sha256 in prompts if (sha256, STATES) in self._recent}
+            for sha256 in found:
                 self._recent.move_to_end((sha256, STATES))
-            missing = [sha256 for sha256 in prompts if sha256 not in there]
-            values = [self._values(self._entries[sha256]).values for sha256 in missing]
-            self.counts.num_reused += len(there)
-            self.counts.num_run += len(missing)
+            self.counts.num_reused += len(found)
+        missing = [sha256 for sha256 in prompts if sha256 not in found]
         if missing:
-            made = self._run(values)
+            run = self._run([self.values(sha256).values for sha256 in missing])
             with self._lock:
-                for sha256, states in zip(missing, made, strict=True):
-                    self._remember(sha256, STATES, states)
+                self.counts.num_run += len(missing)
+                for sha256, states in zip(missing, run, strict=True):
+                    self._remember(self._entries[sha256], STATES, states)
+                    found[sha256] = states
                 self._evict(prompts)
-            there |= dict(zip(missing, made, strict=True))
-        return there
+        return found
 
     @torch.no_grad()
     def _run(self, values: list[torch.Tensor]) -> list[PromptStates]:
@@ -230,53 +223,56 @@ class PromptTable:
         for i, length in enumerate(lengths.tolist()):
             # Copies: a slice would keep all prompts that were run with it.
             keys = [states[i : i + 1, :, :length].clone() for states in run.keys]
-            own = [states[i : i + 1, :, :length].clone() for states in run.values]
-            made.append(PromptStates(keys, own, lengths[i : i + 1].clone()))
+            rows = [states[i : i + 1, :, :length].clone() for states in run.values]
+            made.append(PromptStates(keys, rows, lengths[i : i + 1].clone()))
         return made
 
-    def _entry(self, sha256: str) -> _Entry:
+    def _entry(self, sha256: str, *, is_worn: bool = False) -> _Entry:
+        """What stands under a hash; is_worn: also where it was removed, and stays for those who wear it."""
         entry = self._entries.get(sha256)
-        if entry is None or entry.is_removed:
+        if entry is None or (entry.is_removed and not is_worn):
             raise ValueError(f"no prompt with the content hash {sha256} is registered; add its folder first")
         return entry
 
     def _values(self, entry: _Entry) -> SoftPrompt:
-        key = (entry.registered.sha256, VALUES)
-        if entry.kept is not None:
-            return entry.kept
-        if key in self._recent:
-            self._recent.move_to_end(key)
-            return self._recent[key]
-        folder = entry.registered.folder
-        assert folder is not None
-        loaded = load_prompt(folder)
-        if loaded.sha256 != entry.registered.sha256:
-            raise ValueError(
-                f"{folder} holds another prompt than when it was registered (hash {loaded.sha256[:12]}, wanted "
-                f"{entry.registered.sha256[:12]}); register it again, and give each version a folder of its own"
-            )
-        self.counts.num_loaded += 1
-        slim = _slim(loaded)
-        self._remember(*key, slim)
-        self._evict({entry.registered.sha256})
-        return slim
-
-    def _check_room(self, prompt: SoftPrompt) -> None:
-        if self.fixed_bytes() + _values_bytes(prompt) > self._max_bytes:
-            raise ValueError(
-                f"no room to keep this prompt in memory ({self._max_bytes:,} bytes for all); save it and add its folder"
-            )
+        sha256 = entry.registered.sha256
+        while True:
+            with self._lock:
+                if entry.kept is not None:
+                    return entry.kept
+                if (sha256, VALUES) in self._recent:
+                    self._recent.move_to_end((sha256, VALUES))
+                    return self._recent[sha256, VALUES]
+                folder = entry.registered.folder
+            assert folder is not None
+            try:
+                loaded = load_prompt(folder)
+                if loaded.sha256 != sha256:
+                    raise ValueError(
+                        f"{folder} holds another prompt than when it was registered (hash {loaded.sha256[:12]}, wanted "
+                        f"{sha256[:12]}); register it again, and give each version a folder of its own"
+                    )
+            except ValueError:
+                if entry.kept is None and entry.registered.folder == folder:
+                    raise
+                continue  # it was removed, and is kept, or has moved
+            slim = _slim(loaded)
+            with self._lock:
+                self.counts.num_loaded += 1
+                self._remember(entry, VALUES, slim)
+                self._evict({sha256})
+            return slim
 
     def _keep(self, entry: _Entry, prompt: SoftPrompt) -> None:
         """Hold a prompt in memory for good."""
         self._forget((entry.registered.sha256, VALUES))
         entry.kept = prompt
-        self._bytes[VALUES] += _values_bytes(prompt)
+        self._bytes[KEPT] += self._size(entry, KEPT)
         self._evict()
 
     def _release(self, entry: _Entry) -> None:
         if entry.kept is not None:
-            self._bytes[VALUES] -= _values_bytes(entry.kept)
+            self._bytes[KEPT] -= self._size(entry, KEPT)
             entry.kept = None
 
     def _drop_unused(self, entry: _Entry) -> None:
@@ -286,37 +282,31 @@ class PromptTable:
                 self._forget((entry.registered.sha256, kind))
             self._entries.pop(entry.registered.sha256, None)
 
-    def _remember(self, sha256: str, kind: str, what: Any) -> None:
-        if (sha256, kind) not in self._recent:
-            self._bytes[kind] += _size(what)
-        self._recent[sha256, kind] = what
-        self._recent.move_to_end((sha256, kind))
+    def _remember(self, entry: _Entry, kind: str, what: Any) -> None:
+        """Hold an entry's values or states in memory, as what was used last, unless it has gone meanwhile."""
+        sha256 = entry.registered.sha256
+        if self._entries.get(sha256) is entry:
+            self._forget((sha256, kind))
+            self._recent[sha256, kind] = what
+            self._bytes[kind] += self._size(entry, kind)
 
     def _forget(self, key: tuple[str, str]) -> None:
-        what = self._recent.pop(key, None)
-        if what is not None:
-            self._bytes[key[1]] -= _size(what)
+        if self._recent.pop(key, None) is not None:
+            self._bytes[key[1]] -= self._size(self._entries[key[0]], key[1])
 
     def _evict(self, needed: Collection[str] = ()) -> None:
-        for key in list(self._recent):
-            if sum(self._bytes.values()) <= self._limit:
-                return
-            if key[0] not in needed:
-                self._forget(key)
+        if self._bytes.total() > self._limit:
+            for key in list(self._recent):
+                if key[0] not in needed:
+                    self._forget(key)
+                    if self._bytes.total() <= self._limit:
+                        return
+
+    def _size(self, entry: _Entry, kind: str) -> int:
+        """Bytes of an entry's float32 values, or of its keys and values."""
+        return entry.registered.length * (self.layout.token_bytes if kind == STATES else 4 * self.lm.width)
 
 
 def _slim(prompt: SoftPrompt) -> SoftPrompt:
     """The prompt without the tokens that each of its rows was made of."""
     return SoftPrompt(prompt.values, replace(prompt.card, init={}))
-
-
-def _size(what: Any) -> int:
-    return _values_bytes(what) if isinstance(what, SoftPrompt) else _states_bytes(what)
-
-
-def _values_bytes(prompt: SoftPrompt) -> int:
-    return prompt.values.numel() * prompt.values.element_size()
-
-
-def _states_bytes(states: PromptStates) -> int:
-    return sum(layer.numel() * layer.element_size() for layer in states.keys + states.values)

@@ -124,7 +124,7 @@ class Stepper:
         prompts = {job.part.prompt for job in jobs if job.part.prompt is not None}
         worn: dict[str | None, dict[str, Any]] = {None: {}}
         if self.lm.is_encoder_decoder:
-            worn |= {prompt: {"values": self.table.wanted_values(prompt)} for prompt in prompts}
+            worn |= {prompt: {"values": self.table.values(prompt).values} for prompt in prompts}
         else:
             worn |= {prompt: {"states": states} for prompt, states in self.table.states(prompts).items()}
         return [replace(job.start, **worn[job.part.prompt]) for job in jobs]

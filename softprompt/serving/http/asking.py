@@ -15,7 +15,7 @@ from typing import Any
 from softprompt.answering import Decoding, candidates_of, examples_of, form_of, shared_scoring, shared_task, vote
 from softprompt.models import FrozenLM, Rendered, Row, TextFormat, default_format, encode_examples
 from softprompt.prompts import Card
-from softprompt.serving import Part, PromptTable, Request
+from softprompt.serving import Part, PromptTable, Registered, Request
 from softprompt.tasks import Example, Task, file_task
 
 CACHED = 4_096  # prompts whose task and text format are remembered; ours
@@ -59,7 +59,7 @@ class Asker:
 
     def __init__(self, lm: FrozenLM, table: PromptTable):
         self.lm, self.table = lm, table
-        self._described = lru_cache(CACHED)(self._describe)
+        self.describe = lru_cache(CACHED)(self._describe)
 
     def worn(self, prompts: Sequence[str | None], *, is_text: bool = True) -> tuple[Worn, ...]:
         """The prompts' tasks and text formats. is_text: the bare model continues a text, rather than answers it.
@@ -69,7 +69,7 @@ class Asker:
         if None in prompts:
             return (self._bare(is_text),)
         hashes = [sha256 for sha256 in prompts if sha256 is not None]
-        made = tuple(self._described(sha256, self.table.get(sha256).card_json) for sha256 in hashes)
+        made = tuple(self.describe(self.table.get(sha256)) for sha256 in hashes)
         if len(made) > 1:
             shared_task([one.card for one in made if one.card], [Path(sha256[:12]) for sha256 in hashes])
         return made
@@ -139,8 +139,9 @@ class Asker:
     def _rows(self, examples: Sequence[Example], form: TextFormat) -> list[Row]:
         return encode_examples(examples, form, self.lm.tokenizer, with_targets=False)
 
-    def _describe(self, sha256: str, card_json: str) -> Worn:
-        card, place = Card.from_json(card_json), [Path(sha256[:12])]
+    def _describe(self, prompt: Registered) -> Worn:
+        sha256, card = prompt.sha256, prompt.card
+        place = [Path(sha256[:12])]
         task = shared_task([card], place)
         return Worn(sha256, task, form_of(card, place[0], task, self.lm), shared_scoring([card], place, task), card)
 

@@ -15,7 +15,7 @@ from softprompt.answering import NUM_NEAREST, nearest_tokens
 from softprompt.serving.http import api
 from softprompt.serving.http.access import Key
 from softprompt.serving.http.archive import read_archive
-from softprompt.serving.http.registry import MIN_HASH, NAME
+from softprompt.serving.http.registry import MIN_HASH, NAME, Names, Version
 from softprompt.serving.http.state import Server
 from softprompt.serving.http.wire import REQUEST_ID
 
@@ -39,22 +39,25 @@ def add_prompts(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models", response_model=api.Models, tags=["prompts"])
     def models(key: Key = use) -> Any:
         """Every name that a request may give as `model`. OpenAI's endpoint."""
-        return api.Models(data=[_model(server, name) for name in registry.names()])
+        names = registry.now
+        return api.Models(data=[_model(server, names, name) for name in names])
 
-    @app.get("/v1/models/{name}", response_model=api.Model, tags=["prompts"])
+    @app.get("/v1/models/{name:path}", response_model=api.Model, tags=["prompts"])
     def model(name: str, key: Key = use) -> Any:
         """One of them. OpenAI's endpoint."""
-        registry.resolve(name, 0.0)
-        return _model(server, name)
+        names = registry.now
+        names.resolve(name, 0.0)
+        return _model(server, names, name)
 
     @app.get("/v1/prompts", response_model=api.Prompts, tags=["prompts"])
     def prompts(key: Key = use) -> Any:
         """Prompts with their versions, ensembles and aliases."""
+        names = registry.now
         return api.Prompts(
-            base=registry.base,
-            prompts=[_info(server, name, versions) for name, versions in registry.versions().items()],
-            ensembles=[api.EnsembleInfo(name=n, members=list(m)) for n, m in registry.ensembles().items()],
-            aliases=[api.AliasInfo(name=n, targets=t) for n, t in registry.aliases().items()],
+            base=names.base,
+            prompts=[_info(server, name, versions) for name, versions in names.versions.items()],
+            ensembles=[api.EnsembleInfo(name=name, members=members) for name, members in names.ensembles.items()],
+            aliases=[api.AliasInfo(name=name, targets=targets) for name, targets in names.aliases.items()],
         )
 
     @app.put("/v1/prompts/{name}", response_model=api.PromptInfo, tags=["prompts"], openapi_extra=ARCHIVE)
@@ -64,9 +67,9 @@ def add_prompts(app: FastAPI, server: Server) -> None:
         if not data:
             raise ValueError("the body is empty; send a prompt's folder as a zip or tar archive")
         prompt = await run_sync(partial(read_archive, data, max_bytes=server.limits.max_upload))
-        await run_sync(registry.upload, name, prompt)
-        log.info("%s: %s uploaded %s, %s", request.scope[REQUEST_ID], key.name, name, prompt.sha256[:12])
-        return _info(server, name, registry.versions()[name])
+        version = await run_sync(registry.upload, name, prompt)
+        log.info("%s: %s uploaded %s, %s", request.scope[REQUEST_ID], key.name, name, version.sha256[:12])
+        return _info(server, name, registry.now.versions.get(name, [version]))
 
     @app.delete("/v1/prompts/{name}", response_model=api.Deleted, tags=["prompts"])
     async def delete(name: Wanted, request: Request, key: Key = administer) -> Any:
@@ -82,14 +85,11 @@ def add_prompts(app: FastAPI, server: Server) -> None:
         key: Key = use,
     ) -> Any:
         """The vocabulary's nearest tokens to each row of a prompt, by cosine (paper, section 7)."""
-        held = registry.hold(name, 0.0)
-        try:
-            (sha256,) = held.prompts if len(held.prompts) == 1 else (None,)
+        with registry.hold(name, 0.0) as held:
+            sha256 = held.prompts[0] if len(held.prompts) == 1 else None
             if sha256 is None:
                 raise ValueError(f"{name} is not one prompt; name one of its own")
             found = nearest_tokens(server.engine.table.values(sha256).values, server.engine.lm, count)
-        finally:
-            registry.release(held)
         rows = [
             api.NearestRow(position=n.position, norm=n.norm, tokens=list(n.tokens), cosines=list(n.cosines))
             for n in found
@@ -109,27 +109,23 @@ def add_prompts(app: FastAPI, server: Server) -> None:
         return api.AliasInfo(name=name, targets=body.targets)
 
 
-def _model(server: Server, name: str) -> api.Model:
-    registry = server.registry
-    plain = name.partition("@")[0]
-    kind = "base" if name == registry.base else "prompt" if plain in registry.versions() else ""
-    kind = kind or ("ensemble" if name in registry.ensembles() else "alias")
-    return api.Model(id=name, created=server.started, kind=kind)  # type: ignore[arg-type]
+def _model(server: Server, names: Names, name: str) -> api.Model:
+    return api.Model(id=name, created=server.started, kind=names.kind(name))  # type: ignore[arg-type]
 
 
-def _info(server: Server, name: str, versions: Sequence[Any]) -> api.PromptInfo:
-    made = []
+def _info(server: Server, name: str, versions: Sequence[Version]) -> api.PromptInfo:
+    described = []
     for version in versions:
-        (worn,) = server.asker.worn([version.sha256])  # with its card, parsed once
+        worn = server.asker.describe(version.prompt)
         assert worn.card is not None
-        made.append(
+        described.append(
             api.PromptVersion(
                 prompt_hash=version.sha256,
-                length=server.engine.table.length(version.sha256),
+                length=version.prompt.length,
                 task=worn.card.task,
                 labels=list(worn.task.labels or ()),
                 dev_metrics=worn.card.dev_metrics,
                 scoring=worn.scoring,
             )
         )
-    return api.PromptInfo(name=name, versions=made)
+    return api.PromptInfo(name=name, versions=described)

@@ -117,8 +117,7 @@ class Call:
         """
         server = self.server
         point = random.Random(self.asked.user if self.asked.user is not None else self.id).random()
-        held = server.registry.hold(self.asked.model, point)
-        try:
+        with server.registry.hold(self.asked.model, point) as held:
             self.request.scope["prompt"] = held.name
             telemetry = server.telemetry
             self._tokens_read = telemetry.input_tokens.labels(held.name)
@@ -131,8 +130,6 @@ class Call:
                 for index, request in enumerate(made)
             ]
             self.tickets = server.engine.submit_all(asked, stream=stream)
-        finally:
-            server.registry.release(held)
 
     def _prepare(
         self, prompts: Sequence[str | None], ask: Any, make: Any, count: int

@@ -12,23 +12,24 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from softprompt.base.checked import checked
 from softprompt.base.files import write_whole
 from softprompt.base.names import nearest
 from softprompt.prompts import CONFIG, SoftPrompt, check_fits, save_prompt
-from softprompt.serving import PromptTable
+from softprompt.serving import PromptTable, Registered
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 SHORT_HASH = 12  # digits shown; ours
 MIN_HASH = 8  # digits that a request must give; ours
 MAX_MEMBERS = 32  # prompts of an ensemble; ours
 STATE = "registry.json"
-FORMAT = 1
-_Value = TypeVar("_Value")
+T = TypeVar("T")
 
 
 class UnknownName(ValueError):
@@ -43,10 +44,15 @@ class Conflict(ValueError):
 class Version:
     """One content of a prompt name."""
 
-    sha256: str
+    prompt: Registered
     folder: Path
     is_upload: bool
     """Whether its folder is the registry's own, to be deleted with it."""
+
+    @property
+    def sha256(self) -> str:
+        """Its content hash."""
+        return self.prompt.sha256
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,86 @@ class Resolved:
 
     name: str
     """The name asked for, without a version."""
-    target: str
-    """What an alias led to; the name itself otherwise."""
     prompts: tuple[str | None, ...]
     """Content hashes, one for each prompt that answers; None is the bare model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What registry.json holds."""
+
+    format: Literal[1] = 1
+    versions: dict[str, list[str]]
+    """The content hashes that were uploaded under each name, the last one current."""
+    ensembles: dict[str, list[str]]
+    aliases: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Names:
+    """All names at one moment; a change makes others."""
+
+    base: str
+    """The bare model's."""
+    versions: dict[str, list[Version]] = field(default_factory=dict)
+    """Of each prompt name; the last one is current."""
+    ensembles: dict[str, list[str]] = field(default_factory=dict)
+    """Their members."""
+    aliases: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Their targets and shares in percent."""
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (self.base, *self.versions, *self.ensembles, *self.aliases)
+
+    def kind(self, name: str) -> str:
+        """What a name that is known stands for: base, prompt, ensemble or alias."""
+        if name == self.base:
+            return "base"
+        if name.partition("@")[0] in self.versions:
+            return "prompt"
+        return "ensemble" if name in self.ensembles else "alias"
+
+    def resolve(self, wanted: str, point: float) -> Resolved:
+        """What a name stands for. point: from 0 up to 1, which of an alias's targets is taken.
+
+        UnknownName, with the nearest known name, for what is not there.
+        """
+        target, passed = wanted, 0.0
+        for choice, share in self.aliases.get(wanted, {}).items():
+            target, passed = choice, passed + share
+            if 100 * point < passed:
+                break
+        if target == self.base:
+            return Resolved(wanted, (None,))
+        members = self.ensembles.get(target, (target,))
+        try:
+            prompts = tuple(self.version(member).sha256 for member in members)
+        except UnknownName as error:
+            if target == wanted and wanted not in self.ensembles:
+                raise
+            raise UnknownName(f"{wanted} leads to what is gone: {error}") from error
+        return Resolved(wanted.partition("@")[0], prompts)
+
+    def version(self, wanted: str) -> Version:
+        """The version that `name` or `name@digits` means. UnknownName for none, ValueError for bad digits."""
+        name, _, digits = wanted.partition("@")
+        versions = self.versions.get(name)
+        if versions is None:
+            raise UnknownName(f"no prompt named {name!r}{nearest(name, self)}")
+        if not digits:
+            return versions[-1]
+        if not re.fullmatch(f"[0-9a-f]{{{MIN_HASH},64}}", digits):
+            raise ValueError(f"{digits!r} is no version; give {MIN_HASH} to 64 hexadecimal digits of the prompt's hash")
+        matching = [version for version in versions if version.sha256.startswith(digits)]
+        if len(matching) != 1:
+            known = ", ".join(version.sha256[:SHORT_HASH] for version in versions)
+            raise UnknownName(f"{name} has {len(matching)} versions that begin with {digits}; it has {known}")
+        return matching[0]
+
+    def with_version(self, name: str, version: Version) -> Names:
+        """The same with this version as a name's current one."""
+        before = [old for old in self.versions.get(name, ()) if old.sha256 != version.sha256]
+        return replace(self, versions={**self.versions, name: [*before, version]})
 
 
 class Registry:
@@ -70,20 +152,30 @@ class Registry:
 
     def __init__(self, table: PromptTable, base: str, folder: Path | None = None):
         self.table, self.base, self.folder = table, base, folder
-        self._lock = threading.RLock()
-        self._versions: dict[str, list[Version]] = {}
-        self._ensembles: dict[str, tuple[str, ...]] = {}
-        self._aliases: dict[str, dict[str, float]] = {}
+        self.now = Names(base)
+        """The names as they are; whoever reads them waits for nobody."""
+        self._changing = threading.RLock()  # held by who changes names, over the disk too
 
-    def add(self, name: str, folder: str | Path) -> Version:
-        """Serve a prompt folder where it lies. ValueError for a bad name, no prompt there, or another model's."""
-        with self._lock:
-            self._check_new(name, self._versions)
+    def names(self) -> list[str]:
+        """All names, the bare model's first."""
+        return list(self.now)
+
+    def versions(self) -> dict[str, list[Version]]:
+        """Every prompt name's versions, the last one current."""
+        return self.now.versions
+
+    def add(self, name: str, folder: str | Path, *, is_upload: bool = False) -> Version:
+        """Serve a prompt folder where it lies. is_upload: it is this registry's own, and deleted with the name.
+
+        ValueError for a bad name, no prompt there, or another model's.
+        """
+        with self._changing:
+            self._check_new(name, self.now.versions)
             try:
-                version = Version(self.table.add(folder), Path(folder), is_upload=False)
+                version = Version(self.table.get(self.table.add(folder)), Path(folder), is_upload)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            self._versions = self._with(name, version)
+            self.now = self.now.with_version(name, version)
             return version
 
     def upload(self, name: str, prompt: SoftPrompt) -> Version:
@@ -92,20 +184,20 @@ class Registry:
         ValueError for a bad name or another model's prompt, Conflict without a folder to keep it in or where the name
         is an ensemble's or an alias's, OSError where it cannot be written; then nothing has changed.
         """
-        with self._lock:
-            self._check_new(name, self._versions)
+        with self._changing:
+            self._check_new(name, self.now.versions)
             if self.folder is None:
                 raise Conflict("this server keeps no prompts; start it with --prompts-dir DIR to upload some")
             lm = self.table.lm
             check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
             folder = self.folder / name / prompt.sha256
             save_prompt(prompt, folder)
-            version = Version(self.table.add(folder), folder, is_upload=True)
+            version = Version(self.table.get(self.table.add(folder)), folder, is_upload=True)
             try:
-                self._change(versions=self._with(name, version))
+                self._change(self.now.with_version(name, version))
             except OSError:
-                known = {old.sha256 for old in self._versions.get(name, [])}
-                self._forget([] if version.sha256 in known else [version])
+                if version.sha256 not in [old.sha256 for old in self.now.versions.get(name, ())]:
+                    self._forget([version])
                 raise
             return version
 
@@ -115,14 +207,27 @@ class Registry:
         UnknownName for what is not there, Conflict for what an ensemble or an alias still needs, OSError where that
         cannot be written; then nothing has changed. Requests that wear a prompt go on with it to their end.
         """
-        with self._lock:
-            name, _, digits = wanted.partition("@")
-            going = [self._version(name, digits)] if digits else self._versions.get(name, [])
-            self._check_known(name)
-            self._check_unused(name, going, is_whole=len(going) == len(self._versions.get(name, [])))
-            kept = [version for version in self._versions.get(name, []) if version not in going]
-            versions = _without(self._versions, name) | ({name: kept} if kept else {})
-            self._change(versions, _without(self._ensembles, name), _without(self._aliases, name))
+        with self._changing:
+            names, (name, _, digits) = self.now, wanted.partition("@")
+            versions = names.versions.get(name, [])
+            going = [names.version(wanted)] if digits else versions
+            if name == self.base or name not in names:
+                raise UnknownName(f"nothing is named {name!r}{nearest(name, names)}")
+            for owner, targets in [*names.ensembles.items(), *names.aliases.items()]:
+                for target in targets:
+                    if target.partition("@")[0] != name:
+                        continue
+                    if len(going) == len(versions) or ("@" in target and names.version(target) in going):
+                        raise Conflict(f"{owner} still leads to {target}; change or delete {owner} first")
+            kept = [version for version in versions if version not in going]
+            self._change(
+                Names(
+                    self.base,
+                    _without(names.versions, name) | ({name: kept} if kept else {}),
+                    _without(names.ensembles, name),
+                    _without(names.aliases, name),
+                )
+            )
             self._forget(going)
             return [version.sha256 for version in going]
 
@@ -131,13 +236,13 @@ class Registry:
 
         ValueError for fewer than two, for unknown ones, or a name in use; OSError where it cannot be written.
         """
-        with self._lock:
-            self._check_new(name, self._ensembles)
+        with self._changing:
+            names = self.now
+            self._check_new(name, names.ensembles)
             if not 2 <= len(members) <= MAX_MEMBERS:
                 raise ValueError(f"an ensemble takes 2 to {MAX_MEMBERS} prompts, and this one has {len(members)}")
-            for member in members:
-                self._check_is(member, "an ensemble's member", self._versions)
-            self._change(ensembles={**self._ensembles, name: tuple(members)})
+            self._check_served(members, "an ensemble's member", names.versions)
+            self._change(replace(names, ensembles={**names.ensembles, name: list(members)}))
 
     def set_alias(self, name: str, shares: Mapping[str, float]) -> None:
         """Send a name's requests to its targets, by their shares in percent; in one step.
@@ -145,64 +250,31 @@ class Registry:
         ValueError for no target, shares that do not sum to 100, unknown targets, or a name in use; OSError where it
         cannot be written.
         """
-        with self._lock:
-            self._check_new(name, self._aliases)
+        with self._changing:
+            names = self.now
+            self._check_new(name, names.aliases)
             if not shares or abs(sum(shares.values()) - 100) > 1e-6 or min(shares.values()) <= 0:
                 raise ValueError(f"the shares are {dict(shares)}; give positive ones that sum to 100 percent")
-            for target in shares:
-                self._check_is(target, "an alias's target", {**self._versions, **self._ensembles})
-            self._change(aliases={**self._aliases, name: dict(shares)})
+            self._check_served(shares, "an alias's target", {**names.versions, **names.ensembles})
+            self._change(replace(names, aliases={**names.aliases, name: dict(shares)}))
 
-    def resolve(self, wanted: str, point: float) -> Resolved:
-        """What a name stands for now. point: from 0 up to 1, which of an alias's targets is taken.
-
-        UnknownName, with the nearest known name, for what is not there.
-        """
-        with self._lock:
-            name = target = wanted
-            if wanted in self._aliases:
-                target = _target(self._aliases[wanted], 100 * point)
-            if target == self.base:
-                return Resolved(name, target, (None,))
-            members = self._ensembles.get(target, (target,))
+    @contextmanager
+    def hold(self, wanted: str, point: float) -> Iterator[Resolved]:
+        """What a name stands for now, as `Names.resolve`; its prompts stay usable meanwhile, whatever is changed."""
+        while True:
+            names = self.now
+            resolved = names.resolve(wanted, point)
+            worn = [sha256 for sha256 in resolved.prompts if sha256 is not None]
             try:
-                prompts = tuple(self._current(member) for member in members)
-            except UnknownName as error:
-                if members == (wanted,):
-                    raise
-                raise UnknownName(f"{wanted} leads to what is gone: {error}") from error
-            return Resolved(name.partition("@")[0], target, prompts)
-
-    def hold(self, wanted: str, point: float) -> Resolved:
-        """As `resolve`, and its prompts stay usable until `release`, whatever is replaced or removed meanwhile."""
-        with self._lock:
-            resolved = self.resolve(wanted, point)
-            self.table.pin(_worn(resolved))
-            return resolved
-
-    def release(self, resolved: Resolved) -> None:
-        """Undo `hold`."""
-        self.table.unpin(_worn(resolved))
-
-    def versions(self) -> dict[str, list[Version]]:
-        """Every prompt name's versions, the last one current."""
-        with self._lock:
-            return {name: list(versions) for name, versions in self._versions.items()}
-
-    def ensembles(self) -> dict[str, tuple[str, ...]]:
-        """Every ensemble's members."""
-        with self._lock:
-            return dict(self._ensembles)
-
-    def aliases(self) -> dict[str, dict[str, float]]:
-        """Every alias's targets and their shares in percent."""
-        with self._lock:
-            return {name: dict(shares) for name, shares in self._aliases.items()}
-
-    def names(self) -> list[str]:
-        """All names, the bare model's first."""
-        with self._lock:
-            return [self.base, *self._versions, *self._ensembles, *self._aliases]
+                self.table.pin(worn)
+                break
+            except ValueError:
+                if names is self.now:
+                    raise  # otherwise it was removed in this moment
+        try:
+            yield resolved
+        finally:
+            self.table.unpin(worn)
 
     def open(self) -> None:
         """Serve what the folder holds: prompt folders put there by hand, and what was uploaded and named before.
@@ -213,68 +285,41 @@ class Registry:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        path, state = self.folder / STATE, State(versions={}, ensembles={}, aliases={})
+        if path.exists():
+            try:
+                state = checked(State, json.loads(path.read_text()), "it")
+            except ValueError as error:
+                raise ValueError(f"{path} is not a registry of softprompt serve ({error}); move it away") from error
         for place in sorted(self.folder.iterdir()):
             if (place / CONFIG).is_file() and re.fullmatch(NAME, place.name):
-                self._serve(place.name, lambda place=place: self.add(place.name, place))
-        state = self._read_state()
-        for name, hashes in state["versions"].items():
+                self._try_to_add(place.name, place.name, place)
+        for name, hashes in state.versions.items():
             for sha256 in hashes:
-                folder = self.folder / name / sha256
-                self._serve(f"{name}@{sha256[:SHORT_HASH]}", lambda n=name, f=folder: self._add_upload(n, f))
-        self._ensembles = {name: tuple(members) for name, members in state["ensembles"].items()}
-        self._aliases = dict(state["aliases"])
+                what = f"{name}@{sha256[:SHORT_HASH]}"
+                self._try_to_add(what, name, self.folder / name / sha256, is_upload=True)
+        self.now = replace(self.now, ensembles=state.ensembles, aliases=state.aliases)
 
-    def _add_upload(self, name: str, folder: Path) -> None:
-        self._versions = self._with(name, Version(self.table.add(folder), folder, is_upload=True))
-
-    def _serve(self, what: str, add: Any) -> None:
+    def _try_to_add(self, what: str, name: str, folder: Path, *, is_upload: bool = False) -> None:
         try:
-            add()
+            self.add(name, folder, is_upload=is_upload)
         except ValueError as error:
             warnings.warn(f"{what} in {self.folder} is not served: {error}", stacklevel=3)
 
-    def _read_state(self) -> dict[str, Any]:
-        assert self.folder is not None
-        path = self.folder / STATE
-        if not path.exists():
-            return {"versions": {}, "ensembles": {}, "aliases": {}}
-        try:
-            state = json.loads(path.read_text())
-            if state["format"] != FORMAT:
-                raise ValueError(f"format {state['format']}, and this version reads {FORMAT}")
-            return {name: dict(state[name]) for name in ("versions", "ensembles", "aliases")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a registry of softprompt serve ({error}); move it away") from error
-
-    def _change(
-        self,
-        versions: dict[str, list[Version]] | None = None,
-        ensembles: dict[str, tuple[str, ...]] | None = None,
-        aliases: dict[str, dict[str, float]] | None = None,
-    ) -> None:
+    def _change(self, names: Names) -> None:
         """Write what the names are to be, then let them be that: where the disk is full, nothing has changed."""
-        versions = self._versions if versions is None else versions
-        ensembles = self._ensembles if ensembles is None else ensembles
-        aliases = self._aliases if aliases is None else aliases
         if self.folder is not None:
-            uploads = {name: [one.sha256 for one in own if one.is_upload] for name, own in versions.items()}
-            state = {
-                "format": FORMAT,
-                "versions": {name: hashes for name, hashes in uploads.items() if hashes},
-                "ensembles": ensembles,
-                "aliases": aliases,
-            }
-            write_whole(self.folder / STATE, json.dumps(state, indent=1) + "\n")
-        self._versions, self._ensembles, self._aliases = versions, ensembles, aliases
-
-    def _with(self, name: str, version: Version) -> dict[str, list[Version]]:
-        """All versions, with this one as the name's current."""
-        before = [old for old in self._versions.get(name, []) if old.sha256 != version.sha256]
-        return {**self._versions, name: [*before, version]}
+            uploads = {}
+            for name, versions in names.versions.items():
+                if hashes := [version.sha256 for version in versions if version.is_upload]:
+                    uploads[name] = hashes
+            state = State(versions=uploads, ensembles=names.ensembles, aliases=names.aliases)
+            write_whole(self.folder / STATE, json.dumps(asdict(state), indent=1) + "\n")
+        self.now = names
 
     def _forget(self, going: Sequence[Version]) -> None:
         """Take contents out of the table that no name has any more, and delete uploads' folders."""
-        left = {version.sha256: version for versions in self._versions.values() for version in versions}
+        left = {version.sha256: version for versions in self.now.versions.values() for version in versions}
         for version in going:
             if version.sha256 in left:
                 self.table.add(left[version.sha256].folder)
@@ -285,65 +330,23 @@ class Registry:
                 if version.folder.parent.is_dir() and not any(version.folder.parent.iterdir()):
                     version.folder.parent.rmdir()
 
-    def _current(self, wanted: str) -> str:
-        name, _, digits = wanted.partition("@")
-        return self._version(name, digits).sha256
-
-    def _version(self, name: str, digits: str) -> Version:
-        versions = self._versions.get(name)
-        if versions is None:
-            raise UnknownName(f"no prompt named {name!r}{nearest(name, self.names())}")
-        if not digits:
-            return versions[-1]
-        if not re.fullmatch(f"[0-9a-f]{{{MIN_HASH},64}}", digits):
-            raise ValueError(f"{digits!r} is no version; give {MIN_HASH} to 64 hexadecimal digits of the prompt's hash")
-        found = [version for version in versions if version.sha256.startswith(digits)]
-        if len(found) != 1:
-            known = ", ".join(version.sha256[:SHORT_HASH] for version in versions)
-            raise UnknownName(f"{name} has {len(found)} versions that begin with {digits}; it has {known}")
-        return found[0]
-
-    def _check_known(self, name: str) -> None:
-        if not any(name in names for names in (self._versions, self._ensembles, self._aliases)):
-            raise UnknownName(f"nothing is named {name!r}{nearest(name, self.names())}")
-
-    def _check_new(self, name: str, own: Mapping[str, Any]) -> None:
+    def _check_new(self, name: str, same_kind: Mapping[str, Any]) -> None:
         if not re.fullmatch(NAME, name):
             raise ValueError(
                 f"{name!r} is no name; give 1 to 100 letters, digits, dots, dashes and underscores, the first a letter "
                 "or a digit"
             )
-        if name in self.names() and name not in own:
+        if name in self.now and name not in same_kind:
             raise Conflict(f"{name!r} is already the name of something else; choose another, or delete it first")
 
-    def _check_is(self, wanted: str, role: str, known: Mapping[str, Any]) -> None:
-        name, _, digits = wanted.partition("@")
-        if name not in known:
-            raise UnknownName(f"{role} is {wanted!r}, which is not served{nearest(name, known)}")
-        if digits:
-            self._version(name, digits)
-
-    def _check_unused(self, name: str, going: Sequence[Version], *, is_whole: bool) -> None:
-        """Conflict if an ensemble or an alias names what is to go."""
-        for owner, targets in [*self._ensembles.items(), *self._aliases.items()]:
-            for target in targets:
-                own, _, digits = target.partition("@")
-                if own == name and (is_whole or (digits and self._version(own, digits) in going)):
-                    raise Conflict(f"{owner} still leads to {target}; change or delete {owner} first")
+    def _check_served(self, targets: Iterable[str], role: str, known: Mapping[str, Any]) -> None:
+        for target in targets:
+            name, _, digits = target.partition("@")
+            if name not in known:
+                raise UnknownName(f"{role} is {target!r}, which is not served{nearest(name, known)}")
+            if digits:
+                self.now.version(target)
 
 
-def _without(names: Mapping[str, _Value], name: str) -> dict[str, _Value]:
-    return {other: value for other, value in names.items() if other != name}
-
-
-def _worn(resolved: Resolved) -> list[str]:
-    return [sha256 for sha256 in resolved.prompts if sha256 is not None]
-
-
-def _target(shares: Mapping[str, float], percent: float) -> str:
-    passed, targets = 0.0, list(shares)
-    for target in targets[:-1]:
-        passed += shares[target]
-        if percent < passed:
-            return target
-    return targets[-1]
+def _without(known: Mapping[str, T], name: str) -> dict[str, T]:
+    return {other: value for other, value in known.items() if other != name}

@@ -92,7 +92,7 @@ class Wire:
 
     def _note(self, scope: dict[str, Any], status: int, seconds: float) -> None:
         route = scope.get("route")
-        endpoint = getattr(route, "path", "unknown")
+        endpoint = getattr(route, "path_format", "unknown")
         prompt = scope.get("prompt", "")
         self.telemetry.requests.labels(endpoint, prompt, status or CLIENT_GONE).inc()
         if prompt:
