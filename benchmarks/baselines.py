@@ -38,8 +38,7 @@ from softprompt.models.loading import SMOLLM2, load
 from softprompt.models.text import TextFormat, collate, encode_examples, encode_target, micro_batches
 from softprompt.study.comparison import with_dev
 from softprompt.study.prompt_design import WORDINGS, Wording, worded
-from softprompt.tasks import Example, Task, get_task, has_split, read_split, without_overlap
-from softprompt.tasks.reading import Data
+from softprompt.tasks import Data, Example, Task, get_task, has_split, read_split, without_overlap
 from softprompt.training.plan import TaskData, prepare
 from softprompt.training.settings import RunConfig
 

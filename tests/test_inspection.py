@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import tiny_lm
 
+from softprompt.answering import open_prompts
 from softprompt.answering.evaluation import evaluate
 from softprompt.answering.inspection import ablate, inspect_prompt, nearest_tokens, neighbourhood, starting_values
-from softprompt.answering.prediction import open_prompts
 from softprompt.cli.command_line import main
 from softprompt.models.text import default_format
 from softprompt.prompts import Card, SoftPrompt, initial_prompt, save_prompt

@@ -4,27 +4,21 @@ import gzip
 import json
 import lzma
 import math
+import os
 
 import pytest
 import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 
 from softprompt.answering.evaluation import ensemble, evaluate
-from softprompt.answering.prediction import (
-    count_items,
-    evaluate_prompts,
-    open_prompts,
-    predict_file,
-    predict_records,
-    read_items,
-    read_lines,
-    task_of,
-)
+from softprompt.answering.prediction import predict_file, predict_records
 from softprompt.answering.rows import append_rows
+from softprompt.answering.saved import open_prompts, task_of
+from softprompt.answering.scores import evaluate_prompts
 from softprompt.models.loading import load
 from softprompt.models.text import default_format
 from softprompt.prompts import Card, SoftPrompt, save_prompt
-from softprompt.tasks import file_task, read_split
+from softprompt.tasks import count_items, file_task, read_items, read_lines, read_split
 
 WORDS = ["warm", "funny", "dull", "lifeless", "summer", "street", "story", "morning", "family", "sea"]
 
@@ -751,3 +745,52 @@ def test_a_full_disk_says_what_was_written_and_keeps_it(llama, tmp_path):
     assert predict_file(saved, lines, tmp_path / "out.jsonl", resume=True).num_rows == 40
     kept = [json.loads(line)["inputs"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert kept == [f"text: film {i}" for i in range(40)]
+
+
+def test_killed_at_any_moment_a_file_is_gone_on_with_to_its_end(lm, folders, tmp_path, monkeypatch):
+    saved = open_prompts(folders[0], model=lm)
+    source = written(tmp_path / "in.jsonl", [{"text": "a warm film"}, {"text": "a dull film"}])
+    whole = tmp_path / "whole.jsonl"
+    predict_file(saved, source, whole)
+
+    class Killed(BaseException):
+        pass
+
+    for call in range(1, 40):
+        left = [call]
+
+        def dying(original, left=left):
+            def counted(*arguments, **named):
+                left[0] -= 1
+                if left[0] <= 0:
+                    raise Killed
+                return original(*arguments, **named)
+
+            return counted
+
+        output = tmp_path / f"{call}.jsonl"
+        with monkeypatch.context() as patch:
+            for name in ("replace", "unlink"):
+                patch.setattr(os, name, dying(getattr(os, name)))
+            try:
+                predict_file(saved, source, output)
+            except Killed:
+                pass
+            else:
+                break
+        if not output.exists() and not output.with_name(f"{output.name}.partial").exists():
+            continue
+        assert predict_file(saved, source, output, resume=True).num_rows == 2
+        assert output.read_bytes() == whole.read_bytes()
+        assert {path.name for path in tmp_path.glob(f"{call}.jsonl*")} == {f"{call}.jsonl", f"{call}.jsonl.settings"}
+        with pytest.raises(ValueError, match="scores False, and now it is True"):
+            predict_file(saved, source, output, with_probabilities=True, resume=True)
+    assert call > 3
+
+
+def test_settings_that_are_torn_are_one_line(lm, folders, dev, tmp_path):
+    saved, output = open_prompts(folders[0], model=lm), tmp_path / "out.jsonl"
+    predict_file(saved, dev, output)
+    (tmp_path / "out.jsonl.settings").write_text('{"prompts": [')
+    with pytest.raises(ValueError, match=r"out\.jsonl\.settings: not JSON .*; start again with --overwrite$"):
+        predict_file(saved, dev, output, resume=True)

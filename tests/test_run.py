@@ -18,10 +18,9 @@ from conftest import make_model, make_tokenizer, tiny_lm
 from test_training import spoil, taught
 from tokenizers import normalizers
 
-from softprompt.answering import evaluation
+from softprompt.answering import evaluate_prompts, evaluation, open_prompts
 from softprompt.answering.engine import Engine
 from softprompt.answering.evaluation import evaluate
-from softprompt.answering.prediction import evaluate_prompts, open_prompts
 from softprompt.answering.rows import read_rows
 from softprompt.base.watch import Watch
 from softprompt.models.backbone import FrozenLM

@@ -19,8 +19,8 @@ import uvicorn
 from conftest import tiny_lm
 from fastapi.testclient import TestClient
 
+from softprompt.answering import open_prompts, predict_records
 from softprompt.answering.evaluation import vote
-from softprompt.answering.prediction import open_prompts, predict_records
 from softprompt.models.text import default_format, encode_examples
 from softprompt.prompts import Card, SoftPrompt, save_prompt
 from softprompt.serving.http.access import Access, Key, read_keys

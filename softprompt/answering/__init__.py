@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from softprompt.base.faces import face
 
 if TYPE_CHECKING:
+    from softprompt.answering.answer_file import Written, to_line
     from softprompt.answering.decoding import (
         MAX_BEAMS,
         MAX_STOPS,
@@ -43,30 +44,23 @@ if TYPE_CHECKING:
         vote,
     )
     from softprompt.answering.inspection import NUM_NEAREST, ablate, inspect_prompt, nearest_tokens, neighbourhood
-    from softprompt.answering.prediction import (
-        CHUNK,
-        Written,
-        count_items,
-        evaluate_prompts,
-        examples_of,
+    from softprompt.answering.prediction import CHUNK, predict_file, predict_records
+    from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings, write_rows
+    from softprompt.answering.running import Projection, RunningBatch, Slot, Start, encoder_inputs
+    from softprompt.answering.saved import (
         form_of,
         load_for,
         open_prompts,
-        predict_file,
-        predict_records,
-        read_items,
-        read_lines,
         shared_scoring,
         shared_task,
         tell_quantization,
-        to_line,
     )
-    from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings, write_rows
-    from softprompt.answering.running import Projection, RunningBatch, Slot, Start, encoder_inputs
+    from softprompt.answering.scores import evaluate_prompts
 
 __getattr__, __all__ = face(
     __name__,
     {
+        "answer_file": ("Written", "to_line"),
         "decoding": (
             "Beams",
             "Decoding",
@@ -94,25 +88,10 @@ __getattr__, __all__ = face(
             "vote",
         ),
         "inspection": ("NUM_NEAREST", "ablate", "inspect_prompt", "nearest_tokens", "neighbourhood"),
-        "prediction": (
-            "CHUNK",
-            "Written",
-            "count_items",
-            "evaluate_prompts",
-            "examples_of",
-            "form_of",
-            "load_for",
-            "open_prompts",
-            "predict_file",
-            "predict_records",
-            "read_items",
-            "read_lines",
-            "shared_scoring",
-            "shared_task",
-            "tell_quantization",
-            "to_line",
-        ),
+        "prediction": ("CHUNK", "predict_file", "predict_records"),
         "rows": ("Result", "append_rows", "model_of_row", "read_rows", "surroundings", "write_rows"),
         "running": ("Projection", "RunningBatch", "Slot", "Start", "encoder_inputs"),
+        "saved": ("form_of", "load_for", "open_prompts", "shared_scoring", "shared_task", "tell_quantization"),
+        "scores": ("evaluate_prompts",),
     },
 )

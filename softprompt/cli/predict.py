@@ -45,7 +45,7 @@ def _predict(args: argparse.Namespace) -> int:
 def _predict_bar(args: argparse.Namespace) -> Any:
     from tqdm import tqdm
 
-    from softprompt.answering import count_items
+    from softprompt.tasks import count_items
 
     total = count_items(args.input) if args.input else None
     quiet = None if args.output and args.input else True
@@ -70,7 +70,8 @@ def _predict_to_file(saved: Any, args: argparse.Namespace, options: dict[str, An
 
 
 def _predict_to_stdout(saved: Any, args: argparse.Namespace, options: dict[str, Any], bar: Any) -> Any:
-    from softprompt.answering import CHUNK, Written, predict_records, read_items, read_lines, to_line
+    from softprompt.answering import CHUNK, Written, predict_records, to_line
+    from softprompt.tasks import read_items, read_lines
 
     items = read_items(args.input) if args.input else read_lines(sys.stdin.buffer)
     chunk = 1 if not args.input and sys.stdin.isatty() else CHUNK  # a person at the keyboard wants each answer at once
@@ -78,8 +79,7 @@ def _predict_to_stdout(saved: Any, args: argparse.Namespace, options: dict[str, 
     for answer in predict_records(saved, items, chunk=chunk, **options):
         sys.stdout.write(to_line(answer))
         sys.stdout.flush()
-        written.num_rows += 1
-        written.num_errors += "error" in answer
+        written.count(answer)
     return written
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Int, UInt
 
 from softprompt.base.files import remove_leftovers, whole_file
 from softprompt.models import Tokenizer, cache_folder
-from softprompt.tasks.records import COMPRESSIONS, open_text, read_records
+from softprompt.tasks import open_text, plain_suffix, read_records
 
 TEXT_COLUMN = "text"  # of JSONL and Parquet, as in most published corpora
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -83,12 +83,12 @@ def corpus_files(places: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            found = sorted(file for file in place.iterdir() if file.is_file() and _kind(file) in SUFFIXES)
+            found = sorted(file for file in place.iterdir() if file.is_file() and plain_suffix(file) in SUFFIXES)
             if not found:
                 raise ValueError(f"{place} holds no text; wanted files in {', '.join(SUFFIXES)}, plain, .gz or .xz")
             files += found
         elif place.is_file():
-            if _kind(place) not in SUFFIXES:
+            if plain_suffix(place) not in SUFFIXES:
                 raise ValueError(f"{place} is of no known format; wanted {', '.join(SUFFIXES)}, plain, .gz or .xz")
             files.append(place)
         else:
@@ -102,7 +102,7 @@ def read_documents(files: Iterable[Path]) -> Iterator[str]:
     Raises ValueError for text that is not UTF-8, a damaged file, or a record without that column.
     """
     for file in files:
-        if _kind(file) == ".txt":
+        if plain_suffix(file) == ".txt":
             with open_text(file) as lines:
                 yield from (line.strip() for line in lines if line.strip())
             continue
@@ -112,11 +112,6 @@ def read_documents(files: Iterable[Path]) -> Iterator[str]:
                 raise ValueError(f"{file}, record {number}: no text in a column named {TEXT_COLUMN!r}")
             if text.strip():
                 yield text.strip()
-
-
-def _kind(file: Path) -> str:
-    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in COMPRESSIONS]
-    return suffixes[-1] if suffixes else ""
 
 
 def tokenized(files: Sequence[Path], tokenizer: Tokenizer, *, progress: Progress | None = None) -> TokenStream:

@@ -46,8 +46,7 @@ from softprompt.study.comparison import (
 from softprompt.study.experiments import EXPERIMENTS, Experiment, Point
 from softprompt.study.prompt_design import shots_name
 from softprompt.study.rows import VOTE, trained_on
-from softprompt.tasks import Example, Task, get_task, has_split
-from softprompt.tasks.reading import Data
+from softprompt.tasks import Data, Example, Task, get_task, has_split
 from softprompt.training import (
     ROWS,
     CannotStart,

@@ -1,6 +1,7 @@
 """Tasks: records in, text out, and scores for the text that comes back. No torch.
 
-Benchmarks by name, tasks of one's own from two templates, their files in any format, and which examples are held out.
+Benchmarks by name, tasks of one's own from two templates, their files in any format, which examples are held out, and
+what is asked of a prompt: records of its task, or inputs finished already.
 """
 
 from typing import TYPE_CHECKING
@@ -9,42 +10,24 @@ from softprompt.base.faces import face
 
 if TYPE_CHECKING:
     from softprompt.tasks.catalog import TASKS, get_task
+    from softprompt.tasks.items import Item, count_items, examples_of, read_items, read_lines
     from softprompt.tasks.multi_task import mixed, mixture
-    from softprompt.tasks.own_file import Template, file_task
-    from softprompt.tasks.reading import Data, Reading, has_split, read_examples, read_split
-    from softprompt.tasks.records import (
-        COMPRESSIONS,
-        READERS,
-        decoded,
-        open_bytes,
-        open_text,
-        plain_suffix,
-        read_object,
-        read_records,
-        read_rows,
-    )
+    from softprompt.tasks.own_file import file_task
+    from softprompt.tasks.reading import Data, has_split, read_examples, read_split
+    from softprompt.tasks.records import open_text, plain_suffix, read_object, read_records
     from softprompt.tasks.selection import folds, hold_out, without_overlap
-    from softprompt.tasks.task import SPLITS, UNLABELLED, Example, Hub, Task, headline, text_column
+    from softprompt.tasks.task import UNLABELLED, Example, Task, headline
 
 __getattr__, __all__ = face(
     __name__,
     {
         "catalog": ("TASKS", "get_task"),
+        "items": ("Item", "count_items", "examples_of", "read_items", "read_lines"),
         "multi_task": ("mixed", "mixture"),
-        "own_file": ("Template", "file_task"),
-        "reading": ("Data", "Reading", "has_split", "read_examples", "read_split"),
-        "records": (
-            "COMPRESSIONS",
-            "READERS",
-            "decoded",
-            "open_bytes",
-            "open_text",
-            "plain_suffix",
-            "read_object",
-            "read_records",
-            "read_rows",
-        ),
+        "own_file": ("file_task",),
+        "reading": ("Data", "has_split", "read_examples", "read_split"),
+        "records": ("open_text", "plain_suffix", "read_object", "read_records"),
         "selection": ("folds", "hold_out", "without_overlap"),
-        "task": ("Example", "Hub", "SPLITS", "Task", "UNLABELLED", "headline", "text_column"),
+        "task": ("Example", "Task", "UNLABELLED", "headline"),
     },
 )

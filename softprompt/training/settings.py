@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from softprompt.base.setting import check, setting
-from softprompt.tasks.reading import Data
+from softprompt.tasks import Data
 
 OF_PRESET = "the preset's"
 

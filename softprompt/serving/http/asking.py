@@ -12,11 +12,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from softprompt.answering import Decoding, candidates_of, examples_of, form_of, shared_scoring, shared_task, vote
+from softprompt.answering import Decoding, candidates_of, form_of, shared_scoring, shared_task, vote
 from softprompt.models import FrozenLM, Rendered, Row, TextFormat, default_format, encode_examples
 from softprompt.prompts import Card
 from softprompt.serving import Part, PromptTable, Registered, Request
-from softprompt.tasks import Example, Task, file_task
+from softprompt.tasks import Example, Task, examples_of, file_task
 
 CACHED = 4_096  # prompts whose task and text format are remembered; ours
 BARE_TASK = file_task(inputs="{inputs}", targets="{targets}", name="unknown")

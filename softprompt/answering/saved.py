@@ -1,0 +1,212 @@
+"""Saved prompts opened on their model, ready to answer.
+
+saved = open_prompts(["runs/a", "runs/b"])
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from softprompt.answering.engine import Engine, Prediction
+from softprompt.answering.evaluation import check_scoring, predict
+from softprompt.base.watch import Progress
+from softprompt.models import (
+    FrozenLM,
+    Row,
+    TextFormat,
+    check_length,
+    default_format,
+    encode_examples,
+    load,
+    target_lengths,
+)
+from softprompt.prompts import Card, SoftPrompt, check_fits, load_prompt
+from softprompt.tasks import Example, Task, file_task, get_task
+
+
+@dataclass
+class SavedPrompts:
+    """Saved prompts of one task and the frozen model that wears them."""
+
+    lm: FrozenLM
+    folders: list[Path]
+    prompts: list[SoftPrompt]
+    task: Task
+    forms: list[TextFormat]
+    """Each prompt's text format."""
+    scoring: str
+    """generate or rank."""
+
+    def __post_init__(self) -> None:
+        self.engine = Engine(self.lm, [prompt.values for prompt in self.prompts])
+        self.groups: dict[TextFormat, list[int]] = {}
+        for place, form in enumerate(self.forms):
+            self.groups.setdefault(form, []).append(place)
+
+    def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
+        """The examples' rows, once for each text format among the prompts.
+
+        ValueError for an empty input, or one that the model cannot take together with prompt and answer.
+        """
+        encoded = []
+        length = max(prompt.length for prompt in self.prompts)
+        for form in self.groups:
+            rows = encode_examples(examples, form, self.lm.tokenizer, with_targets=False)
+            room = (self.lm.tokenizer.eos_id,) * form.max_target_length
+            check_length([replace(row, target=room) for row in rows], length, self.lm)
+            encoded.append(rows)
+        return encoded
+
+    def answers(
+        self, examples: Sequence[Example], encoded: Sequence[Sequence[Row]], progress: Progress | None = None
+    ) -> list[list[Prediction]]:
+        """Each prompt's answers; prompts of one text format share their batches. `encoded` is `encode`'s."""
+        answers: list[list[Prediction]] = [[] for _ in self.prompts]
+        for (form, places), rows in zip(self.groups.items(), encoded, strict=True):
+            mixed = predict(
+                self.engine,
+                self.task,
+                [example for example in examples for _ in places],
+                [row for row in rows for _ in places],
+                places * len(rows),
+                form,
+                scoring=self.scoring,
+                progress=progress,
+            )
+            for i, place in enumerate(places):
+                answers[place] = mixed[i :: len(places)]
+        return answers
+
+
+def open_prompts(
+    folders: str | Path | Sequence[str | Path],
+    *,
+    model: str | FrozenLM | None = None,
+    task: str | Task | None = None,
+    scoring: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+) -> SavedPrompts:
+    """Prompts of one task, from their folders, ready to answer.
+
+    model: where the frozen model is, or the model itself; None: the one the first card names. That it is the
+    right one is seen from its fingerprint. task: None takes the cards' own. scoring: None takes the one the
+    prompts were trained with. quantize: 8bit or 4bit weights; where a prompt was trained on others, it warns.
+    Raises ValueError for prompts of different tasks, for a prompt of another model, and for what the cards do not
+    say and was not given.
+    """
+    paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
+    if not paths:
+        raise ValueError("no prompt was given; name at least one folder that `softprompt train` wrote")
+    prompts = [load_prompt(path) for path in paths]
+    cards = [prompt.card for prompt in prompts]
+    if task is None:
+        task = shared_task(cards, paths)
+    elif isinstance(task, str):
+        task = get_task(task)
+    lm = model
+    if not isinstance(lm, FrozenLM):
+        lm = load_for(prompts[0], lm, device=device, dtype=dtype, quantize=quantize)
+    for prompt, path in zip(prompts, paths, strict=True):
+        check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
+        tell_quantization(prompt.card, path, lm)
+    forms = [form_of(card, path, task, lm) for card, path in zip(cards, paths, strict=True)]
+    return SavedPrompts(lm, paths, prompts, task, forms, shared_scoring(cards, paths, task, scoring))
+
+
+def load_for(prompt: SoftPrompt, model: str | None = None, **machine: Any) -> FrozenLM:
+    """The frozen model at `model`, or else the one that the prompt's card names. machine: as `load` has it."""
+    if model is not None:
+        return load(model, **machine)
+    name = prompt.card.model_name
+    if name is None:
+        raise ValueError("the prompt does not record its model; give it with --model")
+    try:
+        return load(name, **machine)
+    except ValueError as error:
+        raise ValueError(f"{error}; the prompt names that model: if it lies elsewhere, give --model") from error
+
+
+def tell_quantization(card: Card, path: str | Path, lm: FrozenLM) -> None:
+    """Warn if the prompt was trained on weights that were packed otherwise, as far as its card says."""
+    trained = card.recipe.get("quantize", lm.quantization)
+    if trained != lm.quantization:
+        advice = f"give --quantize {trained}" if trained else "leave --quantize out"
+        warnings.warn(
+            f"{path} was trained on {trained or 'unpacked'} weights, and {lm.name} has {lm.quantization or 'unpacked'} "
+            f"ones here, so it may score otherwise; for the same, {advice}",
+            stacklevel=2,
+        )
+
+
+def task_of(card: Card) -> Task | None:
+    """The task a prompt was trained for; of a task from your own file, rebuilt from the card. None: not recorded."""
+    inputs, targets = card.text.get("inputs_template"), card.text.get("targets_template")
+    if inputs and targets:
+        scored = next(iter(card.dev_metrics), None)
+        return file_task(
+            inputs=inputs,
+            targets=targets,
+            labels=card.labels or None,
+            metric=card.recipe.get("metric") or {"macro_f1": "f1", "rouge1": "rouge"}.get(str(scored), scored),
+            group_by=card.recipe.get("group_by"),
+            name=card.task,
+        )
+    if card.task is None:
+        return None
+    task = get_task(card.task)
+    if card.task_version not in (None, task.version):
+        warnings.warn(
+            f"the prompt was trained on version {card.task_version} of {task.name}, and this is version "
+            f"{task.version}: its texts or scores may differ",
+            stacklevel=2,
+        )
+    return task
+
+
+def shared_task(cards: Sequence[Card], paths: Sequence[Path]) -> Task:
+    """The cards' task; for prompts that record none, any text with any answer (or the card's labels)."""
+
+    def identity(card: Card) -> tuple[Any, ...]:
+        return (card.task, card.labels, card.text.get("inputs_template"), card.text.get("targets_template"))
+
+    for card, path in zip(cards, paths, strict=True):
+        if identity(card) != identity(cards[0]):
+            raise ValueError(
+                f"{paths[0]} is a prompt for {cards[0].task} and {path} for {card.task}; "
+                "use prompts of one task, or name the task with --task"
+            )
+    labels = cards[0].labels or None
+    return task_of(cards[0]) or file_task(inputs="{inputs}", targets="{targets}", labels=labels, name="unknown")
+
+
+def form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:
+    """A card's text format, with room for the longest label (a prompt may be asked about another task)."""
+    labels = task.labels or ()
+    if not card.text:
+        warnings.warn(f"{path} does not record its text format; {lm.name}'s usual one is taken", stacklevel=3)
+        form = default_format(lm, max_target_length=4 if labels else 64)
+    else:
+        form = TextFormat.from_json(card.text)
+    longest = max(target_lengths(labels, form, lm.tokenizer), default=4)
+    return replace(form, max_target_length=max(form.max_target_length, longest))
+
+
+def shared_scoring(cards: Sequence[Card], paths: Sequence[Path], task: Task, given: str | None = None) -> str:
+    """How the prompts answer: as given, or as the cards say they were trained. ValueError if these differ."""
+    if given is not None:
+        check_scoring(given)
+        return given
+    usual = "rank" if task.labels else "generate"
+    trained = [card.recipe.get("scoring", usual) for card in cards]
+    for scoring, path in zip(trained, paths, strict=True):
+        if scoring != trained[0]:
+            raise ValueError(
+                f"{paths[0]} was trained with scoring {trained[0]} and {path} with {scoring}; give --scoring"
+            )
+    return trained[0]

@@ -1,0 +1,139 @@
+"""What saved prompts score on a split, each alone and all together.
+
+evaluate_prompts(open_prompts(["runs/a", "runs/b"]), data=folder, ensemble=True).evaluations
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from softprompt.answering.evaluation import Evaluation, judge
+from softprompt.answering.evaluation import ensemble as vote_all
+from softprompt.answering.rows import Result, surroundings
+from softprompt.answering.saved import SavedPrompts
+from softprompt.base.watch import Watch
+from softprompt.tasks import Data, Example, read_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptScores:
+    """What saved prompts score on one split, each alone and all together."""
+
+    saved: SavedPrompts
+    split: str
+    note: str
+    """Where the examples came from, in one line."""
+    examples: list[Example]
+    evaluations: list[Evaluation]
+    """One for each prompt."""
+    ensemble: Evaluation | None
+    num_cut: int
+    """Inputs that the length limit cut."""
+    seconds: float
+    selection_scores: list[float | None] = field(default_factory=list)
+    """What chose each prompt's step in training, if its card says so."""
+
+    @property
+    def average(self) -> dict[str, float]:
+        """The mean of each metric over the prompts."""
+        names = self.evaluations[0].metrics
+        return {name: fmean(evaluation.metrics[name] for evaluation in self.evaluations) for name in names}
+
+    @property
+    def best(self) -> int:
+        """The prompt that is best on this very split (the paper's way, section 6)."""
+        values = [evaluation.headline for evaluation in self.evaluations]
+        return values.index(max(values))
+
+    @property
+    def chosen(self) -> int | None:
+        """The prompt that the selection rows would choose; None where a card lacks its selection score."""
+        scores = [score for score in self.selection_scores if score is not None]
+        if not scores or len(scores) < len(self.evaluations):
+            return None
+        return scores.index(max(scores))
+
+    def rows(self) -> list[Result]:
+        """Result rows: one for each prompt, and one for the ensemble."""
+        scored = [(evaluation, [place]) for place, evaluation in enumerate(self.evaluations)]
+        if self.ensemble is not None:
+            scored.append((self.ensemble, list(range(len(self.evaluations)))))
+        rows = []
+        for evaluation, places in scored:
+            prompts = [self.saved.prompts[place] for place in places]
+            card = prompts[0].card
+            rows.append(
+                Result(
+                    experiment="eval" if len(places) == 1 else "ensemble",
+                    config={
+                        "prompts": [str(self.saved.folders[place]) for place in places],
+                        "sha256": [prompt.sha256 for prompt in prompts],
+                        "seeds": [prompt.card.seed for prompt in prompts],
+                        "quantize": self.saved.lm.quantization,
+                    },
+                    model=self.saved.lm.name,
+                    task=self.saved.task.name,
+                    split=self.split,
+                    selection=card.selection or "unknown",
+                    scoring=self.saved.scoring,
+                    metrics=evaluation.metrics,
+                    value=evaluation.headline,
+                    illegal_rate=evaluation.illegal_rate,
+                    num_examples=len(evaluation.predictions),
+                    step=card.step or 0,
+                    steps_run=card.recipe.get("steps", 0),
+                    seconds=0.0,
+                    seed=card.seed or 0,
+                    notes={"source": self.note, "num_cut": self.num_cut, "evaluation_s": round(self.seconds, 2)},
+                    **surroundings(self.saved.lm.device, self.saved.lm.dtype),
+                )
+            )
+        return rows
+
+
+def evaluate_prompts(
+    saved: SavedPrompts,
+    *,
+    data: Data = None,
+    split: str = "dev",
+    ensemble: bool = False,
+    limit: int | None = None,
+    watch: Watch | None = None,
+) -> PromptScores:
+    """What each prompt scores on a split, and their vote, from one pass over mixed batches.
+
+    data: a folder of official files, or files by split; None: the hub. limit: only the first examples. Raises
+    ValueError for a prompt without a task, for examples without labels, and for an ensemble of one.
+    """
+    started = time.monotonic()
+    if saved.task.name == "unknown":
+        raise ValueError("the prompt does not record its task; name it with --task, or give --inputs and --targets")
+    if ensemble and len(saved.prompts) < 2:
+        raise ValueError("an ensemble needs at least two prompts; name them all after --prompt")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}, but must be 1 or more")
+    reading = read_split(saved.task, split, data)
+    examples = reading.examples[:limit]
+    for example in examples:
+        if not example.references:
+            raise ValueError(
+                f"example {example.id!r} of {saved.task.name} {split} has no label, so nothing can be scored; "
+                "`softprompt predict` answers it all the same"
+            )
+    encoded = saved.encode(examples)
+    progress = (watch or Watch()).phase(f"score {saved.task.name} {split}", len(examples) * len(saved.prompts))
+    answers = saved.answers(examples, encoded, progress)
+    together = judge(saved.task, examples, vote_all(saved.task, examples, answers)) if ensemble else None
+    return PromptScores(
+        saved=saved,
+        split=split,
+        note=reading.note,
+        examples=examples,
+        evaluations=[judge(saved.task, examples, predictions) for predictions in answers],
+        ensemble=together,
+        num_cut=sum(any(row.was_cut for row in rows) for rows in zip(*encoded, strict=True)),
+        seconds=time.monotonic() - started,
+        selection_scores=[prompt.card.recipe.get("selection_score") for prompt in saved.prompts],
+    )
