@@ -57,7 +57,7 @@ def main() -> None:
     before = score_untrained(config, lm)
     print(f"Dev accuracy before training: {before:.1%}  (8 intents, chance is {1 / len(INTENTS):.1%})")
     with tqdm(total=config.steps, desc="train", unit="step", file=sys.stdout) as bar:
-        delivered = train(config, lm=lm, watch=watch_with(bar))[0]
+        delivered = train(config, lm=lm, watch=watch_with(bar), overwrite=True)[0]
     lines = summary(lm, delivered, before)
     lines.append(f"All of it took {time.monotonic() - started:.0f} s after installation.")
     print("\n".join(lines))

@@ -212,7 +212,7 @@ def test_cut_inputs_are_counted_and_told(tmp_path, llama):
     train(config, lm=llama, watch=Watch(message=told.append))
     assert "own: 2 of 30 training inputs are cut to 50 tokens; --max-input-length takes more of them" in told
     told.clear()
-    train(replace(config, max_input_length=200), lm=llama, watch=Watch(message=told.append))
+    train(replace(config, max_input_length=200), lm=llama, watch=Watch(message=told.append), overwrite=True)
     assert not [line for line in told if "cut" in line]
 
 
@@ -308,7 +308,7 @@ def test_dev_chooses_where_it_is_asked_to_and_the_row_says_so(tmp_path, llama):
     assert row.config["train"]["num_selection"] == 12, "all of it"
     assert made.fitted.score == row.value, "the same rows, so the same score"
     with pytest.raises(ValueError, match="--select dev, but own has no dev file; give dev=FILE or use held-out"):
-        train(own(tmp_path, {"dev": []}, select="dev"), lm=llama)
+        train(own(tmp_path, {"dev": []}, select="dev", out=tmp_path / "other"), lm=llama)
 
 
 def test_a_mixture_that_its_dev_rows_choose_is_scored_on_all_of_them(tmp_path, llama):
@@ -563,6 +563,28 @@ def test_a_run_does_not_go_on_from_one_that_was_scored_or_read_otherwise(tmp_pat
     train(config, lm=llama)
     with pytest.raises(ValueError, match=f"is of another run: .*{words}; give the same settings"):
         train(replace(config, resume=True, **changes), lm=llama)
+
+
+def test_a_second_run_into_the_same_folder_replaces_neither_a_prompt_nor_a_checkpoint_unless_told_to(tmp_path, llama):
+    config, steps = own(tmp_path, select="held-out"), []
+
+    def stop(step, loss, tokens):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, lm=llama, watch=Watch(step=stop))
+    kept = (config.out / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="out holds an unfinished run; --resume goes on with it, --overwrite starts"):
+        train(config, lm=llama)
+    assert (config.out / "checkpoint.safetensors").read_bytes() == kept
+    train(replace(config, resume=True), lm=llama, watch=Watch(step=lambda step, loss, tokens: steps.append(step)))
+    assert steps == [2]
+    before = (config.out / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="out holds a prompt already; give another --out, or --overwrite"):
+        train(replace(config, seeds=(1,)), lm=llama)
+    assert (config.out / "adapter_model.safetensors").read_bytes() == before
+    train(replace(config, seeds=(1,)), lm=llama, overwrite=True)
+    assert (config.out / "adapter_model.safetensors").read_bytes() != before
 
 
 def settings_of(folder):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         set_threads,
         split_names,
     )
-    from softprompt.cli.train import PROMPT_FILE
 
 __getattr__, __all__ = face(
     __name__,
@@ -35,6 +34,5 @@ __getattr__, __all__ = face(
             "set_threads",
             "split_names",
         ),
-        "train": ("PROMPT_FILE",),
     },
 )

@@ -22,9 +22,7 @@ from softprompt.cli.options import (
     set_threads,
     split_names,
 )
-from softprompt.training import RunConfig
-
-PROMPT_FILE = "adapter_config.json"  # in every folder that holds a prompt
+from softprompt.training import RunConfig, check_out
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
@@ -37,7 +35,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int:
     config = run_config(args)
     if not args.estimate:
-        _check_out(config, args.overwrite)
+        check_out(config, overwrite=args.overwrite)
     if config.resume and not (config.out / CHECKPOINT).exists():
         say(f"{config.out} holds no checkpoint to go on from; starting at step 1")
     set_threads(args.threads)
@@ -60,9 +58,7 @@ def _train(args: argparse.Namespace) -> int:
     display = Display(config.out / "logs")
     try:
         with writing(config.out):
-            delivered = train(config, lm=lm, watch=display.watch())
-            if args.overwrite:
-                _remove_earlier(config.out, delivered)
+            delivered = train(config, lm=lm, watch=display.watch(), overwrite=args.overwrite)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(display, config)) from None
     finally:
@@ -121,38 +117,6 @@ def _recipe_data(value: Any) -> Any:
     if not isinstance(value, dict):
         raise ValueError
     return {split: [files] if isinstance(files, str) else list(files) for split, files in value.items()}
-
-
-def _check_out(config: Any, overwrite: bool) -> None:
-    """Earlier results are not trained over by accident."""
-    if overwrite or (config.resume and (config.out / CHECKPOINT).exists()):
-        return
-    if any(config.out.glob(f"*/{PROMPT_FILE}")) or (config.out / PROMPT_FILE).exists():
-        raise ValueError(f"{config.out} holds a prompt already; give another --out, or --overwrite")
-    if (config.out / CHECKPOINT).exists():
-        raise ValueError(f"{config.out} holds an unfinished run; --resume goes on with it, --overwrite starts again")
-
-
-def _remove_earlier(out: Path, delivered: Sequence[Any]) -> None:
-    """Remove the prompts of an earlier run in `out`: folders TASK-seed-N that hold such a prompt and nothing else."""
-    from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, load_prompt
-
-    kept = {one.folder for one in delivered}
-    for folder in sorted(out.glob("*-seed-*")):
-        if folder in kept or folder.is_symlink() or not folder.is_dir():
-            continue
-        files = list(folder.iterdir())
-        if {file.name for file in files} != {CARD, CONFIG, README, WEIGHTS}:
-            continue
-        try:
-            card = load_prompt(folder).card
-        except ValueError:
-            continue
-        if card.task and folder.name == f"{card.task.replace('/', '-')}-seed-{card.seed}":
-            for file in files:
-                file.unlink()
-            folder.rmdir()
-            say(f"removed {folder}, a prompt of an earlier run")
 
 
 def _stopped(display: Display, config: Any) -> str:

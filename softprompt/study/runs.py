@@ -56,7 +56,6 @@ from softprompt.training import (
     load_model,
     prepare,
     tasks_of,
-    train,
     train_together,
 )
 
@@ -510,7 +509,7 @@ def rerun(
             return next(one.metrics for one in run_multi_task(config, watch=watch, load=load) if one.task == row.task)
         made = run_method(config, method, also=_others_of(row), only=row.task, watch=watch, load=load)
         return next(one.metrics for one in made if one.config.get("shots") == row.config.get("shots"))
-    (delivered,) = train(config, lm=lm, watch=watch)
+    ((delivered,),) = train_together([config], folder=out, lm=lm, watch=watch)
     if delivered.dev is None:
         raise ValueError("there is no dev set to score on; give one with the data")
     if row.scoring == delivered.prompt.card.recipe["scoring"]:

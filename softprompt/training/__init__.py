@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         tasks_of,
     )
     from softprompt.training.run import ROWS, CannotStart, Trained, load_model, train, train_together
-    from softprompt.training.settings import RunConfig
+    from softprompt.training.settings import PROMPT_FILE, RunConfig, check_out
 
 __getattr__, __all__ = face(
     __name__,
@@ -48,6 +48,6 @@ __getattr__, __all__ = face(
             "tasks_of",
         ),
         "run": ("CannotStart", "ROWS", "Trained", "load_model", "train", "train_together"),
-        "settings": ("RunConfig",),
+        "settings": ("PROMPT_FILE", "RunConfig", "check_out"),
     },
 )

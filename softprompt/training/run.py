@@ -20,11 +20,11 @@ from softprompt.answering import Evaluation, Result, evaluate, model_of_row, rea
 from softprompt.base.files import write_whole
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, encode_examples, load
-from softprompt.prompts import Card, SoftPrompt, save_prompt
+from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks import Task
 from softprompt.training.loop import Fitted, fit
 from softprompt.training.plan import Plan, TaskData, check_plans, members_of, plan_prompts, prepare, tasks_of
-from softprompt.training.settings import RunConfig
+from softprompt.training.settings import RunConfig, check_out
 
 ROWS = "results.jsonl"  # in a run's folder: one row for each prompt
 
@@ -40,12 +40,20 @@ class Trained:
     """Its score on the official dev set, made once, after everything was chosen."""
 
 
-def train(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None = None) -> list[Trained]:
+def train(
+    config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None = None, overwrite: bool = False
+) -> list[Trained]:
     """Train, choose, score once, save. The delivered prompts: one for each task and seed.
 
-    lm: a model that is loaded already. Raises ValueError for anything the user must mend.
+    lm: a model that is loaded already. overwrite: train into a folder that holds a prompt or an unfinished run, whose
+    prompts go at the end. Raises ValueError for such a folder without it, and for anything else the user must mend.
     """
-    return train_together([config], folder=config.out, lm=lm, watch=watch)[0]
+    watch = watch or Watch()
+    check_out(config, overwrite=overwrite)
+    (delivered,) = train_together([config], folder=config.out, lm=lm, watch=watch)
+    if overwrite:
+        _remove_earlier(config.out, delivered, watch)
+    return delivered
 
 
 class CannotStart(ValueError):
@@ -61,34 +69,37 @@ def train_together(
 ) -> list[list[Trained]]:
     """Train the prompts of several runs over one copy of the model, such as the points of an ablation.
 
-    Each run chooses and delivers as it would alone, into its own `out`. folder: for the checkpoint they share.
-    The first run's `minutes` and `resume` hold for all. A prompt that stopped before its first score is not delivered.
-    Raises ValueError as `train` does (of several runs `CannotStart`, which says whose), for runs of different models or
-    machines, or with one `out`, and if no prompt is left.
+    Each run chooses and delivers as it would alone, into its own `out`, over what an earlier run left there. folder:
+    for the checkpoint they share. The first run's `minutes` and `resume` hold for all. A prompt that stopped before its
+    first score is not delivered. Raises ValueError as `train` does (of several runs `CannotStart`, which says whose),
+    for runs of different models or machines, or with one `out`, and if no prompt is left.
     """
     _check_together(configs)
     watch = watch or Watch()
     first = configs[0]
     lm = lm or load_model(first)
     known: dict[Any, TaskData] = {}
-    sets, plans = [], []
+    plans: list[list[Plan]] = []
     for config in configs:
         try:
             read_rows(config.out / ROWS)  # refuses now, before hours of training, what new rows cannot be added to
-            sets.append([_prepared(config, task, lm, known, watch) for task in tasks_of(config)])
-            plans.append([plan for data in sets[-1] for plan in plan_prompts(config, data, lm)])
+            sets = [_prepared(config, task, lm, known, watch) for task in tasks_of(config)]
+            plans.append([plan for data in sets for plan in plan_prompts(config, data, lm)])
             check_plans(plans[-1], lm)
         except ValueError as error:
             if len(configs) == 1:
                 raise
             raise CannotStart(str(error), config.out) from error
-    if len(configs) > 1:
-        for config, own in zip(configs, plans, strict=True):
-            for plan in own:
+        if len(configs) > 1:
+            for plan in plans[-1]:
                 plan.run = config.out.name
     members = members_of([plan for own in plans for plan in own], lm)
     for data in known.values():
-        _tell_cut(data, watch)
+        if num_cut := data.notes["train_cut"]:
+            watch.message(
+                f"{data.task.name}: {num_cut:,} of {data.notes['train_used']:,} training inputs are cut to "
+                f"{data.form.max_input_length} tokens; --max-input-length takes more of them"
+            )
     watch.begin(max(member.config.steps for member in members), sum(member.config.batch_size for member in members))
     folder.mkdir(parents=True, exist_ok=True)
     fitted = fit(
@@ -104,13 +115,29 @@ def train_together(
         on_threads=watch.threads,
     )
     by_name = {(member.run, member.name): result for member, result in zip(members, fitted, strict=True)}
-    delivered = [
-        _deliver(config, lm, own_sets, [(plan, by_name[plan.run, plan.name]) for plan in own], watch)
-        for config, own_sets, own in zip(configs, sets, plans, strict=True)
-    ]
+    trained = [[(plan, by_name[plan.run, plan.name]) for plan in own] for own in plans]
+    delivered = [_deliver(config, lm, own, watch) for config, own in zip(configs, trained, strict=True)]
     if not any(delivered):
-        raise ValueError(_nothing_left([by_name[plan.run, plan.name] for own in plans for plan in own]))
+        count, why = sum(map(len, trained)), trained[0][0][1].stopped
+        raise ValueError(
+            f"no prompt is left to save: {count} of {count} stopped before a first score ({why}); "
+            "try a lower --learning-rate"
+        )
     return delivered
+
+
+def load_model(config: RunConfig) -> FrozenLM:
+    """The frozen model a run asks for."""
+    lm = load(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        checkpoint_activations=config.checkpoint_activations,
+    )
+    if config.compile:
+        lm.compile()
+    return lm
 
 
 SHARED = ("model", "device", "dtype", "quantize", "checkpoint_activations", "compile", "minutes", "resume")
@@ -133,60 +160,50 @@ def _check_together(configs: Sequence[RunConfig]) -> None:
 
 
 def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, TaskData], watch: Watch) -> TaskData:
-    """A task's data; runs that see it alike share it."""
+    """A task's data; runs that see it alike share it. What there is of it is told."""
     fields = (
         "inputs", "targets", "labels", "metric", "group_by", "select", "max_train", "max_dev", "max_input_length",
         "separator", "sentinel", "chat",
     )  # fmt: skip
     key = (task.name, repr(config.data), *(getattr(config, name) for name in fields))
-    if key not in known:
-        known[key] = prepare(config, task, lm)
-        _tell_data(known[key], watch)
-    return known[key]
+    if key in known:
+        return known[key]
+    data = known[key] = prepare(config, task, lm)
+    held = f"{len(data.selection)} held out" if data.selection else f"{len(data.folds)} folds"
+    if data.selected_on == "dev":
+        held = "dev chooses the step"
+    removed = ""
+    for part in ("dev", "test"):
+        if count := data.notes[f"overlap_with_{part}"]:
+            removed += f", {count} left out that stand in {part}"
+    watch.message(f"{task.name}: {data.notes['train']}")
+    watch.message(f"{task.name}: {len(data.train)} training examples, {held}, {len(data.dev)} dev{removed}")
+    return data
 
 
-def _deliver(
-    config: RunConfig, lm: FrozenLM, sets: Sequence[TaskData], trained: Sequence[tuple[Plan, Fitted]], watch: Watch
-) -> list[Trained]:
+def _deliver(config: RunConfig, lm: FrozenLM, trained: Sequence[tuple[Plan, Fitted]], watch: Watch) -> list[Trained]:
     """Choose each task's setting, save its prompts, and score them once. What stopped before a score is not saved."""
-    several = len(sets) > 1 or len(config.seeds) > 1
+    several = len(config.task) > 1 or len(config.seeds) > 1
     config.out.mkdir(parents=True, exist_ok=True)
     delivered = []
-    for data in sets:
-        own = [(plan, fitted) for plan, fitted in trained if plan.data is data]
-        chosen = _choose(own)
-        left = [(plan, fitted) for plan, fitted in own if plan.setting == chosen and not _is_lost(fitted)]
-        kept = [_keep(config, lm, plan, fitted, several) for plan, fitted in left]
-        _write_settings(config.out, own, chosen)
-        scored = data.dev and kept
-        delivered += _score_once(config, lm, data, kept, watch) if scored else [trained for _, trained in kept]
+    for data in {id(plan.data): plan.data for plan, _ in trained}.values():
+        tried = [(plan, fitted) for plan, fitted in trained if plan.data is data]
+        chosen = _choose(tried)
+        kept = []
+        for plan, fitted in tried:
+            is_lost = fitted.stopped is not None and fitted.step == 0
+            if plan.setting != chosen or is_lost:
+                continue
+            folder = config.out / (f"{_file_name(data.task)}-seed-{plan.seed}" if several else "")
+            prompt = SoftPrompt(fitted.values, _card(config, lm, plan, fitted, None))
+            save_prompt(prompt, folder)  # at once, so that nothing later can lose it
+            kept.append((plan, Trained(prompt, folder, fitted, None)))
+        _write_settings(config.out, tried, chosen)
+        if data.dev and kept:
+            delivered += _score_once(config, lm, data, kept, watch)
+        else:
+            delivered += [prompt for _, prompt in kept]
     return delivered
-
-
-def _is_lost(fitted: Fitted) -> bool:
-    """Whether a prompt stopped before its first score, so that what there is of it is untrained."""
-    return fitted.stopped is not None and fitted.step == 0
-
-
-def _nothing_left(fitted: Sequence[Fitted]) -> str:
-    return (
-        f"no prompt is left to save: {len(fitted)} of {len(fitted)} stopped before a first score "
-        f"({fitted[0].stopped}); try a lower --learning-rate"
-    )
-
-
-def load_model(config: RunConfig) -> FrozenLM:
-    """The frozen model a run asks for."""
-    lm = load(
-        config.model,
-        device=config.device,
-        dtype=config.dtype,
-        quantize=config.quantize,
-        checkpoint_activations=config.checkpoint_activations,
-    )
-    if config.compile:
-        lm.compile()
-    return lm
 
 
 def _choose(trained: Sequence[tuple[Plan, Fitted]]) -> tuple[int, float]:
@@ -197,10 +214,14 @@ def _choose(trained: Sequence[tuple[Plan, Fitted]]) -> tuple[int, float]:
     return max(scores, key=lambda setting: (fmean(scores[setting]), max(scores[setting])))
 
 
+def _file_name(task: Task) -> str:
+    return task.name.replace("/", "-")
+
+
 def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: tuple[int, float]) -> None:
     """Every setting tried and its curve, as JSON lines beside the prompts."""
     lines = []
-    for plan, result in trained:
+    for plan, fitted in trained:
         record = {
             "name": plan.name,
             "task": plan.data.task.name,
@@ -209,23 +230,14 @@ def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: t
             "seed": plan.seed,
             "chosen": plan.setting == chosen,
             "selection": plan.data.selected_on,
-            "score": result.score,
-            "step": result.step,
-            "steps_run": result.steps_run,
-            "stopped": result.stopped,
-            "history": result.history,
+            "score": fitted.score,
+            "step": fitted.step,
+            "steps_run": fitted.steps_run,
+            "stopped": fitted.stopped,
+            "history": fitted.history,
         }
-        lines.append(json.dumps(record))
-    path = out / f"{trained[0][0].data.task.name.replace('/', '-')}.settings.jsonl"
-    write_whole(path, "\n".join(lines) + "\n")
-
-
-def _keep(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, several: bool) -> tuple[Plan, Trained]:
-    """Save a chosen prompt at once, so that nothing later can lose it."""
-    prompt = SoftPrompt(fitted.values, _card(config, lm, plan, fitted, None))
-    name = f"{plan.data.task.name.replace('/', '-')}-seed-{plan.seed}" if several else ""
-    save_prompt(prompt, config.out / name)
-    return plan, Trained(prompt, config.out / name, fitted, None)
+        lines.append(json.dumps(record) + "\n")
+    write_whole(out / f"{_file_name(trained[0][0].data.task)}.settings.jsonl", "".join(lines))
 
 
 def _score_once(
@@ -294,22 +306,21 @@ def _result(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Ev
     )
 
 
-def _tell_data(data: TaskData, watch: Watch) -> None:
-    held = (
-        (f"{len(data.selection)} held out" if data.selection else f"{len(data.folds)} folds")
-        if data.selected_on != "dev"
-        else "dev chooses the step"
-    )
-    watch.message(f"{data.task.name}: {data.notes['train']}")
-    overlaps = {part: data.notes[f"overlap_with_{part}"] for part in ("dev", "test")}
-    removed = "".join(f", {count} left out that stand in {part}" for part, count in overlaps.items() if count)
-    watch.message(f"{data.task.name}: {len(data.train)} training examples, {held}, {len(data.dev)} dev{removed}")
-
-
-def _tell_cut(data: TaskData, watch: Watch) -> None:
-    if num_cut := data.notes["train_cut"]:
-        used, limit = data.notes["train_used"], data.form.max_input_length
-        watch.message(
-            f"{data.task.name}: {num_cut:,} of {used:,} training inputs are cut to {limit} tokens; "
-            "--max-input-length takes more of them"
-        )
+def _remove_earlier(out: Path, delivered: Sequence[Trained], watch: Watch) -> None:
+    """Remove the prompts of an earlier run in `out`: folders TASK-seed-N that hold such a prompt and nothing else."""
+    kept = {trained.folder for trained in delivered}
+    for folder in sorted(out.glob("*-seed-*")):
+        if folder in kept or folder.is_symlink() or not folder.is_dir():
+            continue
+        files = list(folder.iterdir())
+        if {file.name for file in files} != {CARD, CONFIG, README, WEIGHTS}:
+            continue
+        try:
+            card = load_prompt(folder).card
+        except ValueError:
+            continue
+        if card.task and folder.name == f"{card.task.replace('/', '-')}-seed-{card.seed}":
+            for file in files:
+                file.unlink()
+            folder.rmdir()
+            watch.message(f"removed {folder}, a prompt of an earlier run")

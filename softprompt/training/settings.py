@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from softprompt.base.files import CHECKPOINT
 from softprompt.base.setting import check, setting
 from softprompt.tasks import Data
 
 OF_PRESET = "the preset's"
+PROMPT_FILE = "adapter_config.json"  # in every folder that holds a prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +120,16 @@ class RunConfig:
         for seed in self.seeds:
             if not 0 <= seed < 2**63:
                 raise ValueError(f"seed is {seed}, but must be 0 or more and below 2 to the 63rd")
+
+
+def check_out(config: RunConfig, *, overwrite: bool = False) -> None:
+    """Earlier results are not trained over by accident: ValueError for a folder that holds a prompt, or an unfinished
+    run that this one does not go on with.
+    """
+    has_checkpoint = (config.out / CHECKPOINT).exists()
+    if overwrite or (config.resume and has_checkpoint):
+        return
+    if any(config.out.glob(f"*/{PROMPT_FILE}")) or (config.out / PROMPT_FILE).exists():
+        raise ValueError(f"{config.out} holds a prompt already; give another --out, or --overwrite")
+    if has_checkpoint:
+        raise ValueError(f"{config.out} holds an unfinished run; --resume goes on with it, --overwrite starts again")

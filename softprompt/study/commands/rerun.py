@@ -7,7 +7,8 @@ from pathlib import Path
 
 from softprompt.base.command import Command
 from softprompt.base.terminal import Display, counted, number
-from softprompt.cli import PROMPT_FILE, add_flags, read_data, set_threads
+from softprompt.cli import add_flags, read_data, set_threads
+from softprompt.training import PROMPT_FILE
 
 
 def _add_rerun(command: argparse.ArgumentParser) -> None:
