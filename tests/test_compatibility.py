@@ -1,4 +1,4 @@
-"""What softprompt 0.1.0 wrote is read as 0.1.0 read it; its checkpoints are not promised (see REFUSED).
+"""What softprompt 0.1.0 wrote is read as 0.1.0 read it; its checkpoints are refused in one line.
 
 The files are those of tests/fixtures/v0.1.0, whose README.md says how each was made. Only public names are used here:
 the command line, `softprompt.*`, and the application that `softprompt serve` hands to uvicorn.
@@ -22,11 +22,6 @@ FIXTURES = Path(__file__).parent / "fixtures" / "v0.1.0"
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}assistant:{% endif %}"
 LINE = "message: the lamp came late"
-REFUSED: dict[str, str] = {}
-"""To be filled when checkpoints of 0.1.0 are refused: by name (training, pretraining), the one line that stderr ends
-with. Then `test_an_unfinished_run_goes_on` asserts exit code 2, that line, and that the checkpoint is as it was; its
-other assertions, and the literals after CHECKPOINTS, go."""
-
 T5 = {
     "separator": "", "leading_space": False, "starts_with_bos": False, "inputs_end_with_eos": True, "chat": False,
     "max_input_length": 512, "max_target_length": 7, "truncation_side": "end", "sentinel": "none",
@@ -433,36 +428,20 @@ def test_an_output_of_another_prompt_is_not_gone_on_with(here, run):
 
 # Checkpoints
 
-CHECKPOINTS = {
-    # of each seed: the loss of each evaluation, and the last prompt's first values
-    "training": [[35.777931, 33.619606], [36.030659, 35.448811]],
-    # the held-out loss of each evaluation
-    "pretraining": [6.342055559158325, 6.310821533203125],
-}
 
-
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_an_unfinished_run_goes_on(here, run, name):
+@pytest.mark.parametrize("name", ["training", "pretraining"])
+def test_an_unfinished_run_of_an_earlier_version_is_refused_in_one_line(here, run, name):
     place = Path("checkpoints", name)
     words = [*json.loads(Path(f"checkpoints/{name}.json").read_text()), "--out", place, "--resume"]
     before = (place / "checkpoint.safetensors").read_bytes()
     code, out, err = run(*words)
-    if line := REFUSED.get(name):
-        assert (code, out, err.splitlines()[-1]) == (2, "", line)
-        assert (place / "checkpoint.safetensors").read_bytes() == before
-        return
-    assert code == 0, err
-    if name == "training":
-        rows = lines_of(place / "results.jsonl")
-        found = [[one["loss"] for one in row["notes"]["history"]] for row in rows]
-        assert [len(losses) for losses in found] == [2, 2]
-        for losses, wanted in zip(found, CHECKPOINTS[name], strict=True):
-            assert losses == pytest.approx(wanted, rel=1e-4)
-        assert "step 1 of 6" not in err
-    else:
-        curve = lines_of(place / "curve.jsonl")
-        assert [(one["step"], one["tokens"]) for one in curve] == [(3, 108), (6, 216)]
-        assert [one["heldout"] for one in curve] == pytest.approx(CHECKPOINTS[name], rel=1e-4)
+    line = (
+        f"checkpoints/{name}/checkpoint.safetensors is a checkpoint of softprompt 0.1.0, from which later versions do not "
+        "go on; end that run with softprompt 0.1.0, or start again without --resume"
+    )
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].endswith(line)
+    assert (place / "checkpoint.safetensors").read_bytes() == before
 
 
 # Settings written by hand
