@@ -11,13 +11,24 @@ from softprompt.pretraining.objectives import (
     draw_split,
     noise_mask,
     prefix_lm,
-    restore_spans,
     span_corruption,
     span_lengths,
 )
 
 SENTINEL = 32_099  # <extra_id_0> of T5's vocabulary
 EOS = 1
+
+
+def restore_spans(inputs, targets, first_sentinel):
+    """The text that `corrupt_spans` was given."""
+    is_sentinel = range(first_sentinel - NUM_SENTINELS + 1, first_sentinel + 1)
+    spans = {}
+    for id in targets:
+        if id in is_sentinel:
+            current = spans.setdefault(id, [])
+        else:
+            current.append(id)
+    return [word for id in inputs for word in (spans[id] if id in is_sentinel else [id])]
 
 
 def test_the_papers_example():
@@ -116,10 +127,3 @@ def test_lengths_that_cannot_be():
         span_lengths(2)
     with pytest.raises(ValueError, match=f"but there are {NUM_SENTINELS}; give fewer tokens or longer spans"):
         span_lengths(4_096)
-
-
-def test_targets_that_are_none():
-    with pytest.raises(ValueError, match="the targets do not begin with a sentinel"):
-        restore_spans([5, SENTINEL], [6], SENTINEL)
-    with pytest.raises(ValueError, match=f"sentinel {SENTINEL - 1} stands in the inputs, but not in the targets"):
-        restore_spans([SENTINEL - 1], [SENTINEL, 6], SENTINEL)

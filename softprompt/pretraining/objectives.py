@@ -110,26 +110,6 @@ def corrupt_spans(
     return Corrupted(inputs, targets)
 
 
-def restore_spans(inputs: Sequence[int], targets: Sequence[int], first_sentinel: int) -> list[int]:
-    """The text that `corrupt_spans` was given. ValueError for inputs and targets that do not belong together."""
-    is_sentinel = range(first_sentinel - NUM_SENTINELS + 1, first_sentinel + 1)
-    spans: dict[int, list[int]] = {}
-    current: list[int] | None = None
-    for id in targets:
-        if id in is_sentinel:
-            current = spans.setdefault(id, [])
-        elif current is None:
-            raise ValueError("the targets do not begin with a sentinel; these are no targets of span corruption")
-        else:
-            current.append(id)
-    text: list[int] = []
-    for id in inputs:
-        if id in is_sentinel and id not in spans:
-            raise ValueError(f"sentinel {id} stands in the inputs, but not in the targets")
-        text += spans[id] if id in is_sentinel else [id]
-    return text
-
-
 def span_corruption(
     texts: Int[np.ndarray, "b n"], lengths: SpanLengths, first_sentinel: int, eos_id: int, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, "b t"], Int[np.ndarray, "b l"]]:
