@@ -436,8 +436,8 @@ def test_an_unfinished_run_of_an_earlier_version_is_refused_in_one_line(here, ru
     before = (place / "checkpoint.safetensors").read_bytes()
     code, out, err = run(*words)
     line = (
-        f"checkpoints/{name}/checkpoint.safetensors is a checkpoint of softprompt 0.1.0, from which later versions do not "
-        "go on; end that run with softprompt 0.1.0, or start again without --resume"
+        f"checkpoints/{name}/checkpoint.safetensors is a checkpoint of softprompt 0.1.0, from which later versions do "
+        "not go on; end that run with softprompt 0.1.0, or start again without --resume"
     )
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].endswith(line)
