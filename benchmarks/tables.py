@@ -68,7 +68,8 @@ def highlights(results: Path) -> str:
             f"- A training step of it: {step['ratio']:.1f} times as fast as PEFT as documented, "
             f"{best['ratio']:.1f} times PEFT at its best.",
             f"- Serving it with 64 prompts: {switching['ratio']:.1f} times the requests of PEFT that switches "
-            f"adapters, {grouped['ratio']:.1f} times those of PEFT in batches of one prompt ({switching['rival_dtype']}).",
+            f"adapters, {grouped['ratio']:.1f} times those of PEFT in batches of one prompt "
+            f"({switching['rival_dtype']}).",
         ]
     )
 
