@@ -130,6 +130,6 @@ def test_it_works_by_keyboard_alone_and_fits_a_phone(browser, site):
 
 
 def test_the_page_loads_nothing_from_elsewhere():
-    folder = Path(__file__).parent.parent / "softprompt" / "playground"
+    folder = Path(__file__).parent.parent / "softprompt" / "serving" / "http" / "page"
     for path in folder.iterdir():
         assert "http://" not in path.read_text() and "https://" not in path.read_text(), path.name

@@ -1021,7 +1021,7 @@ def test_the_vote_is_the_evaluations(llama, tmp_path):
     hashes = [versions[-1].sha256 for versions in server.registry.versions().values()]
     worn = server.asker.worn(hashes)
     (question,) = server.asker.questions(worn, [TEXT])
-    request = server.asker.classification(question, None, 1.0)
+    request = server.asker.classification(question, None)
     assert request.vote.func is vote
     assert request.vote.args[0].labels == LABELS
 

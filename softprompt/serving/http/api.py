@@ -11,74 +11,73 @@ from softprompt.serving.http.registry import MAX_MEMBERS
 
 MAX_CHOICES = 16  # completions of one input at most; ours
 Text = Annotated[str, Field(max_length=1_000_000)]
+Texts = Text | Annotated[list[Text], Field(min_length=1)] | None
 Record = dict[str, Any]
+Records = Record | Annotated[list[Record], Field(min_length=1)] | None
+MaxTokens = Annotated[int | None, Field(ge=1, le=100_000, description="the prompt's longest target if left out")]
 
 
-class _Asked(BaseModel):
-    """What every question may say. Fields of no known name are refused, so that no wish is passed over in silence."""
+class Strict(BaseModel):
+    """What a client sends. Fields of no known name are refused, so that no wish is passed over in silence."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: Annotated[str, Field(min_length=1, max_length=200, description="a name of GET /v1/models")]
-    user: Annotated[
-        str | None, Field(max_length=500, description="keeps this user on one side of an alias's split")
-    ] = None
-    timeout: Annotated[
-        float | None, Field(gt=0, description="seconds until the request is given up; the server's limit at most")
-    ] = None
+
+class Question(Strict):
+    """What every question may say."""
+
+    model: str = Field(min_length=1, max_length=200, description="a name of GET /v1/models")
+    user: str | None = Field(None, max_length=500, description="keeps this user on one side of an alias's split")
+    timeout: float | None = Field(
+        None, gt=0, description="seconds until the request is given up; the server's limit at most"
+    )
 
 
-class _Written(_Asked):
+class StreamOptions(Strict):
+    """As OpenAI has it."""
+
+    include_usage: bool = False
+
+
+class Writing(Question):
     """How text is chosen."""
 
-    temperature: Annotated[float, Field(ge=0, le=100, description="0: the most probable token")] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
+    temperature: float = Field(0.0, ge=0, le=100, description="0: the most probable token")
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
     stop: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES, description="answers for each input; more than 1 need a temperature")]
-    n = 1
-    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS)] = 1
-    length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description="answers for each input; more than 1 need a temperature")
+    num_beams: int = Field(1, ge=1, le=MAX_BEAMS)
+    length_penalty: float = Field(1.0, ge=-10, le=10)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
 
 
-class StreamOptions(BaseModel):
-    """As OpenAI has it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    include_usage: bool = False
-
-
-class CompletionRequest(_Written):
+class CompletionRequest(Writing):
     """Text for finished inputs (`prompt`) or for records that the prompt's task casts (`fields`)."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)] | None = None
-    fields: Record | Annotated[list[Record], Field(min_length=1)] | None = None
-    max_tokens: Annotated[
-        int | None, Field(ge=1, le=100_000, description="the prompt's longest target if left out")
-    ] = None
-    logprobs: Annotated[int | None, Field(ge=0, le=0, description="0: those of the tokens chosen")] = None
+    prompt: Texts = None
+    fields: Records = None
+    max_tokens: MaxTokens = None
+    logprobs: int | None = Field(None, ge=0, le=0, description="0: those of the tokens chosen")
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
 
 
-class TextPart(BaseModel):
+class TextPart(Strict):
     """A piece of a message."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
     text: Text
 
 
-class Message(BaseModel):
+class Message(Strict):
     """A turn of a conversation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = None
@@ -89,37 +88,34 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatRequest(_Written):
+class ChatRequest(Writing):
     """One input as a user's message; the bare model takes a whole conversation."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1_000)]
-    max_tokens: Annotated[int | None, Field(ge=1, le=100_000)] = None
-    max_completion_tokens: Annotated[int | None, Field(ge=1, le=100_000)] = None
+    messages: list[Message] = Field(min_length=1, max_length=1_000)
+    max_tokens: MaxTokens = None
+    max_completion_tokens: MaxTokens = None
 
 
-class ClassifyRequest(_Asked):
+class ClassifyRequest(Question):
     """Labels for finished inputs (`input`) or for records that the prompt's task casts (`fields`)."""
 
-    input: Text | Annotated[list[Text], Field(min_length=1)] | None = None
-    fields: Record | Annotated[list[Record], Field(min_length=1)] | None = None
-    labels: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
-        Field(min_length=2, max_length=1_000, description="other labels than the prompt's own"),
-    ] = None
+    input: Texts = None
+    fields: Records = None
+    labels: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=2, max_length=1_000, description="other labels than the prompt's own"
+    )
 
 
-class EnsembleRequest(BaseModel):
+class EnsembleRequest(Strict):
     """Prompts that vote."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    members: Annotated[list[str], Field(min_length=2, max_length=MAX_MEMBERS)]
+    members: list[str] = Field(min_length=2, max_length=MAX_MEMBERS)
 
 
-class AliasRequest(BaseModel):
+class AliasRequest(Strict):
     """Where a name's requests go, in percent."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    targets: Annotated[dict[str, Annotated[float, Field(gt=0, le=100)]], Field(min_length=1, max_length=32)]
+    targets: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(min_length=1, max_length=32)
 
 
 class Usage(BaseModel):
@@ -331,6 +327,3 @@ class Error(BaseModel):
     """Every answer that is not 2xx."""
 
     error: ErrorBody
-
-
-_Written.model_rebuild()

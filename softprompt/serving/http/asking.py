@@ -19,6 +19,7 @@ from softprompt.serving import Part, PromptTable, Registered, Request
 from softprompt.tasks import Example, Task, examples_of, file_task
 
 CACHED = 4_096  # prompts whose task and text format are remembered; ours
+MAX_INPUT = 4_096  # tokens of an input where a model states no limit; ours
 BARE_TASK = file_task(inputs="{inputs}", targets="{targets}", name="unknown")
 
 
@@ -40,18 +41,10 @@ class Question:
     item: int
     """Which of the request's inputs it came from."""
     example: Example
-    worn: tuple[Worn, ...]
+    worn: Sequence[Worn]
     rows: tuple[Row, ...]
-
-    @property
-    def was_cut(self) -> bool:
-        """Whether a length limit cut its input."""
-        return any(row.was_cut for row in self.rows)
-
-    @property
-    def num_input_tokens(self) -> int:
-        """Tokens of the input, prompts not counted: those of the longest where formats differ."""
-        return max(len(row.ids) for row in self.rows)
+    is_one_of_several: bool
+    """Whether that input is several examples."""
 
 
 class Asker:
@@ -60,6 +53,7 @@ class Asker:
     def __init__(self, lm: FrozenLM, table: PromptTable):
         self.lm, self.table = lm, table
         self.describe = lru_cache(CACHED)(self._describe)
+        """A registered prompt as requests wear it."""
 
     def worn(self, prompts: Sequence[str | None], *, is_text: bool = True) -> tuple[Worn, ...]:
         """The prompts' tasks and text formats. is_text: the bare model continues a text, rather than answers it.
@@ -67,30 +61,35 @@ class Asker:
         ValueError for prompts of different tasks, which cannot vote.
         """
         if None in prompts:
-            return (self._bare(is_text),)
-        hashes = [sha256 for sha256 in prompts if sha256 is not None]
-        made = tuple(self.describe(self.table.get(sha256)) for sha256 in hashes)
-        if len(made) > 1:
-            shared_task([one.card for one in made if one.card], [Path(sha256[:12]) for sha256 in hashes])
-        return made
+            changes: dict[str, Any] = {"max_input_length": self.lm.max_length or MAX_INPUT}
+            if is_text and not self.lm.is_encoder_decoder:
+                changes |= {"separator": "", "leading_space": False}
+            return (Worn(None, BARE_TASK, default_format(self.lm, **changes), "generate"),)
+        worn = tuple(self.describe(self.table.get(sha256)) for sha256 in prompts if sha256 is not None)
+        if len(worn) > 1:
+            shared_task([one.card for one in worn if one.card], [Path(str(one.sha256)[:12]) for one in worn])
+        return worn
 
     def questions(self, worn: Sequence[Worn], items: Sequence[str | dict[str, Any]]) -> list[Question]:
         """The examples of finished inputs and of records, in order. ValueError names the input that is at fault.
 
         Control tokens in a prompt's inputs are text; in what the bare model continues they are meant.
         """
-        made = []
+        questions = []
         for number, item in enumerate(items):
             if worn[0].sha256 is None and isinstance(item, str):
                 item = Rendered(item)
             try:
                 examples = examples_of(worn[0].task, item)
-                rows = {one.form: self._rows(examples, one.form) for one in worn}
+                encoded = {
+                    one.form: encode_examples(examples, one.form, self.lm.tokenizer, with_targets=False) for one in worn
+                }
             except ValueError as error:
                 raise ValueError(f"input {number}: {error}" if len(items) > 1 else str(error)) from error
             for place, example in enumerate(examples):
-                made.append(Question(number, example, tuple(worn), tuple(rows[one.form][place] for one in worn)))
-        return made
+                rows = tuple(encoded[one.form][place] for one in worn)
+                questions.append(Question(number, example, worn, rows, len(examples) > 1))
+        return questions
 
     def turns(self, worn: Sequence[Worn], messages: Sequence[dict[str, str]]) -> Question:
         """A conversation as one question. A prompt takes one message of the user's: what it was trained on."""
@@ -106,64 +105,43 @@ class Asker:
             )
         return self.questions(worn, [messages[0]["content"]])[0]
 
-    def completion(self, question: Question, decoding: Decoding, timeout: float) -> Request:
+    def completion(self, question: Question, decoding: Decoding) -> Request:
         """Asks for text."""
+        parts = []
+        for worn, row in zip(question.worn, question.rows, strict=True):
+            answer_of = partial(_answer_of, worn.form)
+            parts.append(Part(ids=row.ids, prompt=worn.sha256, answer_of=answer_of))
         return Request(
-            parts=tuple(
-                Part(ids=row.ids, prompt=one.sha256, answer_of=partial(answer_of, one.form))
-                for one, row in zip(question.worn, question.rows, strict=True)
-            ),
-            decoding=decoding,
-            vote=partial(vote, question.worn[0].task, question.example),
-            timeout=timeout,
+            parts=tuple(parts), decoding=decoding, vote=partial(vote, question.worn[0].task, question.example)
         )
 
-    def classification(self, question: Question, labels: Sequence[str] | None, timeout: float) -> Request:
+    def classification(self, question: Question, labels: Sequence[str] | None) -> Request:
         """Asks for the log-probabilities of labels: those given, or the example's own. ValueError without any."""
         task, example = question.worn[0].task, question.example
         if labels:
-            example, task = replace(example, choices=tuple(labels)), replace_labels(task, labels)
+            example = replace(example, choices=tuple(labels))
+            task = file_task(inputs="{inputs}", targets="{targets}", labels=tuple(labels), name=task.name)
         elif not (example.choices or task.labels):
             raise ValueError("there are no labels to score: this prompt writes free text; give labels, or complete")
-        scored = [candidates_of(task, example, one.form, self.lm.tokenizer, {}) for one in question.worn]
-        return Request(
-            parts=tuple(
-                Part(ids=row.ids, prompt=one.sha256, candidates=tuple(map(tuple, ids)))
-                for one, row, (_, ids) in zip(question.worn, question.rows, scored, strict=True)
-            ),
-            labels=tuple(scored[0][0]),
-            vote=partial(vote, task, example),
-            timeout=timeout,
-        )
-
-    def _rows(self, examples: Sequence[Example], form: TextFormat) -> list[Row]:
-        return encode_examples(examples, form, self.lm.tokenizer, with_targets=False)
+        texts, parts = (), []
+        for worn, row in zip(question.worn, question.rows, strict=True):
+            texts, candidates = candidates_of(task, example, worn.form, self.lm.tokenizer, {})
+            parts.append(Part(ids=row.ids, prompt=worn.sha256, candidates=tuple(map(tuple, candidates))))
+        return Request(parts=tuple(parts), labels=tuple(texts), vote=partial(vote, task, example))
 
     def _describe(self, prompt: Registered) -> Worn:
-        sha256, card = prompt.sha256, prompt.card
-        place = [Path(sha256[:12])]
+        card, place = prompt.card, [Path(prompt.sha256[:12])]
         task = shared_task([card], place)
-        return Worn(sha256, task, form_of(card, place[0], task, self.lm), shared_scoring([card], place, task), card)
-
-    def _bare(self, is_text: bool) -> Worn:
-        longest = self.lm.max_length or 4_096  # where a model states no limit; ours
-        changes: dict[str, Any] = {"max_input_length": longest}
-        if is_text and not self.lm.is_encoder_decoder:
-            changes |= {"separator": "", "leading_space": False}
-        return Worn(None, BARE_TASK, default_format(self.lm, **changes), "generate")
+        form = form_of(card, place[0], task, self.lm)
+        return Worn(prompt.sha256, task, form, shared_scoring([card], place, task), card)
 
 
-def answer_of(form: TextFormat, text: str) -> str:
+def _answer_of(form: TextFormat, text: str) -> str:
     """A part's answer as votes count it."""
     return form.answer_of(text.strip())
 
 
 def shown(form: TextFormat, text: str) -> str:
     """Generated text as a client gets it: without what the text format puts in front of every target."""
-    text = form.answer_of(text.strip()) if form.sentinel != "none" else text
+    text = _answer_of(form, text) if form.sentinel != "none" else text
     return text.lstrip() if form.leading_space else text
-
-
-def replace_labels(task: Task, labels: Sequence[str]) -> Task:
-    """The task with other legal answers."""
-    return file_task(inputs="{inputs}", targets="{targets}", labels=tuple(labels), name=task.name)

@@ -37,8 +37,8 @@ class Server:
         for prompt in (None, *self.engine.table.hashes()[-1:]):
             described = self.asker.worn((prompt,))
             (question,) = self.asker.questions(described, ["warm up"])
-            self.engine.submit(self.asker.completion(question, Decoding(max_tokens=2), 600.0)).result()
-            self.engine.submit(self.asker.classification(question, ("yes", "no"), 600.0)).result()
+            self.engine.submit(self.asker.completion(question, Decoding(max_tokens=2))).result()
+            self.engine.submit(self.asker.classification(question, ("yes", "no"))).result()
         self.is_ready = True
 
     def guard(self, scope: str) -> Any:
