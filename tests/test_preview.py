@@ -2,12 +2,12 @@
 
 import json
 import os
-from dataclasses import replace
 
 import pytest
 
 from softprompt.base.watch import Watch
 from softprompt.models.text import default_format, encode_inputs
+from softprompt.study.transfer import seconds_with
 from softprompt.tasks import UNLABELLED, Example
 from softprompt.training.estimation import estimate, token_lengths
 from softprompt.training.settings import RunConfig
@@ -66,8 +66,8 @@ def test_an_estimate_counts_what_the_run_would_do(lm, tmp_path):
     assert cost.training_s == pytest.approx(whole)
     assert cost.total_s == pytest.approx(whole + cost.dev_s)
     # Two other tasks: scored with the dev set at every evaluation, and at the end.
-    beside = replace(cost, num_others=2)
-    assert beside.total_s == pytest.approx(whole + 4 * 3 * cost.evaluation_s + 3 * cost.dev_s)
+    assert seconds_with(cost, 0) == cost.total_s
+    assert seconds_with(cost, 2) == pytest.approx(whole + 4 * 3 * cost.evaluation_s + 3 * cost.dev_s)
     assert "out" not in os.listdir(tmp_path)
 
 

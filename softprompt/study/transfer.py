@@ -13,7 +13,7 @@ from softprompt.answering import Engine, Prediction, predict, right_answers
 from softprompt.base.watch import Progress, Watch
 from softprompt.models import Row, TextFormat
 from softprompt.tasks import Example, Task
-from softprompt.training import Member, Method, Observer
+from softprompt.training import Estimate, Member, Method, Observer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,16 @@ def digest(others: Sequence[Other]) -> dict[str, str]:
     return {
         other.task.name: hashlib.sha256(repr([row.ids for row in other.rows]).encode()).hexdigest() for other in others
     }
+
+
+def seconds_with(cost: Estimate, num_others: int) -> float:
+    """How long a run takes by its estimate that scores so many other sets, and then its dev set with them: along
+    training and at the end, each as long as its own.
+    """
+    if not num_others:
+        return cost.total_s
+    along = cost.num_evaluations * cost.evaluation_s * (1 + num_others)
+    return cost.total_s + along + cost.dev_s * num_others
 
 
 def observer(others: Sequence[Other], method: Method, member: Member, watch: Watch) -> Observer:

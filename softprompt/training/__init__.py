@@ -10,7 +10,7 @@ from softprompt.base.faces import face
 
 if TYPE_CHECKING:
     from softprompt.training.checkpoint import read_checkpoint, uninterrupted, write_checkpoint
-    from softprompt.training.estimation import estimate, token_lengths
+    from softprompt.training.estimation import Estimate, estimate, token_lengths
     from softprompt.training.loop import Fitted, Member, Observer, TrainConfig, fit
     from softprompt.training.methods import Gradients, Method, PromptTuning, gradients, gradients_of_rows
     from softprompt.training.optimizers import Adafactor, AdamW, Optimizer, rate_multiplier
@@ -32,7 +32,7 @@ __getattr__, __all__ = face(
     __name__,
     {
         "checkpoint": ("read_checkpoint", "uninterrupted", "write_checkpoint"),
-        "estimation": ("estimate", "token_lengths"),
+        "estimation": ("Estimate", "estimate", "token_lengths"),
         "loop": ("Fitted", "Member", "Observer", "TrainConfig", "fit"),
         "methods": ("Gradients", "Method", "PromptTuning", "gradients", "gradients_of_rows"),
         "optimizers": ("Adafactor", "AdamW", "Optimizer", "rate_multiplier"),

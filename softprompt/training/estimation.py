@@ -67,10 +67,8 @@ def token_lengths(examples: Sequence[Example], lm: FrozenLM, *, max_input_length
 
 
 def _lengths(values: Sequence[int]) -> Lengths:
-    def at(share: float) -> int:
-        return int(np.quantile(values, share, method="inverted_cdf"))
-
-    return Lengths(min=min(values), median=at(0.5), p95=at(0.95), max=max(values))
+    median, p95 = np.quantile(values, (0.5, 0.95), method="inverted_cdf")
+    return Lengths(min=min(values), median=int(median), p95=int(p95), max=max(values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,22 +91,19 @@ class Estimate:
     evaluation_s: float
     dev_s: float
     """Scoring the dev set once, at the end."""
-    num_others: int = 0
-    """Other sets that are scored, with the dev set: along training and at the end, each as long as this task's."""
     minutes: float | None
     """The bound the run was given."""
 
     @property
     def training_s(self) -> float:
         """Steps and evaluations, to the end or to the bound."""
-        along = 1 + self.num_others if self.num_others else 0
-        whole = self.num_steps * self.step_s + self.num_evaluations * self.evaluation_s * (1 + along)
+        whole = self.num_steps * self.step_s + self.num_evaluations * self.evaluation_s
         return whole if self.minutes is None else min(whole, self.minutes * 60)
 
     @property
     def total_s(self) -> float:
         """Everything but loading the model."""
-        return self.training_s + self.dev_s * (1 + self.num_others)
+        return self.training_s + self.dev_s
 
 
 def estimate(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None = None) -> Estimate:
@@ -127,9 +122,12 @@ def estimate(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | No
     timed_rows = sum(min(count, scored_of_each) for count in rows)
     warming_rows = sum(min(count, 1) for count in rows)
     done = (watch or Watch()).phase("estimate", (1 + NUM_TIMED) * num_rows + warming_rows + timed_rows)
-    warming = [_shortened(_with_longest_rows(member), steps=1, num_scored=1) for member in members]
+    warming, timed = [], []
+    for member in members:
+        longest = sorted(member.rows, key=lambda row: row.num_tokens, reverse=True)[: member.config.batch_size]
+        warming.append(_shortened(replace(member, rows=longest), steps=1, num_scored=1))  # what takes the most memory
+        timed.append(_shortened(member, steps=NUM_TIMED, num_scored=scored_of_each))
     _timed(lm, warming, num_rows, done)
-    timed = [_shortened(member, steps=NUM_TIMED, num_scored=scored_of_each) for member in members]
     step_s, scoring_s = _timed(lm, timed, num_rows, done)
     row_s = scoring_s / timed_rows if timed_rows else step_s / num_rows
     num_steps = max(member.config.steps for member in members)
@@ -146,12 +144,6 @@ def estimate(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | No
         dev_s=row_s * sum(len(data.dev) for data in sets) * len(config.seeds),
         minutes=config.minutes,
     )
-
-
-def _with_longest_rows(member: Member) -> Member:
-    """The member with its longest batch only: what takes the most memory."""
-    rows = sorted(member.rows, key=lambda row: row.num_tokens, reverse=True)
-    return replace(member, rows=rows[: member.config.batch_size])
 
 
 def _shortened(member: Member, *, steps: int, num_scored: int) -> Member:

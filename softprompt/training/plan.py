@@ -36,8 +36,8 @@ from softprompt.tasks import (
     without_overlap,
 )
 from softprompt.training.loop import Member, TrainConfig
-from softprompt.training.optimizers import Optimizer, kind_of
-from softprompt.training.presets import PRESETS, Preset
+from softprompt.training.optimizers import kind_of
+from softprompt.training.presets import PRESETS
 from softprompt.training.settings import RunConfig
 
 SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
@@ -63,8 +63,12 @@ class TaskData:
     _rows: tuple[list[Row], list[Row]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        parts = (self.train, self.selection, *itertools.chain(*self.folds), self.dev)
-        self.notes.setdefault("examples", _digest_of(parts))
+        digest = hashlib.sha256()
+        for part in (self.train, self.selection, *itertools.chain(*self.folds), self.dev):
+            digest.update(f"{len(part)}\n".encode())
+            for example in part:
+                digest.update(f"{example.id}\t{example.inputs}\t{example.targets}\n".encode())
+        self.notes.setdefault("examples", digest.hexdigest()[:8])
 
     def encoded(self, lm: FrozenLM) -> tuple[list[Row], list[Row]]:
         """The rows to train on and those that choose, encoded once for all runs of the data."""
@@ -130,65 +134,53 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
         raise ValueError(f"{task.name} has no training examples left; give more data")
     labels = task.labels or tuple(dict.fromkeys(example.targets for example in examples))
     form = format_of(config, lm, labels)
-    notes["targets_cut"] = _cut_targets(task, examples, form, lm)
-    if (config.scoring or PRESETS[config.preset].train.scoring) == "generate" or not can_rank(task, examples):
-        _warn_of_lost_targets(task, examples, form, lm)
+    scoring = config.scoring or PRESETS[config.preset].train.scoring
+    are_written = scoring == "generate" or not can_rank(task, examples)
+    notes["targets_cut"] = _check_targets(task, examples, form, lm, are_written=are_written)
     if config.select == "dev":
         if not dev:
             raise ValueError(f"--select dev, but {task.name} has no dev file; give dev=FILE or use held-out")
         return TaskData(task, form, examples, _shuffled_groups(dev), [], dev, "dev", notes)
     if config.select == "cross-validation" or (config.select == "auto" and len(examples) < SMALL):
-        parts = [
-            (kept, _shuffled_groups(held)) for kept, held in folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
-        ]
+        parts = folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
+        parts = [(kept, _shuffled_groups(held)) for kept, held in parts]
         return TaskData(task, form, examples, [], parts, dev, "cross-validation", notes)
     kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
     return TaskData(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
 
 
-def _digest_of(parts: Sequence[Sequence[Example]]) -> str:
-    """Eight digits that change with any example of a part, its text, or its place."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{len(part)}\n".encode())
-        for example in part:
-            digest.update(f"{example.id}\t{example.inputs}\t{example.targets}\n".encode())
-    return digest.hexdigest()[:8]
-
-
-def _cut_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM) -> int:
-    """How many targets are longer than the format's; warns of them."""
-    texts = list(dict.fromkeys(example.targets for example in examples))
-    lengths = dict(zip(texts, target_lengths(texts, form, lm.tokenizer), strict=True))
+def _check_targets(
+    task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM, *, are_written: bool
+) -> int:
+    """How many targets are longer than the format's, of which it warns; and where they are written, of those that the
+    tokenizer does not give back as the same answer, as one that makes '1' of '①'.
+    """
+    different: dict[str, Example] = {}
+    for example in examples:
+        different.setdefault(example.targets, example)
+    lengths = dict(zip(different, target_lengths(list(different), form, lm.tokenizer), strict=True))
     num_cut = sum(lengths[example.targets] > form.max_target_length for example in examples)
     if num_cut:
         warnings.warn(
             f"{num_cut:,} of {len(examples):,} training targets of {task.name} are longer than "
             f"{form.max_target_length} tokens and are cut; make them shorter, or leave those examples out",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return num_cut
-
-
-def _warn_of_lost_targets(task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM) -> None:
-    """Warn of targets that the tokenizer does not give back as the same answer, as one that makes '1' of '①'."""
-    different: dict[str, Example] = {}
-    for example in examples:
-        different.setdefault(example.targets, example)
-    texts = list(different)[:MOST_TRIED]
+    tried = list(different.items())[:MOST_TRIED] if are_written else []
     lost = {}
-    for text, length in zip(texts, target_lengths(texts, form, lm.tokenizer), strict=True):
+    for text, example in tried:
         written = form.answer_of(lm.tokenizer.decode(encode_target(text, form, lm.tokenizer)).strip())
-        is_whole = length <= form.max_target_length
-        if is_whole and task.answer(written, different[text]) != task.answer(text, different[text]):
+        is_whole = lengths[text] <= form.max_target_length
+        if is_whole and task.answer(written, example) != task.answer(text, example):
             lost[text] = written
     if lost:
         text, written = next(iter(lost.items()))
         warnings.warn(
-            f"{len(lost):,} of {len(texts):,} different training targets of {task.name} do not come back from the "
+            f"{len(lost):,} of {len(tried):,} different training targets of {task.name} do not come back from the "
             f"tokenizer of {lm.name}: {text!a} comes back as {written!a}, which is never right; write them otherwise",
-            stacklevel=2,
+            stacklevel=3,
         )
+    return num_cut
 
 
 def dev_examples(config: RunConfig, task: Task, part: str = "dev") -> list[Example]:
@@ -235,14 +227,17 @@ def plan_prompts(config: RunConfig, data: TaskData, lm: FrozenLM) -> list[Plan]:
     lengths = config.prompt_length or (preset.prompt_length,)
     rates = config.learning_rate or (base.optimizer.learning_rate,)
     judging = {"metric": config.metric, "group_by": config.group_by}
+    space = " " if data.form.leading_space else ""
+    texts = [space + text for text in data.task.initial_texts or data.task.labels or ()]  # as the model will read them
+    init = config.init or ("vocab" if preset.init == "class-labels" and not texts else preset.init)
     plans = []
     for length, rate, seed in itertools.product(lengths, rates, config.seeds):
-        values, init = initial_prompt(
-            config.init or _usual_init(preset, data),
+        values, start = initial_prompt(
+            init,
             embeddings=lm.embeddings,
             tokenizer=lm.tokenizer,
             length=length,
-            labels=_initial_texts(data),
+            labels=texts,
             generator=torch.Generator().manual_seed(seed),
             low=preset.uniform_low,
             model_name=lm.name,
@@ -250,17 +245,17 @@ def plan_prompts(config: RunConfig, data: TaskData, lm: FrozenLM) -> list[Plan]:
         )
         name = f"{data.task.name} p{length} lr{rate:g} seed{seed}"
         trained = replace(base, optimizer=replace(base.optimizer, learning_rate=rate))
-        plans.append(Plan(name, data, (length, rate), seed, trained, values, init, judging=judging))
+        plans.append(Plan(name, data, (length, rate), seed, trained, values, start, judging=judging))
     return plans
 
 
 def _train_config(config: RunConfig, data: TaskData, lm: FrozenLM) -> TrainConfig:
+    """The preset's numbers under those that are given."""
     preset = PRESETS[config.preset].train
-    given = {
-        name: getattr(config, name)
-        for name in ("steps", "batch_size", "evaluate_every", "patience", "num_selection", "scoring", "dropout")
-        if getattr(config, name) is not None
-    }
+    given: dict[str, Any] = {}
+    for name in ("steps", "batch_size", "evaluate_every", "patience", "num_selection", "scoring", "dropout"):
+        if getattr(config, name) is not None:
+            given[name] = getattr(config, name)
     if not lm.is_encoder_decoder:
         given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
     if data.selected_on == "dev":
@@ -270,31 +265,15 @@ def _train_config(config: RunConfig, data: TaskData, lm: FrozenLM) -> TrainConfi
         check_can_rank(data.task, scored)
     elif not can_rank(data.task, scored):
         given["scoring"] = "generate"
-    changed = replace(preset, optimizer=_optimizer(config, lm.is_encoder_decoder), **given)
-    return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
-
-
-def _optimizer(config: RunConfig, is_encoder_decoder: bool) -> Optimizer:
-    """The preset's with all its settings; if it is of another kind than asked for, the preset's that is of that kind.
-
-    The fast preset's AdamW rate was chosen on a decoder-only model; T5's embeddings are larger, so there it is the
-    paper's Adafactor.
-    """
+    # The preset's optimizer with all its settings; of another kind than asked for, the preset's that is of that kind.
+    # The fast preset's AdamW rate was chosen on a decoder-only model; T5's embeddings are larger, so there it is the
+    # paper's Adafactor.
     paper, fast = (PRESETS[name].train.optimizer for name in ("paper", "fast"))
-    usual = paper if config.preset == "fast" and is_encoder_decoder else PRESETS[config.preset].train.optimizer
+    usual = paper if config.preset == "fast" and lm.is_encoder_decoder else preset.optimizer
     wanted = type(usual) if config.optimizer is None else kind_of(config.optimizer)
-    return next(one for one in (usual, paper, fast) if isinstance(one, wanted))
-
-
-def _usual_init(preset: Preset, data: TaskData) -> str:
-    """The preset's, or sampled vocabulary where it is class labels and the task has none."""
-    return "vocab" if preset.init == "class-labels" and not _initial_texts(data) else preset.init
-
-
-def _initial_texts(data: TaskData) -> list[str]:
-    """Texts for class-label initialisation, as the model will read them."""
-    texts = data.task.initial_texts or data.task.labels or ()
-    return [(" " if data.form.leading_space else "") + text for text in texts]
+    optimizer = next(one for one in (usual, paper, fast) if isinstance(one, wanted))
+    changed = replace(preset, optimizer=optimizer, **given)
+    return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
 
 
 def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
@@ -303,15 +282,30 @@ def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
     The folds of a setting belong to its run's first seed and serve the others too.
     """
     members: list[Member] = []
-    fold_places: dict[tuple[int, str, Any], tuple[int, ...]] = {}
+    folds_of: dict[tuple[int, str, tuple[int, float]], tuple[int, ...]] = {}
     for plan in plans:
-        group = (id(plan.data), plan.run, plan.setting)
-        if plan.data.folds and group not in fold_places:
-            first = len(members)
-            members.extend(_fold_members(plan, lm))
-            fold_places[group] = tuple(range(first, len(members)))
-        rows, selection_rows = plan.data.encoded(lm)
-        members.append(_member(plan, plan.name, rows, plan.data.selection, selection_rows, fold_places.get(group, ())))
+        data, setting = plan.data, (id(plan.data), plan.run, plan.setting)
+        rows, selection_rows = data.encoded(lm)
+        member = Member(
+            name=plan.name,
+            task=data.task,
+            form=data.form,
+            config=plan.train,
+            seed=plan.seed,
+            values=plan.values,
+            rows=rows,
+            selection=data.selection,
+            selection_rows=selection_rows,
+            run=plan.run,
+            judging=plan.judging,
+        )
+        if data.folds and setting not in folds_of:
+            folds_of[setting] = tuple(range(len(members), len(members) + len(data.folds)))
+            for number, (kept, held) in enumerate(data.folds):
+                rows, held_rows = (encode_examples(part, data.form, lm.tokenizer) for part in (kept, held))
+                name = f"{plan.name} fold{number}"
+                members.append(replace(member, name=name, rows=rows, selection=held, selection_rows=held_rows))
+        members.append(replace(member, folds=folds_of.get(setting, ())))
     return members
 
 
@@ -329,36 +323,3 @@ def check_plans(plans: Sequence[Plan], lm: FrozenLM) -> None:
         dev = encode_examples(data.dev, data.form, lm.tokenizer, with_targets=False)
         for scored in (rows if data.folds else selection_rows, dev):
             check_length(scored, prompt_length, lm, answer_length=answer_length)
-
-
-def _fold_members(plan: Plan, lm: FrozenLM) -> list[Member]:
-    made = []
-    for number, (kept, held) in enumerate(plan.data.folds):
-        rows = encode_examples(kept, plan.data.form, lm.tokenizer)
-        held_rows = encode_examples(held, plan.data.form, lm.tokenizer)
-        made.append(_member(plan, f"{plan.name} fold{number}", rows, held, held_rows, ()))
-    return made
-
-
-def _member(
-    plan: Plan,
-    name: str,
-    rows: list[Row],
-    selection: list[Example],
-    selection_rows: list[Row],
-    fold_places: tuple[int, ...],
-) -> Member:
-    return Member(
-        name=name,
-        task=plan.data.task,
-        form=plan.data.form,
-        config=plan.train,
-        seed=plan.seed,
-        values=plan.values,
-        rows=rows,
-        selection=selection,
-        selection_rows=selection_rows,
-        folds=fold_places,
-        run=plan.run,
-        judging=plan.judging,
-    )

@@ -86,6 +86,7 @@ def _experiment(args: argparse.Namespace) -> int:
 def _say_how_long(args: argparse.Namespace) -> None:
     """About how long what has no rows will take, from a few real steps on each frozen model."""
     from softprompt.study import missing
+    from softprompt.study.transfer import seconds_with
     from softprompt.training import estimate
 
     load = _keep_last()
@@ -106,7 +107,7 @@ def _say_how_long(args: argparse.Namespace) -> None:
                 return
             finally:
                 display.close()
-        whole = replace(known[alike], num_others=len(one.point.also)).total_s
+        whole = seconds_with(known[alike], len(one.point.also))
         seconds += one.num_runs * whole / (len(config.task) * len(config.seeds))
     if args.minutes is not None:
         seconds = min(seconds, 60 * args.minutes * len({place for place, _ in known}))
