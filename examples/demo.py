@@ -11,13 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from softprompt.answering.evaluation import evaluate
-from softprompt.answering.prediction import open_prompts, predict_records
-from softprompt.base.watch import Watch
-from softprompt.models.backbone import FrozenLM
-from softprompt.training.plan import plan_prompts, prepare, tasks_of
-from softprompt.training.run import Trained, load_model, train
-from softprompt.training.settings import RunConfig
+from softprompt import FrozenLM, RunConfig, Watch, evaluate, open_prompts, predict_records, train
+from softprompt.training import Trained, load_model, plan_prompts, prepare, tasks_of
 
 HERE = Path(__file__).parent / "customer_messages"
 INTENTS = ("billing", "cancel", "delivery", "login", "praise", "refund", "sales question", "technical")
