@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from softprompt.base.names import nearest
 from softprompt.tasks.records import Numbered, place
@@ -116,10 +116,10 @@ def _official_files(task: Task, split: str, data: Path) -> list[Path]:
         raise ValueError(f"{data} is no folder; give the folder that holds {task.folder or 'your files'}")
     folders = _folders(task, data)
     for folder in folders:
-        if found := _found_in(folder, task, split):
-            return found
-    looked, wanted = folders[0], [*task.files.get(split, ()), *task.parts.get(split, ())]
-    raise ValueError(f"no {split} file of {task.name} in {looked}; looked for {', '.join(wanted[:6])}")
+        if paths := _found_in(folder, task, split):
+            return paths
+    wanted = [*task.files.get(split, ()), *task.parts.get(split, ())]
+    raise ValueError(f"no {split} file of {task.name} in {folders[0]}; looked for {', '.join(wanted[:6])}")
 
 
 def _found_in(folder: Path, task: Task, split: str) -> list[Path]:
@@ -197,32 +197,22 @@ def _refuse_scored_questions(
 
 
 def _from_hub(task: Task, split: str) -> Reading:
+    from datasets import load_dataset
+
     if task.hub is None:
         raise ValueError(f"the task '{task.name}' is not on the hub; name its files")
     if split not in task.hub.splits:
         raise ValueError(f"{task.name} has no {split} split; it has {', '.join(task.hub.splits)}")
-    name = " ".join(filter(None, (task.hub.id, task.hub.config, task.hub.splits[split])))
-    records = _hub_records(task, split, name)
-    examples = list(_cast_records(task, split, records, Path(name)))
-    kept = _without_repeats(task, examples) if task.distinct else examples
-    _check_ids(kept, [name])
-    return Reading(
-        examples=kept,
-        files=(name,),
-        num_official=task.counts.get(split),
-        num_repeated=len(examples) - len(kept),
-    )
-
-
-def _hub_records(task: Task, split: str, name: str) -> Numbered:
-    from datasets import load_dataset
-
-    assert task.hub is not None
+    id, config, part, subset = task.hub.id, task.hub.config, task.hub.splits[split], task.hub.subset
+    name = " ".join(filter(None, (id, config, part)))
     try:
-        rows = cast(Any, load_dataset(task.hub.id, task.hub.config, split=task.hub.splits[split]))
+        rows: Any = load_dataset(id, config, split=part)
     except Exception as error:  # datasets has no one exception: a RuntimeError is a repository that is a script
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"cannot read {name} from the hub ({reason}); or give a folder of its files") from error
-    for number, row in enumerate(rows, 1):
-        if task.hub.subset is None or row["subset"] == task.hub.subset:
-            yield number, row
+    records = ((number, row) for number, row in enumerate(rows, 1) if subset is None or row["subset"] == subset)
+    examples = list(_cast_records(task, split, records, Path(name)))
+    kept = _without_repeats(task, examples) if task.distinct else examples
+    _check_ids(kept, [name])
+    num_repeated = len(examples) - len(kept)
+    return Reading(examples=kept, files=(name,), num_official=task.counts.get(split), num_repeated=num_repeated)

@@ -58,10 +58,23 @@ def opened(path: str | Path, reader: Callable[[Path], Rows] | None) -> Numbered:
     """What `reader` yields for the file, once it is known to be there, of a known format, sound and not empty."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(_missing(path))
+        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, names, n=1)
+        raise ValueError(f"no file {path}" + (f"; did you mean '{near[0]}'?" if near else ""))
     if reader is None:
         raise ValueError(f"{path} is of no known format; known are {', '.join(READERS)}, each also with .gz or .xz")
-    return _not_empty(path, _sound(path, reader(path)))
+    return _sound(path, reader(path))
+
+
+def _sound(path: Path, rows: Rows) -> Numbered:
+    is_empty = True
+    for number, row in rows:
+        if isinstance(row, ValueError):
+            raise ValueError(f"{place(path, number)}: {row}") from row
+        is_empty = False
+        yield number, row
+    if is_empty:
+        raise ValueError(f"{path} is empty: it holds no records")
 
 
 def file_format(path: str | Path) -> str:
@@ -112,28 +125,6 @@ def decoded(line: bytes) -> str:
 
 def _not_utf8(byte: int) -> str:
     return f"not UTF-8 text (byte {byte:#04x})"
-
-
-def _missing(path: Path) -> str:
-    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = get_close_matches(path.name, names, n=1)
-    return f"no file {path}" + (f"; did you mean '{near[0]}'?" if near else "")
-
-
-def _sound(path: Path, rows: Rows) -> Numbered:
-    for number, row in rows:
-        if isinstance(row, ValueError):
-            raise ValueError(f"{place(path, number)}: {row}") from row
-        yield number, row
-
-
-def _not_empty(path: Path, records: Numbered) -> Numbered:
-    empty = True
-    for record in records:
-        empty = False
-        yield record
-    if empty:
-        raise ValueError(f"{path} is empty: it holds no records")
 
 
 def read_object(line: str) -> Record:
@@ -193,26 +184,13 @@ def _json(path: Path) -> Rows:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({_why(error)})") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({_why(error)})") from error
-    for number, value in enumerate(_members(whole), 1):
+    members = whole if isinstance(whole, list) else [whole]
+    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+        members = whole["data"]
+    elif isinstance(whole, dict) and whole and all(isinstance(value, dict) for value in whole.values()):
+        members = list(whole.values())
+    for number, value in enumerate(members, 1):
         yield number, _tried(checked_object, value)
-
-
-def _members(whole: Any) -> Iterable[Any]:
-    if not isinstance(whole, dict):
-        return whole if isinstance(whole, list) else [whole]
-    if isinstance(whole.get("data"), list):
-        return whole["data"]
-    if whole and all(isinstance(value, dict) for value in whole.values()):
-        return whole.values()
-    return [whole]
-
-
-def _csv(path: Path) -> Rows:
-    return _separated(path, _quoted_rows(path))
-
-
-def _tsv(path: Path) -> Rows:
-    return _separated(path, _tab_rows(path))
 
 
 Fields = Iterator[tuple[int, list[str] | ValueError]]
@@ -257,32 +235,22 @@ def _quoted_rows(path: Path) -> Fields:
             lines.begin()
             try:
                 row = next(rows, None)
+                if row is None:
+                    return
+                "".join(row).encode()
+                yield lines.number, row
             except csv.Error as error:
                 lines.go_back()
                 yield lines.number, ValueError(f"not CSV ({error})")
-                continue
-            if row is None:
-                return
-            yield lines.number, _tried(_all_decoded, row)
-
-
-def _all_decoded(row: list[str]) -> list[str]:
-    try:
-        "".join(row).encode()
-    except UnicodeEncodeError as error:  # Python keeps a byte that it cannot decode as 0xDC00 and the byte
-        raise ValueError(_not_utf8(ord(error.object[error.start]) - 0xDC00)) from error
-    return row
+            except UnicodeEncodeError as error:  # Python keeps a byte that it cannot decode as 0xDC00 and the byte
+                yield lines.number, ValueError(_not_utf8(ord(error.object[error.start]) - 0xDC00))
 
 
 def _tab_rows(path: Path) -> Fields:
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
-            yield number, _tried(_split, line)
-
-
-def _split(line: bytes) -> list[str]:
-    text = decoded(line)
-    return text.split("\t") if text else []
+            text = _tried(decoded, line)
+            yield number, text.split("\t") if isinstance(text, str) and text else text or []
 
 
 def _separated(path: Path, rows: Fields, *, columns: Sequence[str] = (), known: Sequence[str] = ()) -> Rows:
@@ -321,7 +289,7 @@ def _parquet(path: Path) -> Rows:
 READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _jsonl,
     ".json": _json,
-    ".csv": _csv,
-    ".tsv": _tsv,
+    ".csv": lambda path: _separated(path, _quoted_rows(path)),
+    ".tsv": lambda path: _separated(path, _tab_rows(path)),
     ".parquet": _parquet,
 }
