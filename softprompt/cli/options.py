@@ -160,7 +160,10 @@ def named_folders(sources: Sequence[str]) -> dict[str, str]:
 
 
 def set_threads(threads: int | None) -> None:
-    """Use as many processor threads as --threads says. ValueError for fewer than one."""
+    """Use as many processor threads as --threads says, and keep freed memory. ValueError for fewer than one."""
+    from softprompt.models import keep_freed_memory
+
+    keep_freed_memory()
     if threads is not None:
         import torch
 

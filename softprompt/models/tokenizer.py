@@ -29,12 +29,13 @@ class Tokenizer:
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.size: int = len(tokenizer)
         self.has_chat_template: bool = tokenizer.chat_template is not None
-        self._special_ids = {
-            id
-            for id, token in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-            if not token.startswith("<extra_id_")
-        }
-        self._control_ids = _control_ids(tokenizer)
+        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special_ids = {id for id, token in special.items() if not token.startswith("<extra_id_")}
+        # What ends, begins or pads a text or a turn: special, but no sentinel, nor what unknown characters get.
+        self._control_ids = {id for id, token in (added | special).items() if not token.startswith("<extra_id_")}
+        if tokenizer.unk_token_id not in (tokenizer.bos_token_id, self.eos_id, tokenizer.pad_token_id):
+            self._control_ids.discard(tokenizer.unk_token_id)
         self._ordinary_ids: list[int] | None = None
         self._plain: Any = None
 
@@ -54,14 +55,9 @@ class Tokenizer:
         Sentinels are not, unless there is one of those beside them: T5's users write them where words are left out.
         """
         encoded = self.encode_all(texts)
-        spelled = [
-            i
-            for i, ids in enumerate(encoded)
-            if not self._control_ids.isdisjoint(ids) and not isinstance(texts[i], Rendered)
-        ]
-        if spelled:
-            for i, ids in zip(spelled, self.encode_plain([texts[i] for i in spelled]), strict=True):
-                encoded[i] = ids
+        for i, ids in enumerate(encoded):
+            if not self._control_ids.isdisjoint(ids) and not isinstance(texts[i], Rendered):
+                (encoded[i],) = self.encode_plain([texts[i]])
         return encoded
 
     def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
@@ -101,7 +97,14 @@ class Tokenizer:
         """
         if self._ordinary_ids is None:
             left_out = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
-            self._ordinary_ids = [i for i in range(self.size) if i not in left_out and self._is_text(i)]
+            self._ordinary_ids = []
+            for id in range(self.size):
+                token = self._tokenizer.convert_ids_to_tokens(id)
+                if id in left_out or not isinstance(token, str) or (token.startswith("<0x") and token.endswith(">")):
+                    continue
+                text = self._tokenizer.decode([id])
+                if text.strip() and "\ufffd" not in text and text.isprintable():
+                    self._ordinary_ids.append(id)
         return list(self._ordinary_ids)
 
     def chat(self, text: str) -> str:
@@ -127,25 +130,6 @@ class Tokenizer:
         vocabulary = sorted(self._tokenizer.get_vocab().items())
         rules = "" if backend is None else backend.normalizer.__repr__() + backend.pre_tokenizer.__repr__()
         return hashlib.sha256(json.dumps([vocabulary, rules]).encode()).digest()
-
-    def _is_text(self, id: int) -> bool:
-        token = self._tokenizer.convert_ids_to_tokens(id)
-        if not isinstance(token, str) or (token.startswith("<0x") and token.endswith(">")):
-            return False
-        text = self._tokenizer.decode([id])
-        return bool(text.strip()) and "\ufffd" not in text and text.isprintable()
-
-
-def _control_ids(tokenizer: Any) -> set[int]:
-    """The ids that end, begin or pad a text or a turn: special, but no sentinel, nor what unknown characters get."""
-    added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special = added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    return {
-        id
-        for id, token in special.items()
-        if not token.startswith("<extra_id_") and (id != tokenizer.unk_token_id or id in ends)
-    }
 
 
 def _without_control(backend: Any, special_ids: Sequence[int]) -> Any:

@@ -93,13 +93,12 @@ def train_model(
     args: argparse.Namespace, model: Any, tokenizer: Any, defaults: Mapping[str, Any], vocabulary: str
 ) -> int:
     """Train the model on the corpus, and print how it ended. vocabulary: what messages call the tokenizer."""
-    from softprompt.models import choose_device, choose_dtype, keep_freed_memory
+    from softprompt.models import choose_device, choose_dtype
     from softprompt.pretraining import Hooks, device_of_torchrun, machine_of_torchrun, pretrain
 
     config = PretrainConfig(**{**defaults, **flags_of(args, SETTINGS)})
     device = choose_device(device_of_torchrun(args.device))
     bfloat16 = "bfloat16" in str(choose_dtype(args.dtype, device))
-    keep_freed_memory()
     with machine_of_torchrun(config, device, compile=args.compile, bfloat16=bfloat16) as machine:
         stream = _tokenized(args.corpus, tokenizer)
         if args.heldout:
