@@ -1,5 +1,6 @@
 """Loading frozen models: folders, GGUF files, devices, types, quantisation, fingerprints, and what is refused."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ from conftest import FAMILIES, make_model, make_tokenizer, tiny_lm
 
 from softprompt.answering.engine import Engine
 from softprompt.answering.running import RunningBatch, Start
+from softprompt.cli.options import set_threads
 from softprompt.models import loading
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.loading import SMOLLM2, choose_device, choose_dtype, dequantised_folder, load
@@ -58,6 +60,16 @@ def test_a_folder_loads_as_the_model_that_was_saved(kind, tmp_path, capfd):
     assert lm.max_length == (None if lm.is_encoder_decoder else 256)
     assert lm.num_parameters == sum(parameter.numel() for parameter in made.model.parameters())
     assert lm.quantization is None
+
+
+def test_loading_changes_nothing_of_the_process_and_a_command_that_computes_does(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loading, "keep_freed_memory", lambda: asked.append("keep"))
+    monkeypatch.setattr("softprompt.models.keep_freed_memory", lambda: asked.append("keep"), raising=False)
+    load(save_model(tmp_path), dtype="float32", device="cpu")
+    assert asked == []
+    set_threads(None)
+    assert asked == ["keep"]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +164,16 @@ def test_blocks_in_another_place_are_refused():
     )
     with pytest.raises(ValueError, match="'opt', which does not keep its blocks where Llama or GPT-2 has them"):
         FrozenLM(OPTForCausalLM(config), make_tokenizer(), name="tiny")
+
+
+def test_a_model_that_is_taken_over_is_taken_once_and_a_copy_leaves_it_as_it_was():
+    model, tokenizer = make_model("t5").train(), make_tokenizer()
+    names = list(model.state_dict())
+    lm = FrozenLM(copy.deepcopy(model), tokenizer, name="tiny")
+    assert list(model.state_dict()) == names and model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(ValueError, match="tiny is another FrozenLM's model; use that one, or give a copy of the model"):
+        FrozenLM(lm.model, tokenizer, name="tiny")
 
 
 def test_prompts_of_an_encoder_decoder_cannot_be_run_ahead(t5):
@@ -435,7 +457,7 @@ def test_what_serving_makes_lies_where_the_model_is(kind):
     batch = RunningBatch(lm, layout)
     for ids in ((4, 5, 6), (7,)):
         batch.read([Start(ids=ids, max_tokens=3)], 1 << 20)
-    assert RowGroups([group.states for group in batch.groups], "sdpa", 4, torch.clone).near.device.type == "meta"
+    assert RowGroups([group.states for group in batch.groups], 4, torch.clone).near.device.type == "meta"
     assert batch.decode().device.type == "meta"
 
 

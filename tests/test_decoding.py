@@ -16,6 +16,7 @@ from softprompt.answering.decoding import (
     sample,
     uniforms,
 )
+from softprompt.answering.running import generate
 from softprompt.models.states import Embedded
 from softprompt.models.tokenizer import Tokenizer
 
@@ -256,6 +257,6 @@ def test_one_beam_is_greedy():
     lm = tiny_lm("llama")
     inputs = torch.randint(4, 330, (6,), generator=draw(0)).tolist()
     x = lm.embed(torch.tensor([inputs]))
-    greedy = lm.generate(Embedded(x, torch.ones(1, 6, dtype=torch.bool)), max_tokens=6).ids[0]
+    greedy = generate(lm, Embedded(x, torch.ones(1, 6, dtype=torch.bool)), max_tokens=6).ids[0]
     best = search(lm, inputs, Decoding(max_tokens=6, num_beams=1))
     assert [id for id in best.ids if id != lm.tokenizer.eos_id] == greedy

@@ -14,9 +14,11 @@ from functools import partial
 import pytest
 import torch
 from conftest import ENCODER_DECODERS, FAMILIES, make_model, make_tokenizer, tiny_lm
+from torch import nn
 
 from softprompt.answering.engine import Engine
 from softprompt.answering.evaluation import ensemble, predict
+from softprompt.answering.running import generate
 from softprompt.models.backbone import NO_PROMPT, FrozenLM
 from softprompt.models.layers import use_written_out_attention, written_out_attention
 from softprompt.models.states import Embedded
@@ -89,7 +91,7 @@ def alone(lm, prompts, rows, candidates, run_once):
 
 def written_ids(engine, rows, member):
     """The tokens of each row's greedy answer."""
-    return engine.lm.generate(engine.inputs(rows, member), max_tokens=6).ids
+    return generate(engine.lm, engine.inputs(rows, member), max_tokens=6).ids
 
 
 # Equality 1: a mixed batch gives each row what it gets alone
@@ -168,7 +170,7 @@ def test_it_never_matters_on_which_side_a_row_is_padded(kind):
     at_left, at_right = Embedded(left, left_mask), Embedded(x, mask)
     right_scores = lm.score(at_right, candidates, every)
     assert apart([lm.score(at_left, candidates, every)], [right_scores]) < TOLERANCE
-    assert lm.generate(at_left, max_tokens=5).ids == lm.generate(at_right, max_tokens=5).ids
+    assert generate(lm, at_left, max_tokens=5).ids == generate(lm, at_right, max_tokens=5).ids
     prompts, worn = torch.randn(2, 4, lm.width, generator=generator), torch.tensor([1, -1, 0])
     joined, seen = prepend(prompts, torch.tensor([4, 2]), worn, x, mask)
     moves = (~seen).sum(1).tolist()
@@ -287,27 +289,40 @@ def test_in_bfloat16_training_together_spreads_less_than_the_seeds(kind):
 
 def test_dropout_masks_are_shared_over_positions_and_drawn_by_row(t5):
     seen = []
-    modules = [*t5._dropouts, *t5._attentions]
+    dropouts = t5._t5.dropouts
+    modules = [*dropouts, *t5._t5.attentions]
     with t5.dropout(0.25, [5, 6, 5], [4, 9, 4], 3):
         seen = [module.mask.clone() for module in modules]
     assert all(module.mask is None for module in modules)
-    shared = torch.cat([mask.flatten(1) for mask in seen[: len(t5._dropouts)]], 1)
-    assert all(mask.shape[1] == 1 for mask in seen[: len(t5._dropouts)])
+    shared = torch.cat([mask.flatten(1) for mask in seen[: len(dropouts)]], 1)
+    assert all(mask.shape[1] == 1 for mask in seen[: len(dropouts)])
     assert torch.equal(shared[0], shared[2]) and not torch.equal(shared[0], shared[1])
     assert set(shared.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert float((shared == 0).float().mean()) == pytest.approx(0.25, abs=0.05)
     before, after = t5.model.encoder.dropout.turns
-    assert t5._dropouts.index(before) != t5._dropouts.index(after)
-    assert not torch.equal(seen[t5._dropouts.index(before)], seen[t5._dropouts.index(after)])
+    assert dropouts.index(before) != dropouts.index(after)
+    assert not torch.equal(seen[dropouts.index(before)], seen[dropouts.index(after)])
 
 
 def test_dropout_masks_do_not_depend_on_what_a_row_is_batched_with(t5):
-    modules = [*t5._dropouts, *t5._attentions]
+    modules = [*t5._t5.dropouts, *t5._t5.attentions]
     with t5.dropout(0.25, [5], [4], 2):
         lone = [module.mask for module in modules]
     with t5.dropout(0.25, [8, 5], [11, 4], 17):
         for module, mask in zip(modules, lone, strict=True):
             assert torch.equal(module.mask[1:, : mask.shape[1]], mask)
+
+
+def test_an_error_while_masks_are_drawn_leaves_none_on_the_model(t5, monkeypatch):
+    def refuse(module, name, value):
+        if isinstance(value, torch.Tensor):
+            raise torch.OutOfMemoryError("out of memory")
+        nn.Module.__setattr__(module, name, value)
+
+    monkeypatch.setattr(type(t5._t5.attentions[0]), "__setattr__", refuse, raising=False)
+    with pytest.raises(torch.OutOfMemoryError), t5.dropout(0.25, [5], [4], 2):
+        pass
+    assert all(module.mask is None for module in [*t5._t5.dropouts, *t5._t5.attentions])
 
 
 def test_dropout_changes_the_loss_and_is_gone_afterwards(t5):
@@ -581,7 +596,7 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(kind):
     lm = tiny_lm(kind)
     for row in make_rows()[:4]:
         batch = collate([row], [NO_PROMPT], 0, lm.device)
-        ours = lm.generate(Embedded(lm.embed(batch.ids), batch.mask), max_tokens=8)
+        ours = generate(lm, Embedded(lm.embed(batch.ids), batch.mask), max_tokens=8)
         theirs = lm.model.generate(batch.ids, attention_mask=batch.mask.long(), max_new_tokens=8, do_sample=False)
         new = theirs[0, 1:] if lm.is_encoder_decoder else theirs[0, batch.ids.shape[1] :]
         new = new.tolist()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from softprompt.answering.engine import Engine
+from softprompt.answering.running import generate
 from softprompt.models.loading import load
 from softprompt.models.text import default_format, encode_all_inputs, encode_examples
 from softprompt.prompts import Card, SoftPrompt, save_prompt
@@ -80,7 +81,7 @@ def rows_of(lm):
 
 def engine_answer(engine, row, place):
     """The greedy ids and their log-probability, the end of sequence included."""
-    (ids,), (log_prob,) = engine.lm.generate(engine.inputs([row], [place]), max_tokens=MAX_TOKENS)
+    (ids,), (log_prob,) = generate(engine.lm, engine.inputs([row], [place]), max_tokens=MAX_TOKENS)
     return ids, log_prob
 
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer, tiny_lm
 
+from softprompt.answering import running
 from softprompt.answering.decoding import Decoding
 from softprompt.answering.engine import Engine, Prediction
 from softprompt.answering.evaluation import vote
+from softprompt.answering.running import generate
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.text import Row
 from softprompt.prompts import Card, SoftPrompt, save_prompt
@@ -126,7 +128,7 @@ def test_greedy_answers_are_the_models_own_whatever_they_are_batched_with(kind):
     assert most > 4
     for ids, worn, length, ticket in asked:
         lone = Engine(lm, [] if worn is None else [worn.values])
-        wanted = lm.generate(lone.inputs([Row(ids, (), False, 0)], [-1 if worn is None else 0]), max_tokens=length)
+        wanted = generate(lm, lone.inputs([Row(ids, (), False, 0)], [-1 if worn is None else 0]), max_tokens=length)
         (part,) = ticket.result(0.0).parts
         assert list(part.ids) == wanted.ids[0]
         assert sum(part.log_probs) == pytest.approx(wanted.log_probs[0], abs=10 * TOLERANCE)
@@ -753,10 +755,10 @@ def test_a_deadline_ends_waiting_and_running_requests(llama):
 def failing(function, is_bad, message):
     """The function, raising where `is_bad` says so."""
 
-    def call(first, *rest):
-        if is_bad(first):
+    def call(*given):
+        if is_bad(*given):
             raise RuntimeError(message)
-        return function(first, *rest)
+        return function(*given)
 
     return call
 
@@ -786,7 +788,11 @@ def test_an_error_in_a_step_ends_the_request_it_belongs_to(kind, monkeypatch):
     victim, token = next(
         (i, id) for i, answer in enumerate(wanted) for id in answer.parts[0].ids[1:6] if id not in seen[i]
     )
-    monkeypatch.setattr(lm, "decode", failing(lm.decode, lambda tokens: bool((tokens == token).any()), "bad step"))
+    monkeypatch.setattr(
+        running,
+        "step_rows",
+        failing(running.step_rows, lambda lm, tokens, groups: bool((tokens == token).any()), "bad step"),
+    )
     engine = make_engine(lm)
     tickets = [engine.submit(ask(ids_of(4, i), max_tokens=9)) for i in range(6)]
     finish(engine)
@@ -797,6 +803,46 @@ def test_an_error_in_a_step_ends_the_request_it_belongs_to(kind, monkeypatch):
         else:
             assert_same(ticket.result(0.0), wanted[i])
     assert engine.stats().cache_bytes == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_runs_out_of_memory_at_its_logits_is_taken_again_from_the_same_states(kind):
+    lm = tiny_lm(kind)
+    wanted = alone(lm, [], ask(ids_of(4), max_tokens=6))
+    engine = make_engine(lm)
+    ticket = engine.submit(ask(ids_of(4), max_tokens=6))
+    for _ in range(2):
+        engine.step()
+    output, calls = lm.model.get_output_embeddings(), []
+
+    def once_too_large(module, given):
+        calls.append(len(given[0]))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+
+    output.register_forward_pre_hook(once_too_large)
+    finish(engine)
+    assert len(calls) > 2
+    assert_same(ticket.result(0.0), wanted)
+
+
+def test_a_step_leaves_the_models_configuration_alone_for_passes_of_other_threads():
+    lm = tiny_lm("llama")
+    engine, row = make_engine(lm), Row(ids_of(5), (), False, 0)
+    (wanted,) = Engine(lm, []).label_scores([row], [-1], [[(7, 1), (9, 1)]])
+    ticket = engine.submit(ask(ids_of(4), max_tokens=3))
+    engine.step()
+    block, met = lm.blocks()[0], []
+
+    def evaluate_meanwhile(module, given):
+        handle.remove()
+        (scores,) = Engine(lm, []).label_scores([row], [-1], [[(7, 1), (9, 1)]])
+        met.append((lm.config._attn_implementation, scores == pytest.approx(wanted, abs=TOLERANCE)))
+
+    handle = block.register_forward_pre_hook(evaluate_meanwhile)
+    finish(engine)
+    assert met == [("sdpa", True)]
+    assert_same(ticket.result(0.0), alone(lm, [], ask(ids_of(4), max_tokens=3)))
 
 
 def in_float16(kind):

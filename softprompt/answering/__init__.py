@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from softprompt.answering.inspection import NUM_NEAREST, ablate, inspect_prompt, nearest_tokens, neighbourhood
     from softprompt.answering.prediction import CHUNK, predict_file, predict_records
     from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings, write_rows
-    from softprompt.answering.running import Projection, RunningBatch, Slot, Start, encoder_inputs
+    from softprompt.answering.running import Projection, RunningBatch, Slot, Start, embedded
     from softprompt.answering.saved import (
         form_of,
         load_for,
@@ -90,7 +90,7 @@ __getattr__, __all__ = face(
         "inspection": ("NUM_NEAREST", "ablate", "inspect_prompt", "nearest_tokens", "neighbourhood"),
         "prediction": ("CHUNK", "predict_file", "predict_records"),
         "rows": ("Result", "append_rows", "model_of_row", "read_rows", "surroundings", "write_rows"),
-        "running": ("Projection", "RunningBatch", "Slot", "Start", "encoder_inputs"),
+        "running": ("Projection", "RunningBatch", "Slot", "Start", "embedded"),
         "saved": ("form_of", "load_for", "open_prompts", "shared_scoring", "shared_task", "tell_quantization"),
         "scores": ("evaluate_prompts",),
     },

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softprompt.answering.running import generate
 from softprompt.base.watch import Progress
 from softprompt.models import NO_PROMPT, Embedded, FrozenLM, PromptStates, Row, collate, micro_batches, pad_candidates
 from softprompt.prompts import prepend, stack
@@ -48,8 +49,9 @@ class Prediction:
 
 def mean_probabilities(predictions: Sequence[Prediction]) -> dict[str, float]:
     """What prompts that scored the same candidates give each of them, on average; nothing if none was scored."""
-    shares = [own for prediction in predictions if (own := prediction.probabilities()) is not None]
-    return {text: fmean(own[text] for own in shares) for text in shares[0]} if shares else {}
+    shares = [prediction.probabilities() for prediction in predictions]
+    scored = [probabilities for probabilities in shares if probabilities is not None]
+    return {text: fmean(probabilities[text] for probabilities in scored) for text in scored[0]} if scored else {}
 
 
 class Engine:
@@ -125,7 +127,7 @@ class Engine:
 
         def write(places: list[int]) -> None:
             entering = self.inputs([rows[i] for i in places], [member[i] for i in places])
-            written = self.lm.generate(entering, max_tokens=max_target_length)
+            written = generate(self.lm, entering, max_tokens=max_target_length)
             for i, ids, log_prob in zip(places, written.ids, written.log_probs, strict=True):
                 answers[i] = Prediction(self.lm.tokenizer.decode(ids).strip(), log_prob)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from softprompt.models import NO_PROMPT, FrozenLM, Layout, PromptStates, RowStates, pad
+from softprompt.models import NO_PROMPT, Embedded, FrozenLM, Layout, PromptStates, RowStates, begin_rows, pad, step_rows
 from softprompt.prompts import prepend, stack
 
 ROOM = 32  # ours: columns that a group's buffer has after its end; moving a group costs less than a step
@@ -142,16 +142,16 @@ class RunningBatch:
         """Bytes that the buffers will take at most, however long the answers get."""
         nothing = Projection(self.layout)
         if not self.lm.is_encoder_decoder:
-            return nothing._replace(others=sum(self._reserved(group) for group in self.groups))
+            others = 0
+            for group in self.groups:
+                rows = max(group.states.capacity, group.num_rows)
+                others += self.layout.num_bytes(rows, group.final + ROOM)
+            return nothing._replace(others=others)
         return nothing._replace(
             num_rows=self.num_rows,
             columns=max((group.final for group in self.groups), default=0),
             encoder_columns=max((group.states.encoded.shape[1] for group in self.groups), default=0),
         )
-
-    def _reserved(self, group: Group) -> int:
-        rows = max(group.states.capacity, group.num_rows)
-        return self.layout.num_bytes(rows, group.final + ROOM, group.states.encoded.shape[1])
 
     def read(self, starts: Sequence[Start], max_bytes: int) -> tuple[list[Slot], Float[Tensor, "b v"] | None]:
         """Begin rows: read their inputs in one pass. Their slots, and the logits of their first tokens.
@@ -159,50 +159,72 @@ class RunningBatch:
         An encoder-decoder gives no logits: its first tokens come with the next step. `max_bytes`: what all buffers
         may take; room is left for more rows only within that.
         """
-        if self.lm.is_encoder_decoder:
-            return self._place(self._read_encoder(starts)), None
-        group, logits = self._read_text(starts, max_bytes)
-        return self._place(group), logits
+        return self.begin(embedded(self.lm, starts), starts, max_bytes)
+
+    def begin(
+        self, rows: Embedded, starts: Sequence[Start], max_bytes: int = 0
+    ) -> tuple[list[Slot], Float[Tensor, "b v"] | None]:
+        """The same for rows that are embedded already."""
+        tokens = [start.max_tokens for start in starts]
+        lengths = [start.length for start in starts]
+        promised = sum(start.num_rows for start in starts)
+        capacity = len(starts) if self.lm.is_encoder_decoder else self._capacity(starts, promised, max_bytes)
+        room = 1 if self.lm.is_encoder_decoder else min(max(tokens), ROOM)
+        states, logits = begin_rows(self.lm, self.layout, rows, lengths, capacity=capacity, room=room)
+        group = Group(states)
+        first = self.lm.config.decoder_start_token_id if self.lm.is_encoder_decoder else 0
+        for row, start in enumerate(starts):
+            final = states.end - states.starts[row] + start.max_tokens
+            group.slots.append(Slot(group, row, first, final, start.num_rows))
+        slots = list(group.slots)
+        host = self._host(group.length, group.num_rows, group.final)
+        if host is None:
+            self.groups.append(group)
+        else:
+            self._join(host, group)
+        return slots, logits
 
     def decode(self) -> Float[Tensor, "b v"]:
         """The logits after every row's last token, in the order of `slots`."""
-        self._consolidate()
-        for group in self.groups:
-            if group.states.end == group.states.columns:
-                self._make_room(group)
-        tokens = torch.tensor([slot.token for slot in self.slots], device=self.layout.device)
-        return self.lm.decode(tokens, [group.states for group in self.groups])
+        most = 1 if self.lm.is_encoder_decoder else MAX_GROUPS
+        while len(self.groups) > most:  # all of an encoder-decoder's join; else a small one that another can take in
+            for group in sorted(self.groups, key=lambda group: group.num_rows):
+                host = self._host(group.length, group.num_rows, group.final, but=group)
+                if host is not None:
+                    self.groups.remove(group)
+                    self._join(host, group)
+                    break
+            else:
+                break
+        return self._step(self.groups)
 
     def decode_alone(self, slot: Slot) -> Float[Tensor, "1 v"]:
         """The same for one row, which must have been isolated."""
         assert len(slot.group.slots) == 1
-        if slot.group.states.end == slot.group.states.columns:
-            self._make_room(slot.group)
-        return self.lm.decode(torch.tensor([slot.token], device=self.layout.device), [slot.group.states])
+        return self._step([slot.group])
 
     def isolate(self) -> None:
         """Give every row a group of its own, to see which of them a step fails for."""
-        alone = []
-        for slot in self.slots:
-            group = Group(slot.group.states.lone(slot.row), [slot])
-            alone.append((slot, group))
-        for slot, group in alone:
-            slot.group, slot.row = group, 0
-        self.groups = [group for _, group in alone]
+        slots, self.groups = self.slots, []
+        for slot in slots:
+            states = slot.group.states
+            length, wide = states.end - states.starts[slot.row], states.encoded_lengths[slot.row]
+            slot.group = Group(states.moved([slot.row], 1, length, 1, wide), [slot])
+            slot.row = 0
+            self.groups.append(slot.group)
 
     def fan_out(self, slot: Slot) -> list[Slot]:
         """As many copies of a row as it was promised, itself the first."""
-        group, count = slot.group, slot.num_rows
-        if group.states.num_rows + count - 1 > group.states.capacity:
-            right = max(group.states.columns - group.states.end, 1)
-            capacity = max(group.states.num_rows + count - 1, group.num_rows)
-            group.states.resize(capacity, group.length, right, group.states.encoded.shape[1])
-        slot.num_rows = 1
+        group, states = slot.group, slot.group.states
+        needed = states.num_rows + slot.num_rows - 1
+        if needed > states.capacity:
+            self._resize(group, max(needed, group.num_rows), group.length, max(states.columns - states.end, 1))
         copies = [slot]
-        for _ in range(count - 1):
-            group.states.append_copy(slot.row)
+        for _ in range(slot.num_rows - 1):
+            group.states.take_in(group.states, [slot.row])
             copies.append(Slot(group, len(group.slots), slot.token, slot.final, 1))
             group.slots.append(copies[-1])
+        slot.num_rows = 1
         return copies
 
     def reorder(self, slots: Sequence[Slot], parents: Sequence[int], num_tokens: int) -> None:
@@ -221,53 +243,13 @@ class RunningBatch:
         if not group.slots:
             self.groups.remove(group)
 
-    def _read_encoder(self, starts: Sequence[Start]) -> Group:
-        x, mask = encoder_inputs(self.lm, starts)
-        encoded = self.lm.encode(x, mask)
-        states = RowStates(self.layout, len(starts), 1, encoder_columns=x.shape[1])
-        states.encoded[:, : x.shape[1]] = encoded
-        states.encoded_lengths = [start.length for start in starts]
-        states.starts = [0] * len(starts)
-        return self._group(states, starts, self.lm.config.decoder_start_token_id)
-
-    def _read_text(self, starts: Sequence[Start], max_bytes: int) -> tuple[Group, Tensor]:
-        widest, longest = max(start.length for start in starts), max(len(start.ids) for start in starts)
-        rows = sum(start.num_rows for start in starts)
-        room = min(max(start.max_tokens for start in starts), ROOM)
-        states = RowStates(self.layout, self._capacity(starts, rows, max_bytes), widest + room)
-        states.starts = [widest - start.length for start in starts]
-        states.encoded_lengths = [0] * len(starts)
-        states.end = widest - longest
-        states.prompts = [(row, _flat(start.states)) for row, start in enumerate(starts) if start.states is not None]
-        pad_id = self.lm.tokenizer.pad_id
-        ids = [[pad_id] * (longest - len(start.ids)) + list(start.ids) for start in starts]
-        logits = self.lm.read(self.lm.embed(torch.tensor(ids, device=self.layout.device)), states)
-        states.prompts = []
-        return self._group(states, starts, 0), logits
-
     def _capacity(self, starts: Sequence[Start], rows: int, max_bytes: int) -> int:
         """Rows of a new group: a few more than it has, if nothing else will take it in and memory allows."""
-        final = max(_final(self.lm, start) for start in starts)
+        final = max(start.length + start.max_tokens for start in starts)
         if rows >= SPARE or self._host(max(start.length for start in starts), rows, final) is not None:
             return rows
         with_spare = self.projection().num_bytes + self.layout.num_bytes(SPARE, final + ROOM)
         return SPARE if with_spare <= max_bytes else rows
-
-    def _group(self, states: RowStates, starts: Sequence[Start], token: int) -> Group:
-        group = Group(states)
-        for row, start in enumerate(starts):
-            group.slots.append(Slot(group, row, token, _final(self.lm, start), start.num_rows))
-        return group
-
-    def _place(self, group: Group) -> list[Slot]:
-        """Let a new group join the batch."""
-        slots = list(group.slots)
-        host = self._host(group.length, group.num_rows, group.final)
-        if host is None:
-            self.groups.append(group)
-        else:
-            self._join(host, group)
-        return slots
 
     def _host(self, length: int, rows: int, final: int, but: Group | None = None) -> Group | None:
         """The group that takes such rows in: the one of an encoder-decoder, or one of like length with room."""
@@ -289,51 +271,78 @@ class RunningBatch:
         wide = max([*states.encoded_lengths, *group.states.encoded_lengths])
         if rows > states.capacity or wide > states.encoded.shape[1] or group.length > states.end:
             right = max(states.columns - states.end, 1)
-            states.resize(rows, max(host.length, group.length), right, wide)
-        states.take_in(group.states)
+            self._resize(host, rows, max(host.length, group.length), right, wide)
+        host.states.take_in(group.states, range(group.states.num_rows))
         for slot in group.slots:
             slot.group, slot.row = host, len(host.slots)
             host.slots.append(slot)
 
-    def _consolidate(self) -> None:
-        """Join groups: all of an encoder-decoder's, and a small one of many that another can take in."""
-        most = 1 if self.lm.is_encoder_decoder else MAX_GROUPS
-        while len(self.groups) > most:
-            for group in sorted(self.groups, key=lambda group: group.num_rows):
-                host = self._host(group.length, group.num_rows, group.final, but=group)
-                if host is not None:
-                    break
-            else:
-                return
-            self.groups.remove(group)
-            self._join(host, group)
+    def _step(self, groups: Sequence[Group]) -> Tensor:
+        """The next logits of these groups' rows; where a buffer is full it is moved to one with room."""
+        for group in groups:
+            states = group.states
+            if states.end == states.columns:
+                left = max(slot.final - (states.end - states.starts[slot.row]) for slot in group.slots)
+                capacity = max(min(states.capacity, max(2 * group.num_rows, SPARE)), group.num_rows)
+                self._resize(group, capacity, group.length, max(min(left, ROOM), 1), max(states.encoded_lengths))
+        slots = [slot for group in groups for slot in group.slots]
+        tokens = torch.tensor([slot.token for slot in slots], device=self.layout.device)
+        return step_rows(self.lm, tokens, [group.states for group in groups])
 
-    def _make_room(self, group: Group) -> None:
+    def _resize(self, group: Group, capacity: int, left: int, right: int, wide: int | None = None) -> None:
         states = group.states
-        left = max(slot.final - (states.end - states.starts[slot.row]) for slot in group.slots)
-        rows = group.num_rows
-        capacity = min(states.capacity, max(2 * rows, SPARE))
-        states.resize(max(capacity, rows), group.length, max(min(left, ROOM), 1), max(states.encoded_lengths))
+        wide = states.encoded.shape[1] if wide is None else wide
+        group.states = states.moved(range(states.num_rows), capacity, left, right, wide)
 
 
-def encoder_inputs(lm: FrozenLM, starts: Sequence[Start]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
-    """The embedded inputs, behind the prompts' values where rows have them; padding at the right."""
+class Generated(NamedTuple):
+    """Answers to rows, in their order."""
+
+    ids: list[list[int]]
+    """New tokens, without the end of sequence."""
+    log_probs: list[float]
+    """Sum of log p over the tokens chosen, the end of sequence included where it came."""
+
+
+@torch.no_grad()
+def generate(lm: FrozenLM, rows: Embedded, *, max_tokens: int) -> Generated:
+    """Greedy decoding, to the end of sequence or `max_tokens` new tokens; a row that is done leaves the batch."""
+    lengths = rows.mask.sum(1)
+    if rows.states is not None and rows.member is not None and not lm.is_encoder_decoder:
+        lengths += rows.states.row_lengths(rows.member)
+    batch = RunningBatch(lm, lm.layout())
+    starts = [Start(ids=(), prompt_length=length, max_tokens=max_tokens) for length in lengths.tolist()]
+    slots, logits = batch.begin(rows, starts)
+    row_of = {slot: row for row, slot in enumerate(slots)}
+    answers = Generated([[] for _ in slots], [0.0] * len(slots))
+    for _ in range(max_tokens):
+        logits = batch.decode() if logits is None else logits
+        log_probs, tokens = logits.log_softmax(-1).max(-1)
+        logits = None
+        # From the last row on, so that a row that leaves need not be filled with another.
+        for slot, token, log_prob in zip(
+            reversed(batch.slots), reversed(tokens.tolist()), reversed(log_probs.tolist()), strict=True
+        ):
+            answers.log_probs[row_of[slot]] += log_prob
+            slot.token = token
+            if token == lm.tokenizer.eos_id:
+                batch.drop(slot)
+            else:
+                answers.ids[row_of[slot]].append(token)
+        if not batch.slots:
+            break
+    return answers
+
+
+def embedded(lm: FrozenLM, starts: Sequence[Start]) -> Embedded:
+    """The rows as they enter the model, each with its prompt; padding at the right."""
     ids, mask = pad([start.ids for start in starts], lm.tokenizer.pad_id, lm.device)
     x = lm.embed(ids)
-    worn = [start.values for start in starts if start.values is not None]
+    if not lm.is_encoder_decoder:
+        return Embedded(x, mask, *PromptStates.of_rows([start.states for start in starts]))
+    worn = [start.values.to(x.device) for start in starts if start.values is not None]
     if not worn:
-        return x, mask
-    prompts, lengths = stack([values.to(x.device) for values in worn])
+        return Embedded(x, mask)
     places = iter(range(len(worn)))
     member = [NO_PROMPT if start.values is None else next(places) for start in starts]
-    return prepend(prompts, lengths, torch.tensor(member, device=x.device), x, mask)
-
-
-def _final(lm: FrozenLM, start: Start) -> int:
-    """Columns that a row will have at most."""
-    return start.max_tokens if lm.is_encoder_decoder else start.length + start.max_tokens
-
-
-def _flat(states: PromptStates) -> list[Tensor]:
-    """Keys and values [h p e] as RowStates has them."""
-    return [state[0] for pair in zip(states.keys, states.values, strict=True) for state in pair]
+    return Embedded(*prepend(*stack(worn), torch.tensor(member, device=x.device), x, mask))

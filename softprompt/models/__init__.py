@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from softprompt.models.shapes import SIZES, Architecture, Shape, read_architecture, shape_of
     from softprompt.models.states import Embedded, Layout, PromptStates, RowStates
+    from softprompt.models.steps import begin_rows, step_rows
     from softprompt.models.text import (
         SEPARATOR,
         Row,
@@ -68,6 +69,7 @@ __getattr__, __all__ = face(
         ),
         "shapes": ("Architecture", "SIZES", "Shape", "read_architecture", "shape_of"),
         "states": ("Embedded", "Layout", "PromptStates", "RowStates"),
+        "steps": ("begin_rows", "step_rows"),
         "text": (
             "Row",
             "SEPARATOR",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -41,6 +41,26 @@ class PromptStates:
         pairs = [(s, c.grad.to(s.dtype)) for s, c in zip(states, collected, strict=True) if c.grad is not None]
         torch.autograd.backward([s for s, _ in pairs], [g for _, g in pairs])
 
+    def by_layer(self) -> list[Tensor]:
+        """Each layer's keys [k h p e] and then its values, layer after layer."""
+        return [states for pair in zip(self.keys, self.values, strict=True) for states in pair]
+
+    def fill(self, cache: Any, member: Int[Tensor, " b"], dtype: torch.dtype) -> Any:
+        """transformers' cache with the keys and values of the prompts that rows wear, laid out for the rows.
+
+        A row that wears none gets those of any prompt; the mask hides them.
+        """
+
+        def worn(layer: Tensor) -> Tensor:
+            if len(layer) == 1:
+                return layer.to(dtype).expand(len(member), -1, -1, -1)
+            # index_select: its gradient is summed in one order, that of plain indexing in any.
+            return layer.to(dtype).index_select(0, member.clamp(min=0))
+
+        for number, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            cache.update(worn(keys), worn(values), number)
+        return cache
+
     def row_lengths(self, member: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
         """Prompt tokens in front of each row; 0 where it wears none."""
         if len(self.lengths) == 0:
@@ -53,28 +73,21 @@ class PromptStates:
         distinct = {id(states): states for states in worn if states is not None}
         if not distinct:
             return None, None
-        first = next(iter(distinct.values()))
-        if len(distinct) == 1:
-            member = [-1 if states is None else 0 for states in worn]
-            return first, torch.tensor(member, device=first.lengths.device)
-        lengths = [0 if states is None else int(states.lengths) for states in worn]
+        prompts = list(distinct.values())
+        place_of = {key: place for place, key in enumerate(distinct)}
+        device = prompts[0].lengths.device
+        member = torch.tensor([-1 if states is None else place_of[id(states)] for states in worn], device=device)
+        if len(prompts) == 1:
+            return prompts[0], member
+        lengths = torch.cat([states.lengths for states in prompts])
+        longest = int(lengths.max())
 
-        def rows(kind: str, layer: int) -> Tensor:
-            like: Tensor = getattr(first, kind)[layer]
-            padded = like.new_zeros(len(worn), like.shape[1], max(lengths), like.shape[3])
-            for row, (states, length) in enumerate(zip(worn, lengths, strict=True)):
-                if states is not None:
-                    padded[row, :, :length] = getattr(states, kind)[layer][0]
-            return padded
+        def together(layers: Sequence[Tensor]) -> Tensor:
+            return torch.cat([nn.functional.pad(layer, (0, 0, 0, longest - layer.shape[2])) for layer in layers])
 
-        layers = range(len(first.keys))
-        together = PromptStates(
-            [rows("keys", i) for i in layers],
-            [rows("values", i) for i in layers],
-            torch.tensor(lengths, device=first.lengths.device),
-        )
-        member = [-1 if states is None else row for row, states in enumerate(worn)]
-        return together, torch.tensor(member, device=first.lengths.device)
+        keys = [together(layers) for layers in zip(*(states.keys for states in prompts), strict=True)]
+        values = [together(layers) for layers in zip(*(states.values for states in prompts), strict=True)]
+        return PromptStates(keys, values, lengths), member
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +146,11 @@ class RowStates:
         self.prompts: list[tuple[int, Sequence[Tensor]]] = []
         """(row, its prompt's keys and values [h p e], as in `Layout.shapes`) that `update` is to put in place."""
         self.encoded_lengths: list[int] = []
-        self._allocate(capacity, columns, encoder_columns)
-
-    def _allocate(self, capacity: int, columns: int, encoder_columns: int) -> None:
+        self._cross: Any = None
         # Zeros, because what is masked is multiplied by 0, and 0 times what memory happens to hold may be NaN.
-        like: dict[str, Any] = {"dtype": self.layout.dtype, "device": self.layout.device}
-        states = [torch.zeros(capacity, heads, columns, width, **like) for heads, width in self.layout.shapes]
-        self.encoded = torch.zeros(capacity, encoder_columns, self.layout.encoder_width, **like)
-        self.states = states
+        like: dict[str, Any] = {"dtype": layout.dtype, "device": layout.device}
+        self.states = [torch.zeros(capacity, heads, columns, width, **like) for heads, width in layout.shapes]
+        self.encoded = torch.zeros(capacity, encoder_columns, layout.encoder_width, **like)
 
     @property
     def num_rows(self) -> int:
@@ -199,21 +209,39 @@ class RowStates:
         lengths = torch.tensor(self.encoded_lengths, device=self.layout.device)
         return self.encoded[: self.num_rows, :widest], columns < lengths[:, None]
 
-    def append_copy(self, row: int) -> None:
-        """One row more, the same as `row`."""
-        assert self.num_rows < self.capacity
-        self._copy(row, self.num_rows, self.starts[row])
-        self.starts.append(self.starts[row])
-        self.encoded_lengths.append(self.encoded_lengths[row])
+    def cross_attention(self) -> Any:
+        """transformers' own cache for keys and values of the encoder's states; empty after rows have come or gone."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        if self._cross is None:
+            self._cross = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        return self._cross
+
+    def take_in(self, other: RowStates, rows: Sequence[int]) -> None:
+        """Add copies of these rows of another, or of its own, which must fit; they follow one another there."""
+        new, taken = slice(self.num_rows, self.num_rows + len(rows)), slice(rows[0], rows[-1] + 1)
+        starts = other.starts[taken]
+        length = other.end - min(starts)
+        assert new.stop <= self.capacity and length <= self.end
+        for mine, theirs in zip(self.states, other.states, strict=True):
+            mine[new, :, self.end - length : self.end] = theirs[taken, :, other.end - length : other.end]
+        encoded_lengths = other.encoded_lengths[taken]
+        wide = max(encoded_lengths)
+        self.encoded[new, :wide] = other.encoded[taken, :wide]
+        self.starts += [self.end - other.end + start for start in starts]
+        self.encoded_lengths += encoded_lengths
+        self._cross = None
 
     def remove(self, row: int) -> None:
         """Take a row out; the last one takes its place."""
-        last = self.num_rows - 1
+        start, encoded_length = self.starts.pop(), self.encoded_lengths.pop()
+        last = self.num_rows
         if row != last:
-            self._copy(last, row, self.starts[last])
-            self.starts[row], self.encoded_lengths[row] = self.starts[last], self.encoded_lengths[last]
-        self.starts.pop()
-        self.encoded_lengths.pop()
+            for state in self.states:
+                state[row, :, start : self.end] = state[last, :, start : self.end]
+            self.encoded[row, :encoded_length] = self.encoded[last, :encoded_length]
+            self.starts[row], self.encoded_lengths[row] = start, encoded_length
+        self._cross = None
 
     def reorder(self, rows: Sequence[int], sources: Sequence[int], num_tokens: int) -> None:
         """Give each of `rows` the last `num_tokens` columns of the row named in `sources`."""
@@ -225,46 +253,14 @@ class RowStates:
         for state in self.states:
             state[to, :, columns] = state[source, :, columns]
 
-    def take_in(self, other: RowStates) -> None:
-        """Add the rows of another, which must fit."""
-        n, m = self.num_rows, other.num_rows
-        length = other.end - other.first
-        assert n + m <= self.capacity and length <= self.end
-        for mine, theirs in zip(self.states, other.states, strict=True):
-            mine[n : n + m, :, self.end - length : self.end] = theirs[:m, :, other.first : other.end]
-        wide = max(other.encoded_lengths, default=0)
-        self.encoded[n : n + m, :wide] = other.encoded[:m, :wide]
-        self.starts += [self.end - (other.end - start) for start in other.starts]
-        self.encoded_lengths += other.encoded_lengths
-
-    def resize(self, capacity: int, left: int, right: int, encoder_columns: int) -> None:
-        """Lay the rows out anew: room for `capacity` rows, `left` columns before the end and `right` after it."""
-        length, n = self.end - self.first, self.num_rows
-        assert n <= capacity and length <= left
-        before, encoded, wide = self.states, self.encoded, max(self.encoded_lengths, default=0)
-        own = slice(self.first, self.end)
-        self._allocate(capacity, left + right, encoder_columns)
-        for state, old in zip(self.states, before, strict=True):
-            state[:n, :, left - length : left] = old[:n, :, own]
-        self.encoded[:n, :wide] = encoded[:n, :wide]
-        self.starts = [start - self.end + left for start in self.starts]
-        self.end = left
-
-    def lone(self, row: int) -> RowStates:
-        """A copy of one row, by itself."""
-        start, length = self.starts[row], self.end - self.starts[row]
-        alone = RowStates(self.layout, 1, length + 1, encoder_columns=self.encoded_lengths[row])
-        for mine, theirs in zip(alone.states, self.states, strict=True):
-            mine[0, :, :length] = theirs[row, :, start : self.end]
-        alone.encoded[0] = self.encoded[row, : self.encoded_lengths[row]]
-        alone.starts, alone.encoded_lengths, alone.end = [0], [self.encoded_lengths[row]], length
-        return alone
-
-    def _copy(self, row: int, to: int, start: int) -> None:
-        for state in self.states:
-            state[to, :, start : self.end] = state[row, :, start : self.end]
-        length = self.encoded_lengths[row]
-        self.encoded[to, :length] = self.encoded[row, :length]
+    def moved(self, rows: Sequence[int], capacity: int, left: int, right: int, encoder_columns: int) -> RowStates:
+        """These rows, which follow one another, in a buffer of their own: room for `capacity` rows, `left` columns
+        before the end and `right` after it.
+        """
+        new = RowStates(self.layout, capacity, left + right, encoder_columns=encoder_columns)
+        new.end = left
+        new.take_in(self, rows)
+        return new
 
 
 class RowGroups:
@@ -276,34 +272,31 @@ class RowGroups:
     def __init__(
         self,
         groups: Sequence[RowStates],
-        implementation: str,
         window: int | None,
         as_the_model_reads: Callable[[Tensor], Tensor],
     ):
         self.groups = groups
-        self.implementation = implementation
         self.full = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=groups[0].layout.device)
-        """Stands for the mask in layers without a window: `layers.row_attention` has its own."""
+        """Stands for the mask in layers without a window: `attend` has its own."""
         self.near = self.full if window is None else self.full.clone()
         """Stands for it in layers with one."""
-        self._parts = _slices(groups)
-        self._read = {id(self.full): [self._columns(group, group.first, as_the_model_reads) for group in groups]}
-        if window is not None:
-            firsts = [max(group.first, group.end + 1 - window) for group in groups]
-            pairs = zip(groups, firsts, strict=True)
-            self._read[id(self.near)] = [self._columns(group, first, as_the_model_reads) for group, first in pairs]
+        self._parts, begin = [], 0
+        for group in groups:
+            self._parts.append(slice(begin, begin + group.num_rows))
+            begin += group.num_rows
 
-    @staticmethod
-    def _columns(
-        group: RowStates, first: int, as_the_model_reads: Callable[[Tensor], Tensor]
-    ) -> tuple[int, Tensor | None]:
-        """The first column that is read, and the mask from there on; None where all rows have all of it."""
-        if max(group.starts) <= first:
-            return first, None
-        return first, as_the_model_reads(group.real(first, group.end + 1)[:, None, None])
+        def columns(group: RowStates, first: int) -> tuple[int, Tensor | None]:
+            """The first column that is read, and the mask from there on; None where all rows have all of it."""
+            if max(group.starts) <= first:
+                return first, None
+            return first, as_the_model_reads(group.real(first, group.end + 1)[:, None, None])
+
+        self._read_full = self._read_near = [columns(group, group.first) for group in groups]
+        if window is not None:
+            self._read_near = [columns(group, max(group.first, group.end + 1 - window)) for group in groups]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        """Write a layer's new keys and values [b h 1 e]. `layers.row_attention` reads the others."""
+        """Write a layer's new keys and values [b h 1 e]. `attend` reads the others."""
         for group, part in zip(self.groups, self._parts, strict=True):
             group.update(keys[part], values[part], layer)
         return keys, values
@@ -311,15 +304,8 @@ class RowGroups:
     def attend(self, attention: Callable[..., Any], module: Any, query: Tensor, mask: Tensor, **options: Any) -> Tensor:
         """The model's own attention, group by group [b 1 h e]."""
         outputs = []
-        for group, part, (first, real) in zip(self.groups, self._parts, self._read[id(mask)], strict=True):
+        read = self._read_full if mask is self.full else self._read_near
+        for group, part, (first, real) in zip(self.groups, self._parts, read, strict=True):
             keys, values = group.view(module.layer_idx, first, group.end + 1)
             outputs.append(attention(module, query[part], keys, values, real, **options)[0])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _slices(groups: Sequence[RowStates]) -> list[slice]:
-    slices, begin = [], 0
-    for group in groups:
-        slices.append(slice(begin, begin + group.num_rows))
-        begin += group.num_rows
-    return slices

@@ -20,10 +20,10 @@ from softprompt.answering import (
     Start,
     best,
     choose,
-    encoder_inputs,
+    embedded,
     vote,
 )
-from softprompt.models import Embedded, PromptStates, micro_batches, pad_candidates
+from softprompt.models import micro_batches, pad_candidates
 from softprompt.serving.admission import Admission
 from softprompt.serving.prompt_table import PromptTable
 from softprompt.serving.queue import Job, Queue
@@ -146,11 +146,9 @@ class Stepper:
 
     def _score(self, jobs: list[Job], starts: list[Start]) -> None:
         """Score the labels of parts in one pass, and answer them."""
-        x, mask = encoder_inputs(self.lm, starts)
         pad_id, device = self.lm.tokenizer.pad_id, self.lm.device
         candidates, real = pad_candidates([job.part.candidates for job in jobs], pad_id, device)
-        states, member = PromptStates.of_rows([start.states for start in starts])
-        scored = self.lm.score(Embedded(x, mask, states, member), candidates, real)
+        scored = self.lm.score(embedded(self.lm, starts), candidates, real)
         for job, scores in zip(jobs, scored.tolist(), strict=True):
             self._count(job, num_read=len(job.part.ids))
             if not all(map(math.isfinite, scores)):
