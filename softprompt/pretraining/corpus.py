@@ -123,7 +123,9 @@ def tokenized(files: Sequence[Path], tokenizer: Tokenizer, *, progress: Progress
     if not files:
         raise ValueError("the corpus is empty: it has no files; name the text to train on")
     number = np.uint16 if tokenizer.size <= SHORT_IDS else np.uint32
-    path = _cached(files, tokenizer)
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = json.dumps([stats, tokenizer.digest().hex(), TEXT_COLUMN, "plain"])
+    path = cache_folder() / "tokens" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.ids"  # no header
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{path}.lock"):
@@ -146,37 +148,26 @@ def tokenized(files: Sequence[Path], tokenizer: Tokenizer, *, progress: Progress
     return TokenStream(ids, int(ends))
 
 
-def _cached(files: Sequence[Path], tokenizer: Tokenizer) -> Path:
-    """Where the ids of these files are kept: plain numbers, without a header."""
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    how = [tokenizer.digest().hex(), TEXT_COLUMN, "plain"]
-    key = hashlib.sha256(json.dumps([stats, *how]).encode()).hexdigest()[:20]
-    return cache_folder() / "tokens" / f"{key}.ids"
-
-
 def _tokenize(
     files: Sequence[Path], tokenizer: Tokenizer, number: type[np.unsignedinteger], progress: Progress | None
 ) -> Iterator[bytes]:
     """The ids of one document after the other, as they lie in memory."""
-    empty = True
-    for chunk in _chunks(read_documents(files)):
-        empty = False
-        yield from (np.array([*ids, tokenizer.eos_id], number).tobytes() for ids in tokenizer.encode_plain(chunk))
+    documents = read_documents(files)
+    is_empty = True
+    while True:
+        chunk: list[str] = []
+        size = 0
+        for text in documents:
+            chunk.append(text)
+            size += len(text)
+            if size >= CHUNK:
+                break
+        if not chunk:
+            break
+        is_empty = False
+        for ids in tokenizer.encode_plain(chunk):
+            yield np.array([*ids, tokenizer.eos_id], number).tobytes()
         if progress:
             progress(sum(len(text.encode()) for text in chunk))
-    if empty:
+    if is_empty:
         raise ValueError(f"the corpus is empty: {files[0]} and the others hold no text")
-
-
-def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in lists of about `CHUNK` characters."""
-    chunk: list[str] = []
-    size = 0
-    for text in documents:
-        chunk.append(text)
-        size += len(text)
-        if size >= CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk

@@ -211,7 +211,10 @@ class Pretraining:
         self.stream.texts([0], self.objective.text_length, config.seed)  # refuses a corpus that is too short
         self.text = {"corpus": _digest(stream.ids), "heldout": _digest(self.heldout)}
         self.parameters = list(dict.fromkeys(model.parameters()))
-        self.optimizer = _optimizer(config, self.parameters)
+        rate, decay = config.learning_rate, config.weight_decay
+        # PyTorch's Adafactor has T5's scaling by a weight's root mean square, and never more than 1/sqrt(step) of it.
+        kind = torch.optim.Adafactor if config.optimizer == "adafactor" else ScaledAdamW
+        self.optimizer: Any = kind(self.parameters, lr=rate, weight_decay=decay)
         self.scale = model.config.d_model**-0.5 if scales_outputs(model.config) else 1.0
         self.device = self.parameters[0].device
         self.state = _State()
@@ -232,7 +235,8 @@ class Pretraining:
             loss = (nll.sum() + config.z_loss * log_z.square().sum()) / num_targets
             loss.backward()
             total += nll.detach().sum() / num_targets
-        self._share(total)
+        if self.machine.world > 1:
+            self._sum_over_processes(total)
         self._check_finite("loss", total)
         self._check_finite("gradient", torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm))
         rate = config.learning_rate * rate_multiplier(config.schedule, state.step, config.warmup_steps, config.steps)
@@ -267,10 +271,8 @@ class Pretraining:
             ).last_hidden_state
             return self.token_losses(hidden.flatten(0, 1) * self.scale, self.model.lm_head.weight, wanted.flatten())
 
-    def _share(self, total: Tensor) -> None:
-        """Sum gradients and loss over all processes."""
-        if self.machine.world == 1:
-            return
+    def _sum_over_processes(self, total: Tensor) -> None:
+        """Gradients and the loss."""
         gradients = [parameter.grad for parameter in self.parameters]
         flat = torch.cat([gradient.flatten() for gradient in gradients] + [total[None]])
         torch.distributed.all_reduce(flat)
@@ -307,7 +309,14 @@ class Pretraining:
         resumed = resume and self.checkpoint.is_file()
         if resumed:
             self.read()
-        self._agree()
+        if self.machine.world > 1:
+            steps: list[Any] = [None] * self.machine.world
+            torch.distributed.all_gather_object(steps, self.state.step)
+            if len(set(steps)) > 1:
+                raise ValueError(
+                    f"the processes would go on from steps {', '.join(map(str, steps))}, but {self.checkpoint} must be "
+                    "the same for all; copy the newest to every machine, or share the folder"
+                )
         if not self.machine.writes:
             return
         kept = [folder for folder in (self.folder / STEPS).glob("*") if folder.name.isdigit()]
@@ -317,18 +326,6 @@ class Pretraining:
                 shutil.rmtree(folder)
         for path in (self.checkpoint, self.folder / CURVE, *(folder / MODEL for folder in (self.folder, *kept))):
             remove_leftovers(path)
-
-    def _agree(self) -> None:
-        """ValueError where processes would go on from different steps."""
-        if self.machine.world == 1:
-            return
-        steps: list[Any] = [None] * self.machine.world
-        torch.distributed.all_gather_object(steps, self.state.step)
-        if len(set(steps)) > 1:
-            raise ValueError(
-                f"the processes would go on from steps {', '.join(map(str, steps))}, but {self.checkpoint} must be the "
-                "same for all; copy the newest to every machine, or share the folder"
-            )
 
     def keep(self) -> None:
         """Save the model if this step's is to be kept, and is not whole already. A full disk is told as in `write`."""
@@ -428,13 +425,6 @@ def _fixed_texts(heldout: TokenStream, length: int, config: PretrainConfig) -> I
 def _digest(ids: Shaped[np.ndarray, "*n"]) -> str:
     """What a checkpoint remembers of ids: a tenth of a second for 73 million."""
     return f"{ids.size:,} tokens, sha256 {hashlib.sha256(ids.data).hexdigest()[:16]}"
-
-
-def _optimizer(config: PretrainConfig, parameters: Sequence[Tensor]) -> Any:
-    if config.optimizer == "adafactor":
-        # PyTorch's has T5's scaling by a weight's root mean square, and never more than 1/sqrt(step) of it.
-        return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return ScaledAdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 class ScaledAdamW(torch.optim.AdamW):

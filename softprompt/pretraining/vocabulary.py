@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from softprompt.base.names import first_line
 from softprompt.models import Tokenizer, of_backend
 from softprompt.pretraining.objectives import NUM_SENTINELS
 
@@ -62,7 +63,7 @@ def train_vocabulary(
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise ValueError(f"no vocabulary of {size} can be learned from this text: {_first_line(error)}") from None
+            raise ValueError(f"no vocabulary of {size} can be learned from this text: {first_line(error)}") from None
         return _as_t5(Path(folder) / "vocabulary.model")
 
 
@@ -83,12 +84,16 @@ def _sample(documents: Iterable[str], max_bytes: int, seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     kept: list[tuple[float, int, str]] = []  # a heap: the line that goes next is first
     used = 0
-    for number, line in enumerate(line for text in documents for line in _lines(text)):
-        heapq.heappush(kept, (rng.random(), number, line))
-        used += len(line.encode())
-        while used > max_bytes and len(kept) > 1:
-            used -= len(heapq.heappop(kept)[2].encode())
-    return [line for _, _, line in sorted(kept, key=lambda entry: entry[1])]
+    number = 0
+    for text in documents:
+        for line in _lines(text):
+            heapq.heappush(kept, (rng.random(), number, line))
+            number += 1
+            used += len(line.encode())
+            while used > max_bytes and len(kept) > 1:
+                used -= len(heapq.heappop(kept)[2].encode())
+    kept.sort(key=lambda entry: entry[1])
+    return [line for _, _, line in kept]
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -128,7 +133,3 @@ def _as_t5(path: Path) -> Any:
     return of_backend(
         backend, pad=PAD, eos=EOS, unknown=UNKNOWN, extra=[f"<extra_id_{i}>" for i in reversed(range(NUM_SENTINELS))]
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
