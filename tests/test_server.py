@@ -606,11 +606,11 @@ def test_lists_are_whole_while_prompts_come_and_go(llama, tmp_path):
     ("content", "reason"),
     [
         ("{", "registry.json is not a registry of softprompt serve (Expecting"),
-        ('{"format": 2, "versions": {}, "ensembles": {}, "aliases": {}}', "it: format is 2, but must be 1"),
-        ('{"format": 1, "versions": {}, "ensembles": {}}', "it lacks the field 'aliases'"),
+        ('{"format": 2, "versions": {}, "ensembles": {}, "aliases": {}}', "its content: format is 2, but must be 1"),
+        ('{"format": 1, "versions": {}, "ensembles": {}}', "its content lacks the field 'aliases'"),
         (
             '{"format": 1, "versions": {"a": "b"}, "ensembles": {}, "aliases": {}}',
-            "it: versions.a is 'b', but must be a",
+            "its content: versions.a is 'b', but must be a",
         ),
     ],
 )
@@ -739,7 +739,10 @@ def test_tokens_are_charged_after_the_answer(llama, tmp_path):
         ("- name: a\n  key: short", "a key is text of 16 characters or more"),
         ("- name: a\n  key: 0123456789abcdef\n  scope: [use]", "unknown entry 'scope'; did you mean 'scopes'?"),
         ("- name: a\n  key: 0123456789abcdef\n  scopes: [root]", "give a list of use and administer"),
-        ("- name: a\n  key: 0123456789abcdef\n  requests_per_minute: -1", "give a number of 1 or more"),
+        (
+            "- name: a\n  key: 0123456789abcdef\n  requests_per_minute: -1",
+            "requests_per_minute is -1, but must be 1 or more",
+        ),
         ("- name: a\n  key: 0123456789abcdef\n- name: a\n  key: 0123456789abcdeg", "two keys of one name"),
     ],
 )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from softprompt.base.checked import checked
 from softprompt.base.files import read_yaml
-from softprompt.base.names import nearest
 
 SCOPES = ("use", "administer")
 MINUTE = 60.0
@@ -50,12 +53,6 @@ class _Bucket:
     left: float
     filled: float
 
-    def wait(self, now: float) -> float:
-        """Seconds until something is left; 0 if there is."""
-        self.left = min(self.per_minute, self.left + (now - self.filled) * self.per_minute / MINUTE)
-        self.filled = now
-        return max(0.0, (1 - self.left) * MINUTE / self.per_minute)
-
 
 @dataclass
 class Access:
@@ -84,25 +81,56 @@ class Access:
     def admit(self, key: Key) -> None:
         """Count a request. Refused (429) if the key has used up its minute, of requests or of tokens."""
         with self._lock:
-            kinds = ("requests", "tokens")
-            for kind in kinds:
-                if (bucket := self._bucket(key, kind)) and (wait := bucket.wait(self.clock())) > 0:
+            requests, tokens = self._bucket(key, "requests"), self._bucket(key, "tokens")
+            for kind, bucket in (("requests", requests), ("tokens", tokens)):
+                if bucket is not None and bucket.left < 1:
+                    wait = (1 - bucket.left) * MINUTE / bucket.per_minute
                     raise Refused(429, f"the key {key.name} has used its {kind} of this minute; try later", wait)
-            if bucket := self._bucket(key, "requests"):
-                bucket.left -= 1
+            if requests is not None:
+                requests.left -= 1
 
     def charge(self, key: Key, num_tokens: int) -> None:
         """Count tokens that were read or written; the key's next requests wait until they are made up for."""
         with self._lock:
-            if bucket := self._bucket(key, "tokens"):
-                bucket.wait(self.clock())
+            if (bucket := self._bucket(key, "tokens")) is not None:
                 bucket.left -= num_tokens
 
     def _bucket(self, key: Key, kind: str) -> _Bucket | None:
-        limit = getattr(key, f"{kind}_per_minute")
+        """What a key has left of its requests or tokens now; None without a limit."""
+        limit, now = getattr(key, f"{kind}_per_minute"), self.clock()
         if limit is None:
             return None
-        return self._buckets.setdefault((key.name, kind), _Bucket(limit, limit, self.clock()))
+        bucket = self._buckets.setdefault((key.name, kind), _Bucket(limit, limit, now))
+        bucket.left = min(limit, bucket.left + (now - bucket.filled) * limit / MINUTE)
+        bucket.filled = now
+        return bucket
+
+
+Limit = Annotated[float, Field(ge=1, allow_inf_nan=False)] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyEntry:
+    """One entry of a key file, as people write it."""
+
+    name: str
+    key: Any = None
+    """The key itself, unless its hash is given."""
+    sha256: Any = None
+    scopes: Any = ("use",)
+    requests_per_minute: Limit = None
+    tokens_per_minute: Limit = None
+
+    def __post_init__(self) -> None:
+        # Checked here, so that no message shows a secret, and each says all that is wanted.
+        if (self.key is None) == (self.sha256 is None):
+            raise ValueError("give a name, and either key or sha256")
+        if self.sha256 is None and (not isinstance(self.key, str) or len(self.key) < 16):
+            raise ValueError("a key is text of 16 characters or more")
+        if self.key is None and not re.fullmatch("[0-9a-fA-F]{64}", str(self.sha256)):
+            raise ValueError("sha256 is no hash; give its 64 hexadecimal digits")
+        if not isinstance(self.scopes, list | tuple) or not self.scopes or any(s not in SCOPES for s in self.scopes):
+            raise ValueError(f"scopes is {self.scopes!r}; give a list of {' and '.join(SCOPES)}")
 
 
 def read_keys(path: str | Path) -> tuple[Key, ...]:
@@ -111,38 +139,23 @@ def read_keys(path: str | Path) -> tuple[Key, ...]:
     Raises ValueError for a file that is missing, is no such list, or is empty.
     """
     listed = read_yaml(path, "the key file")
-    if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
+    if not isinstance(listed, list) or not listed or not all(isinstance(given, dict) for given in listed):
         raise ValueError(f"{path} holds no list of keys; write '- name: ...' and 'key: ...' for each")
-    keys = tuple(_key(entry, f"{path}, key {number}") for number, entry in enumerate(listed, 1))
-    for what in ("name", "sha256"):
-        values = [getattr(key, what) for key in keys]
-        if len(set(values)) < len(values):
-            raise ValueError(f"{path} has two keys of one {'name' if what == 'name' else 'secret'}; make them differ")
-    return keys
-
-
-def _key(entry: Mapping[str, Any], where: str) -> Key:
-    known = {*(f.name for f in fields(Key)), "key"}
-    for name in entry:
-        if name not in known:
-            raise ValueError(f"{where}: unknown entry {name!r}{nearest(str(name), known)}")
-    if not isinstance(entry.get("name"), str) or ("key" in entry) == ("sha256" in entry):
-        raise ValueError(f"{where}: give a name, and either key or sha256")
-    secret = entry.get("key", entry.get("sha256"))
-    if not isinstance(secret, str) or len(secret) < 16:
-        raise ValueError(f"{where}: a key is text of 16 characters or more")
-    scopes = entry.get("scopes", ["use"])
-    if not isinstance(scopes, list) or not scopes or not set(scopes) <= set(SCOPES):
-        raise ValueError(f"{where}: scopes is {scopes!r}; give a list of {' and '.join(SCOPES)}")
-    for name in ("requests_per_minute", "tokens_per_minute"):
-        limit = entry.get(name)
-        if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or limit < 1):
-            raise ValueError(f"{where}: {name} is {limit!r}; give a number of 1 or more")
-    digest = entry["sha256"].lower() if "sha256" in entry else hashlib.sha256(secret.encode()).hexdigest()
-    return Key(
-        name=entry["name"],
-        sha256=digest,
-        scopes=frozenset(scopes),
-        requests_per_minute=entry.get("requests_per_minute"),
-        tokens_per_minute=entry.get("tokens_per_minute"),
-    )
+    keys: list[Key] = []
+    for number, given in enumerate(listed, 1):
+        entry = checked(KeyEntry, given, f"{path}, key {number}", noun="entry")
+        secret = str(entry.sha256).lower() if entry.sha256 else hashlib.sha256(entry.key.encode()).hexdigest()
+        for other in keys:
+            if entry.name == other.name or secret == other.sha256:
+                what = "name" if entry.name == other.name else "secret"
+                raise ValueError(f"{path} has two keys of one {what}; make them differ")
+        keys.append(
+            Key(
+                name=entry.name,
+                sha256=secret,
+                scopes=frozenset(entry.scopes),
+                requests_per_minute=entry.requests_per_minute,
+                tokens_per_minute=entry.tokens_per_minute,
+            )
+        )
+    return tuple(keys)

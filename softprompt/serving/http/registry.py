@@ -69,7 +69,7 @@ class Resolved:
 class State:
     """What registry.json holds."""
 
-    format: Literal[1] = 1
+    format: Literal[1]
     versions: dict[str, list[str]]
     """The content hashes that were uploaded under each name, the last one current."""
     ensembles: dict[str, list[str]]
@@ -285,10 +285,10 @@ class Registry:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        path, state = self.folder / STATE, State(versions={}, ensembles={}, aliases={})
+        path, state = self.folder / STATE, State(format=1, versions={}, ensembles={}, aliases={})
         if path.exists():
             try:
-                state = checked(State, json.loads(path.read_text()), "it")
+                state = checked(State, json.loads(path.read_text()), "its content")
             except ValueError as error:
                 raise ValueError(f"{path} is not a registry of softprompt serve ({error}); move it away") from error
         for place in sorted(self.folder.iterdir()):
@@ -313,7 +313,7 @@ class Registry:
             for name, versions in names.versions.items():
                 if hashes := [version.sha256 for version in versions if version.is_upload]:
                     uploads[name] = hashes
-            state = State(versions=uploads, ensembles=names.ensembles, aliases=names.aliases)
+            state = State(format=1, versions=uploads, ensembles=names.ensembles, aliases=names.aliases)
             write_whole(self.folder / STATE, json.dumps(asdict(state), indent=1) + "\n")
         self.now = names
 
