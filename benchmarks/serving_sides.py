@@ -1,25 +1,21 @@
-"""The sides of the serving benchmarks: our engine, and PEFT as its users run it, each in a process of its own.
+"""The sides of serve.py: our engine, and PEFT as its users run it, each in a process of its own.
 
 Both load the same prompt folders and answer the same requests, greedily, with at most the same number of new tokens.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import random
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import processes
 import torch
-from sides import SHAPES, SMOLLM2, hf_model, t5_tokenizer
+from sides import SHAPES, hf_model, t5_tokenizer
 from sides import Side as ModelSide
-from train_speed import append
 
 from softprompt.answering import Decoding
 from softprompt.models.loading import keep_freed_memory
@@ -209,40 +205,3 @@ def _serve(side: Side) -> processes.Respond:
         return time.perf_counter() - started, answers
 
     return respond
-
-
-def parser_of(doc: str | None, rows: str) -> argparse.ArgumentParser:
-    """The flags that all serving benchmarks have. rows: where theirs go unless told otherwise."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--t5", metavar="DIR", help="folder with spiece.model; without it only the other models run")
-    parser.add_argument("--models", nargs="+", help="models besides the T5 shape (default: smollm2-135m)")
-    parser.add_argument("--data", type=Path, default=os.environ.get("SOFTPROMPT_DATA"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="small and short; no rows")
-    parser.add_argument("--rows", type=Path, default=Path(rows))
-    return parser
-
-
-def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None, **quick: Any) -> argparse.Namespace:
-    """The flags as given. quick: the values that --quick puts."""
-    options = parser.parse_args(words)
-    if options.data is None:
-        parser.error("where is the tasks' data? set SOFTPROMPT_DATA or give --data")
-    if options.quick:
-        vars(options).update(quick)
-    return options
-
-
-def run_each(options: argparse.Namespace, run: Callable[[str, str, Path, argparse.Namespace], list[dict]]) -> None:
-    """Run each model, with a folder for its prompts, and add its rows to the file, but with --quick.
-
-    run: of the model's name, its source, the folder and the options.
-    """
-    torch.set_num_threads(options.threads)
-    models = {T5: options.t5} if options.t5 else {}
-    models |= {name: name for name in options.models or [SMOLLM2]}
-    for model, source in models.items():
-        with tempfile.TemporaryDirectory() as folder:
-            rows = run(model, source, Path(folder), options)
-        if not options.quick:
-            append(options.rows, rows)

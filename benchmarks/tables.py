@@ -54,7 +54,7 @@ def highlights(results: Path) -> str:
     steps = {(row["model"], row["task"], row["rival"]): row for row in read(results / "train_speed.jsonl")}
     served = {(row["model"], row["rival"], row["num_prompts"]): row for row in read(results / "serve_throughput.jsonl")}
     if not (dev and steps and served):
-        return nothing_yet("benchmarks/sst2.py, train_speed.py and serve_throughput.py")
+        return nothing_yet("benchmarks/sst2.py, train_speed.py and serve.py")
     scores = [100 * row["value"] for row in dev]
     minutes = fmean(row["seconds"] for row in dev) / 60
     step = steps["smollm2-135m", "glue/sst2", "peft documented"]
@@ -205,7 +205,7 @@ def claims(results: Path) -> str:
 
 
 def serving_claim(results: Path) -> list[str]:
-    """Claim 20's line: each measurement of serve_mixed reaches what it should, and so do registered prompts."""
+    """Claim 20's line: each measurement of `serve.py mixed` reaches what it should, and so do registered prompts."""
     mixed = {(row["model"], row["measure"]): row for row in read(results / "serve_mixed.jsonl")}
     held = [row for row in read(results / "serve_memory.jsonl") if row["measure"] == "registered"]
     reached = [
@@ -251,7 +251,7 @@ def serve_throughput(results: Path) -> str:
     rows = read(results / "serve_throughput.jsonl")
     newest = {(row["model"], row["rival"], row["rival_dtype"], row["num_prompts"]): row for row in rows}
     if not newest:
-        return nothing_yet("benchmarks/serve_throughput.py")
+        return nothing_yet("benchmarks/serve.py throughput")
     lines = [
         "| model | PEFT | prompts | ours, a second | PEFT's | ratio | wanted | tokens in, out | equal answers |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -281,7 +281,7 @@ def serve_mixed(results: Path) -> str:
     """What different prompts in one batch cost, and an ensemble of five."""
     rows = read(results / "serve_mixed.jsonl")
     if not rows:
-        return nothing_yet("benchmarks/serve_mixed.py")
+        return nothing_yet("benchmarks/serve.py mixed")
     lines = ["| model | measured | ratio | wanted | answers those of each alone |", "|---|---|--:|--:|---|"]
     for row in {(row["model"], row["measure"]): row for row in rows}.values():
         wanted = f"at {'least' if row['measure'] == 'prompts' else 'most'} {row['wanted']}"
@@ -294,7 +294,7 @@ def serve_load(results: Path) -> str:
     """Requests that arrive at 70 % of capacity while prompts are replaced."""
     rows = read(results / "serve_load.jsonl")
     if not rows:
-        return nothing_yet("benchmarks/serve_load.py")
+        return nothing_yet("benchmarks/serve.py load")
     lines = [
         "| model | requests | arriving, of capacity, a second | prompts replaced | errors | wrong | p50 | p90 | p99 |",
         "|---|--:|---|--:|--:|--:|--:|--:|--:|",
@@ -313,7 +313,7 @@ def serve_memory(results: Path) -> str:
     """What registered prompts take, and throughput inside and beyond the memory limit."""
     rows = read(results / "serve_memory.jsonl")
     if not rows:
-        return nothing_yet("benchmarks/serve_memory.py")
+        return nothing_yet("benchmarks/serve.py memory")
     newest = {(row["model"], row["measure"]): row for row in rows}
     lines = [
         "| model | 1,000 prompts add | limit | prompts: inside, twice | requests a second: inside, twice | highest |",

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_llama, make_model, make_tokenizer, tiny_lm
+from safetensors.torch import load_file
 
-from softprompt.answering.engine import Prediction
+from softprompt.answering.engine import Engine, Prediction
 from softprompt.answering.evaluation import right_answers
 from softprompt.answering.rows import read_rows
 from softprompt.base.watch import Watch
@@ -26,8 +27,9 @@ from softprompt.study.prompt_design import (
     num_rows,
 )
 from softprompt.study.transfer import example_scores
-from softprompt.study.weights import TUNERS
+from softprompt.study.weights import TUNERS, Tuner
 from softprompt.tasks import Example, get_task, read_split
+from softprompt.training import gradients
 from softprompt.training.loop import fit
 from softprompt.training.settings import RunConfig
 
@@ -93,8 +95,6 @@ def test_methods_are_compared_at_one_prompt_length(base, tmp_path):
 
 
 def test_a_prompt_of_the_comparison_is_that_of_a_run_alone(llama, base, tmp_path):
-    from safetensors.torch import load_file
-
     from softprompt.training.run import train
 
     config = replace(base, learning_rate=(0.03,), seeds=(0,), select="held-out")
@@ -103,6 +103,44 @@ def test_a_prompt_of_the_comparison_is_that_of_a_run_alone(llama, base, tmp_path
     stored = load_file(base.out / "prompt-tuning-seed-0.safetensors")["prompt_embeddings"]
     assert torch.allclose(stored, alone.prompt.values, atol=1e-3 * 0.03)
     assert row.value == alone.dev.headline and row.step == alone.fitted.step
+
+
+class OneVector:
+    """A toy method: one vector, worn at every place of the prompt. A new method is one file like this."""
+
+    name, noun, is_alone = "one-vector", "vector", True
+
+    def __init__(self, lm, prompt_length):
+        self.lm, self.length = lm, prompt_length
+        self.start = lm.embeddings[5].float().clone()
+        self.shapes = (tuple(self.start.shape),)
+
+    def worn(self, values):
+        return values[0].expand(self.length, -1).contiguous()
+
+    def gradients(self, values, rows, member, **options):
+        (gradient,), sums, computed = gradients(self.lm, [self.worn(values)], rows, member, **options)
+        return [gradient.sum(0)], sums, computed
+
+    def engine(self, values, *, max_tokens=None):
+        return Engine(self.lm, [self.worn(values)], max_tokens=max_tokens), [0]
+
+    def in_use(self, values):
+        return {"vector": values}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_method_is_one_file_and_a_line_in_the_table(kind, base, tmp_path, monkeypatch):
+    monkeypatch.setitem(TUNERS, "one-vector", Tuner(OneVector, (0.01, 0.03, 0.1, 0.3)))
+    rows = tmp_path / "rows.jsonl"
+    assert compare(base, ["one-vector"], rows=rows, load=lambda _: tiny_lm(kind)) == []
+    found = read_rows(rows)
+    assert [(row.config["method"], row.seed, row.config["trained_parameters"]) for row in found] == [
+        ("one-vector", 0, 16), ("one-vector", 1, 16),
+    ]  # fmt: skip
+    (folder,) = base.out.iterdir()
+    assert list(load_file(folder / "one-vector-seed-0.safetensors")) == ["vector"]
+    assert any(values.abs().sum() for values in load_file(folder / "one-vector-seed-0.safetensors").values())
 
 
 def test_a_method_that_fails_leaves_the_others_to_go_on(base, tmp_path):

@@ -7,7 +7,7 @@ left out, and a claim without the rows it needs is not testable. Scores are righ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from softprompt.answering import Result
 from softprompt.study import paper
 from softprompt.study.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING, score_within
 from softprompt.study.params import FIGURE_LENGTHS, counts, t5
-from softprompt.study.rows import VOTE, family_of, newest, size_of, trained_on
+from softprompt.study.rows import VOTE, family_of, grouped, newest, size_of, trained_on
 from softprompt.study.significance import (
     NOT_SEEN,
     SEEN,
@@ -35,6 +35,7 @@ MAJORITY = "majority"  # the method of rows of benchmarks/baselines.py that answ
 TOO_SMALL = {"superglue/cb", "superglue/copa", "superglue/wsc"}  # of which no verdict comes (docs/findings.md)
 
 Table = np.ndarray
+"""Scores, [seeds, examples]."""
 
 
 class _Trainings(NamedTuple):
@@ -60,6 +61,12 @@ class Found(NamedTuple):
     tasks: tuple[str, ...]
 
 
+Find = Callable[[list[Result]], Found | None]
+"""The difference in the rows of a claim's experiments; None where what it needs is not among them."""
+Terms = Callable[[list[Result]], Sequence[Term | None]]
+"""The terms of a weighted sum in the rows of one model and task; None for one that is not to be had."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """One claim of the paper, by its number in docs/findings.md."""
@@ -68,8 +75,7 @@ class Claim:
     text: str
     experiments: tuple[str, ...]
     """Whose rows decide it."""
-    find: Callable[[list[Result]], Found | None]
-    """The difference in these rows; None where what it needs is not among them."""
+    find: Find | None
     holds: Callable[[], bool] | None = None
     """Of a claim that is counted, not tested."""
 
@@ -91,38 +97,39 @@ def decide(rows: Sequence[Result], majority: Sequence[Result] = ()) -> list[Verd
     majority class, which say what model tuning has to beat for a task to test anything. Tasks without such a row of as
     many examples count as learnable, and so do those that no model was tuned on.
     """
-    rows = sorted((row for row in newest(rows) if "right" in row.notes), key=_place)
+
+    def place_of(row: Result) -> str:
+        about = (row.config.get(name) for name in ("asked", "frozen", "point", "shots"))
+        return repr((row.experiment, *about, trained_on(row), row.task, row.scoring, row.seed))
+
+    # Sorted, so that draws and ties are the same whatever the order of lines.
+    rows = sorted((row for row in newest(rows) if "right" in row.notes), key=place_of)
     dull = _unlearnable(rows, majority)
     rows = [row for row in rows if (size_of(row), trained_on(row)) not in dull]
-    found = [claim.find([row for row in rows if row.experiment in claim.experiments]) for claim in CLAIMS]
+    found = []
+    for claim in CLAIMS:
+        own = [row for row in rows if row.experiment in claim.experiments]
+        found.append(claim.find(own) if claim.find else None)
     words = verdicts([one and one.difference for one in found])
-    for place, claim in enumerate(CLAIMS):
+    made = []
+    for claim, one, word in zip(CLAIMS, found, words, strict=True):
         if claim.holds is not None:
-            words[place] = SEEN if claim.holds() else NOT_SEEN
-    return [
-        Verdict(claim, one and one.difference, word, one.tasks if one else ())
-        for claim, one, word in zip(CLAIMS, found, words, strict=True)
-    ]
-
-
-def _place(row: Result) -> str:
-    """What rows are sorted by, so that draws and ties are the same whatever the order of lines."""
-    about = (row.config.get(name) for name in ("asked", "frozen", "point", "shots"))
-    return repr((row.experiment, *about, trained_on(row), row.task, row.scoring, row.seed))
+            word = SEEN if claim.holds() else NOT_SEEN
+        made.append(Verdict(claim, one and one.difference, word, one.tasks if one else ()))
+    return made
 
 
 def as_table(found: Sequence[Verdict]) -> list[list[str]]:
     """Cells: claim, difference in points with its interval, p, verdict, and the tasks pooled; counted claims say so."""
     lines = [["", "claim", "difference", "95 % interval", "p", "verdict", "tasks"]]
     for verdict in found:
-        one, word = verdict.difference, verdict.word
         cells = ["counted" if verdict.claim.holds else "-", "-", "-"]
-        if one is not None:
-            low, high = (f"{100 * value:+.1f}" for value in (one.interval.low, one.interval.high))
-            bounds = f"{low} to {high}" if math.isfinite(one.interval.low) else "-"
-            cells = [f"{100 * one.interval.mean:+.1f}", bounds, f"{one.p:.3f}" if one.p >= 0.001 else "<0.001"]
+        if verdict.difference is not None:
+            interval, p = verdict.difference.interval, verdict.difference.p
+            bounds = f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}" if math.isfinite(interval.low) else "-"
+            cells = [f"{100 * interval.mean:+.1f}", bounds, f"{p:.3f}" if p >= 0.001 else "<0.001"]
         tasks = ", ".join(name.split("/")[-1] for name in verdict.tasks) or "-"
-        lines.append([str(verdict.claim.number), verdict.claim.text, *cells, word, tasks])
+        lines.append([str(verdict.claim.number), verdict.claim.text, *cells, verdict.word, tasks])
     return lines
 
 
@@ -132,21 +139,25 @@ def _unlearnable(rows: Sequence[Result], majority: Sequence[Result]) -> set[tupl
     Runs of other experiments, or of other numbers of examples, are judged one by one; one that learned the task is
     enough. A model that was not tuned on a task is taken for like those that were, if none of these learned it.
     """
-    known = {(row.task, len(row.notes["right"])): _right([row]) for row in majority}
+
+    def examples_of(row: Result) -> tuple[str, int]:
+        return row.task, len(row.notes["right"])
+
+    commonest = {examples_of(row): _right([row]) for row in majority}
     tuned = [row for row in rows if row.config.get("method") == MODEL_TUNING and trained_on(row) == row.task]
-    groups: dict[tuple[str, ...], list[Result]] = {}
-    for row in tuned:
-        key = (row.config["frozen"], row.task, row.experiment, str(len(row.notes["right"])))
-        groups.setdefault(key, []).append(row)
     judged: dict[tuple[Path, str], list[bool]] = {}
-    for own in groups.values():
-        commonest = known.get((own[0].task, len(own[0].notes["right"])))
-        one = [] if commonest is None else [learnable(_right(own), commonest)]
-        judged.setdefault((size_of(own[0]), own[0].task), []).extend(one)
-    learned = {key: any(found) or not found for key, found in judged.items()}
-    hopeless = {task for _, task in learned} - {task for (_, task), can in learned.items() if can}
-    untuned = {(size_of(row), trained_on(row)) for row in rows} - set(learned)
-    return {key for key, can in learned.items() if not can} | {key for key in untuned if key[1] in hopeless}
+    for run in grouped(tuned, lambda row: (row.config["frozen"], row.experiment, examples_of(row))).values():
+        words = judged.setdefault((size_of(run[0]), run[0].task), [])
+        if examples_of(run[0]) in commonest:
+            words.append(learnable(_right(run), commonest[examples_of(run[0])]))
+    dull = {place for place, words in judged.items() if words and not any(words)}
+    learned = {task for _, task in set(judged) - dull}
+    hopeless = {task for _, task in dull} - learned
+    for row in rows:
+        place = (size_of(row), trained_on(row))
+        if place not in judged and place[1] in hopeless:
+            dull.add(place)
+    return dull
 
 
 def _right(rows: Sequence[Result]) -> Table:
@@ -168,102 +179,77 @@ def _term(weight: float, rows: Sequence[Result], table: Table | None = None) -> 
     return Term(weight, table, runs, _Examples(row.task, table.shape[1]))
 
 
-def _trainings(term: Term) -> _Trainings:
-    assert isinstance(term.seeds, _Trainings)
-    return term.seeds
+def _of(rows: Sequence[Result], point: str, scoring: str | None = None) -> list[Result]:
+    """A point's rows, without votes."""
+    return [r for r in rows if r.config["point"] == point and scoring in (None, r.scoring) and r.seed != VOTE]
 
 
-def _is_paired(part: Sequence[Term]) -> bool:
-    """Whether whatever is of one task was scored on the same examples."""
-    examples = {term.examples for term in part if isinstance(term.examples, _Examples)}
-    return len(examples) == len({one.task for one in examples})
+def _models(rows: Sequence[Result]) -> list[list[Result]]:
+    """The rows of each model that was asked about, the smallest first."""
+    models = grouped(rows, lambda row: row.config["asked"]).values()
+    return sorted(models, key=lambda own: own[-1].config["num_parameters"])
 
 
-def _of(rows: Sequence[Result], point: str, asked: str, task: str, scoring: str | None = None) -> list[Result]:
-    """A point's rows on a model that was asked about, and a task."""
-    return [
-        row
-        for row in _on(rows, asked, task)
-        if row.config["point"] == point and scoring in (None, row.scoring) and row.seed != VOTE
-    ]
+def _place(row: Result) -> tuple[str, str]:
+    return row.config["asked"], row.task
 
 
-def _on(rows: Sequence[Result], asked: str, task: str) -> list[Result]:
-    return [row for row in rows if (row.config["asked"], row.task) == (asked, task)]
-
-
-def _models(rows: Sequence[Result]) -> list[str]:
-    """The models that were asked about, the smallest first."""
-    sizes = {row.config["asked"]: row.config["num_parameters"] for row in rows}
-    return sorted(sizes, key=lambda asked: sizes[asked])
-
-
-def _pooled(rows: Sequence[Result], terms: Callable[[str, str], Sequence[Term | None]]) -> list[list[Term]]:
-    """The terms of every model and task that has all of them."""
-    places = dict.fromkeys((row.config["asked"], row.task) for row in rows)
-    made = [terms(*place) for place in places]
-    return [[term for term in own if term is not None] for own in made if None not in own]
+def _pooled(groups: Iterable[list[Result]], terms: Terms) -> Found | None:
+    """The pooled difference of groups of rows, as `_found`; groups that have not all of the terms are left out."""
+    parts = []
+    for rows in groups:
+        own = terms(rows)
+        if None not in own:
+            parts.append([term for term in own if term is not None])
+    return _found(parts)
 
 
 def _found(parts: Sequence[Sequence[Term]]) -> Found | None:
     """The pooled difference of the parts that are paired; None for none of these, or but tasks that are too small."""
-    parts = [part for part in parts if _is_paired(part)]
-    tasks = tuple(dict.fromkeys(_trainings(term).task for part in parts for term in part))
-    difference = None if set(tasks) <= TOO_SMALL else contrast(parts)
+    paired = []
+    for part in parts:
+        examples = {term.examples for term in part}
+        if len(examples) == len({one.task for one in examples}):  # whatever is of one task has the same examples
+            paired.append(part)
+    tasks = tuple(dict.fromkeys(term.seeds.task for part in paired for term in part))
+    difference = None if set(tasks) <= TOO_SMALL else contrast(paired)
     return Found(difference, tasks) if difference else None
 
 
-def _points(
-    *weights: tuple[float, str], scoring: str | None = None, by_size: bool = False
-) -> Callable[[list[Result]], Found | None]:
+def _points(*weights: tuple[float, str], scoring: str | None = None, by_size: bool = False) -> Find:
     """A weighted sum of points, models and tasks pooled; by_size: at the smallest model minus at the largest."""
 
-    def terms_at(rows: list[Result], asked: str, task: str, sign: float) -> list[Term | None]:
-        return [_term(sign * weight, _of(rows, point, asked, task, scoring)) for weight, point in weights]
+    def terms(rows: list[Result], sign: float = 1.0) -> list[Term | None]:
+        return [_term(sign * weight, _of(rows, point, scoring)) for weight, point in weights]
 
     def find(rows: list[Result]) -> Found | None:
         if not by_size:
-            return _found(_pooled(rows, lambda asked, task: terms_at(rows, asked, task, 1.0)))
-        rows = _of_one_family(rows)
-        models = _models(rows)
+            return _pooled(grouped(rows, _place).values(), terms)
+        families = grouped(rows, family_of).values()
+        models = _models(max(families, key=lambda own: len(_models(own)), default=[]))  # the one with the most sizes
         if len(models) < 2:
             return None
-
-        def both(asked: str, task: str) -> list[Term | None]:
-            return [*terms_at(rows, models[0], task, 1.0), *terms_at(rows, models[-1], task, -1.0)]
-
-        return _found(_pooled(_on_model(rows, models[0]), both))
+        small, large = (grouped(models[place], lambda row: row.task) for place in (0, -1))
+        parts = [[*terms(own), *terms(large.get(task, []), -1.0)] for task, own in small.items()]
+        return _found([[term for term in part if term] for part in parts if None not in part])
 
     return find
-
-
-def _of_one_family(rows: Sequence[Result]) -> list[Result]:
-    """Those of the family with the most sizes."""
-    families: dict[str, list[Result]] = {}
-    for row in rows:
-        families.setdefault(family_of(row), []).append(row)
-    return max(families.values(), key=lambda own: len(_models(own)), default=[])
-
-
-def _on_model(rows: Sequence[Result], asked: str) -> list[Result]:
-    return [row for row in rows if row.config["asked"] == asked]
 
 
 def _beats_design(rows: list[Result]) -> Found | None:
     """Prompt tuning minus the text prompt, of any number of shots, that the selection rows choose."""
 
-    def terms(asked: str, task: str) -> list[Term | None]:
-        texts = _best(-1.0, _designs(_on(rows, asked, task)), lambda row: row.notes.get("selection_score"))
-        return [_term(1.0, _of(rows, "prompt tuning", asked, task)), *texts]
+    def terms(own: list[Result]) -> list[Term | None]:
+        texts = _best(-1.0, _designs(own), lambda row: row.notes.get("selection_score"))
+        return [_term(1.0, _of(own, "prompt tuning")), *texts]
 
-    return _found(_pooled(rows, terms))
+    return _pooled(grouped(rows, _place).values(), terms)
 
 
 def _varies_with_wording(rows: list[Result]) -> Found | None:
     """Deviation of the selection score over wordings and draws, uncalibrated, minus that over prompts' seeds."""
     first, second, tasks = [], [], []
-    for asked, task in dict.fromkeys((row.config["asked"], row.task) for row in rows):
-        own = _on(rows, asked, task)
+    for (_, task), own in grouped(rows, _place).items():
         tried = [one for row in _designs(own) for one in row.config["tried"] if "calibrated" not in one["design"]]
         scores = [row.notes.get("selection_score") for row in own if row.config["point"] == "prompt tuning"]
         prompts = [score for score in scores if score is not None]
@@ -285,19 +271,22 @@ def _more_adaptation(rows: list[Result]) -> Found | None:
     Where there are rows of span corruption continued for as many steps, the difference must be above what that gains,
     too: the p-value is the larger of both.
     """
-    adapted, objectives = ([row for row in rows if row.experiment == f"figure-3{letter}"] for letter in "dc")
+    adapted = grouped((row for row in rows if row.experiment == "figure-3d"), _place)
+    objectives = grouped((row for row in rows if row.experiment == "figure-3c"), _place)
 
-    def gain(asked: str, task: str) -> list[Term | None]:
-        steps = sorted({row.config["point"] for row in _on(adapted, asked, task)}, key=int)
-        pairs = ((1.0, steps[-1]), (-1.0, steps[1])) if len(steps) > 2 else ((1.0, ""),)
-        return [_term(weight, _of(adapted, step, asked, task, "generate")) for weight, step in pairs]
+    def gain(own: list[Result]) -> list[Term | None]:
+        steps = sorted({row.config["point"] for row in own}, key=int)
+        if len(steps) < 3:
+            return [None]
+        last, first = _of(own, steps[-1], "generate"), _of(own, steps[1], "generate")
+        return [_term(1.0, last), _term(-1.0, first)]
 
-    def beyond_control(asked: str, task: str) -> list[Term | None]:
-        pairs = ((-1.0, "span+"), (1.0, "span"))
-        control = [_term(weight, _of(objectives, point, asked, task, "generate")) for weight, point in pairs]
-        return [*gain(asked, task), *control]
+    def beyond_control(own: list[Result]) -> list[Term | None]:
+        there = objectives.get(_place(own[0]), [])
+        longer, span = _of(there, "span+", "generate"), _of(there, "span", "generate")
+        return [*gain(own), _term(-1.0, longer), _term(1.0, span)]
 
-    found, controlled = (_found(_pooled(adapted, terms)) for terms in (gain, beyond_control))
+    found, controlled = (_pooled(adapted.values(), terms) for terms in (gain, beyond_control))
     if found is None or controlled is None:
         return found
     p = controlled.difference.p if controlled.difference.interval.mean > 0 else 1.0
@@ -306,49 +295,39 @@ def _more_adaptation(rows: list[Result]) -> Found | None:
 
 def _better_at_the_other(rows: list[Result]) -> Found | None:
     """Prompt tuning minus model tuning on the task that was not trained on."""
-    away = [row for row in rows if trained_on(row) != row.task]
 
-    def terms(asked: str, task: str) -> list[Term | None]:
-        own = {row.config["method"]: row.config["point"] for row in _on(away, asked, task)}
-        pairs = ((1.0, PROMPT_TUNING), (-1.0, MODEL_TUNING))
-        return [_term(weight, _of(away, own.get(method, ""), asked, task)) for weight, method in pairs]
+    def terms(own: list[Result]) -> list[Term | None]:
+        points = {row.config["method"]: row.config["point"] for row in own}
+        prompts, model = (_of(own, points.get(method, "")) for method in (PROMPT_TUNING, MODEL_TUNING))
+        return [_term(1.0, prompts), _term(-1.0, model)]
 
-    return _found(_pooled(away, terms))
+    return _pooled(grouped((row for row in rows if trained_on(row) != row.task), _place).values(), terms)
 
 
-def _vote_minus(best: bool) -> Callable[[list[Result]], Found | None]:
+def _vote_minus(best: bool) -> Find:
     """The vote of a point's prompts minus their mean, or minus the one that the selection rows choose."""
 
-    def find(rows: list[Result]) -> Found | None:
-        def terms(asked: str, task: str) -> list[Term | None]:
-            own = [row for row in _on(rows, asked, task) if row.scoring == "rank"]
-            votes, prompts = ([row for row in own if (row.seed == VOTE) == is_vote] for is_vote in (True, False))
-            others = _best(-1.0, prompts, _selection_score) if best else [_term(-1.0, prompts)]
-            return [_term(1.0, votes), *others]
+    def terms(own: list[Result]) -> list[Term | None]:
+        votes = [row for row in own if row.seed == VOTE]
+        prompts = [row for row in own if row.seed != VOTE]
+        others = _best(-1.0, prompts, lambda row: score_within(row, math.inf)) if best else [_term(-1.0, prompts)]
+        return [_term(1.0, votes), *others]
 
-        return _found(_pooled(rows, terms))
-
-    return find
-
-
-def _selection_score(row: Result) -> float | None:
-    return score_within(row, math.inf)
+    return lambda rows: _pooled(grouped((row for row in rows if row.scoring == "rank"), _place).values(), terms)
 
 
 def _best(weight: float, rows: Sequence[Result], score: Callable[[Result], float | None]) -> list[Term | None]:
     """The row with the best score, of those that have one. Where several tie for it, their mean: those of one point are
     drawn as its seeds.
     """
-    scores = [one for one in map(score, rows) if one is not None]
-    tied: dict[str, list[Result]] = {}
-    for row in rows:
-        if scores and score(row) == max(scores):
-            tied.setdefault(row.config["point"], []).append(row)
-    num_tied = sum(map(len, tied.values()))
-    return [_term(weight * len(own) / num_tied, own) for own in tied.values()] or [None]
+    scores = [(one, row) for row in rows if (one := score(row)) is not None]
+    most = max((one for one, _ in scores), default=None)
+    tied = [row for one, row in scores if one == most]
+    points = grouped(tied, lambda row: row.config["point"]).values()
+    return [_term(weight * len(own) / len(tied), own) for own in points] or [None]
 
 
-def _carries_over(*, at_largest_shift: bool) -> Callable[[list[Result]], Found | None]:
+def _carries_over(*, at_largest_shift: bool) -> Find:
     """Prompt tuning minus model tuning out of domain, where both are equally good in domain.
 
     Minus the same in domain, which is nearly nothing then; or, at the largest shift, that of the set with the lowest F1
@@ -356,45 +335,48 @@ def _carries_over(*, at_largest_shift: bool) -> Callable[[list[Result]], Found |
     """
 
     def find(rows: list[Result]) -> Found | None:
-        models = (_at_matched_steps(_on_model(rows, asked)) for asked in _models(rows))
-        parts = [_carried(own, at_largest_shift) for own in models]
-        return _found([part for part in parts if part])
+        parts = []
+        for own in _models(rows):
+            pairs = _at_matched_steps(own)
+            away = {task: pair for task, pair in pairs.items() if task != pair[0].seeds.task}
+            if len(away) < (2 if at_largest_shift else 1):
+                continue
+            weights = {task: (1 / len(away) if task in away else -1.0) for task in pairs}
+            if at_largest_shift:
+                lowest = min(away, key=lambda task: sum(float(term.table.mean()) for term in away[task]))
+                weights = {task: (1.0 if task == lowest else -1 / (len(away) - 1)) for task in away}
+            parts.append([t._replace(weight=weights[task] * t.weight) for task in weights for t in pairs[task]])
+        return _found(parts)
 
     return find
 
 
-def _carried(pairs: dict[str, tuple[Term, Term]], at_largest_shift: bool) -> list[Term]:
-    """One model's sets, weighted so that their sum is the difference; nothing for too few sets."""
-    away = {task: pair for task, pair in pairs.items() if task != _trainings(pair[0]).task}
-    if len(away) < (2 if at_largest_shift else 1):
-        return []
-    weights = {task: (1 / len(away) if task in away else -1.0) for task in pairs}
-    if at_largest_shift:
-        lowest = min(away, key=lambda task: sum(float(term.table.mean()) for term in away[task]))
-        weights = {task: (1.0 if task == lowest else -1 / (len(away) - 1)) for task in away}
-    return [term._replace(weight=weights[task] * term.weight) for task in weights for term in pairs[task]]
-
-
 def _at_matched_steps(rows: Sequence[Result]) -> dict[str, tuple[Term, Term]]:
     """One model's sets, each with prompt tuning, and minus model tuning, at the steps where they are equally good in
-    domain; nothing without scores along training.
+    domain: the best of the one that gets less far, and the other's nearest. Nothing without scores along training.
     """
     methods = (PROMPT_TUNING, MODEL_TUNING)
     rows_of = [[row for row in rows if row.config["method"] == method] for method in methods]
-    first, second = (along_training(own) for own in rows_of)
-    both = [task for task in first if task in second and _num_scored(first[task]) == _num_scored(second[task])]
+    along = [along_training(own) for own in rows_of]
+
+    def num_scored(scores: dict[int, Table]) -> int:
+        return next(iter(scores.values())).shape[1]
+
+    both = [task for task in along[0] if task in along[1] and len({num_scored(own[task]) for own in along}) == 1]
     homes = [task for task in both if any(trained_on(row) == task for row in rows)]
     if not homes:
         return {}
-    steps = _nearest_steps(first[homes[0]], second[homes[0]])
+    at_home = [{step: float(table.mean()) for step, table in own[homes[0]].items()} for own in along]
+    goal = min(max(means.values()) for means in at_home)
+    steps = [min(means, key=lambda step: (abs(means[step] - goal), step)) for means in at_home]
     found = {}
     for task in both:
-        made = [
-            _term(sign, [row for row in own if row.task == task], along[task][step])
-            for sign, own, along, step in zip((1.0, -1.0), rows_of, (first, second), steps, strict=True)
-        ]
-        if made[0] and made[1]:
-            found[task] = (made[0], made[1])
+        first, second = (
+            _term(sign, [row for row in own if row.task == task], scores[task][step])
+            for sign, own, scores, step in zip((1.0, -1.0), rows_of, along, steps, strict=True)
+        )
+        if first and second:
+            found[task] = (first, second)
     return found
 
 
@@ -411,30 +393,17 @@ def along_training(rows: Sequence[Result]) -> dict[str, dict[int, Table]]:
     examples.
     """
     found: dict[str, dict[int, Table]] = {}
-    for task in dict.fromkeys(row.task for row in rows):
-        own = sorted((row for row in rows if row.task == task), key=lambda row: row.seed)
+    for task, own in grouped(rows, lambda row: row.task).items():
+        own.sort(key=lambda row: row.seed)
         of_seeds = [{one["step"]: one["scores"] for one in row.notes.get("along", [])} for row in own]
-        steps = sorted(set.intersection(*map(set, of_seeds)))
-        steps = [step for step in steps if len({len(scores[step]) for scores in of_seeds}) == 1]
-        if steps:
-            found[task] = {step: np.array([scores[step] for scores in of_seeds]) for step in steps}
+        for step in sorted(set.intersection(*map(set, of_seeds))):
+            scores = [of_seed[step] for of_seed in of_seeds]
+            if len(set(map(len, scores))) == 1:
+                found.setdefault(task, {})[step] = np.array(scores)
     return found
 
 
-def _num_scored(along: dict[int, Table]) -> int:
-    return next(iter(along.values())).shape[1]
-
-
-def _nearest_steps(first: dict[int, Table], second: dict[int, Table]) -> tuple[int, int]:
-    """The steps where two methods are equally good: the best of the one that gets less far, and the other's nearest."""
-    means = [{step: float(table.mean()) for step, table in own.items()} for own in (first, second)]
-    tops = [max(own.values()) for own in means]
-    goal = min(tops)
-    a, b = (min(own, key=lambda step: (abs(own[step] - goal), step)) for own in means)
-    return a, b
-
-
-def _of_neighbours(first: str, second: str) -> Callable[[list[Result]], Found | None]:
+def _of_neighbours(first: str, second: str) -> Find:
     """One number of a prompt's neighbourhood minus another: the mean over prompts, then over points, models and tasks.
 
     Prompts of one seed on a model have the same random directions, so they change their sign together.
@@ -460,17 +429,14 @@ def _of_neighbours(first: str, second: str) -> Callable[[list[Result]], Found | 
 
 def _fewest_parameters() -> bool:
     """Whether prompt tuning takes less than every other trained method, at each of the paper's sizes and lengths."""
-    tables = [dict(counts(t5(size), FIGURE_LENGTHS)) for size in paper.SIZES]
-    return all(
-        own < other
-        for table in tables
-        for method in set(table) - {"prompt tuning", "prompt design"}  # the latter trains nothing
-        for own, other in zip(table["prompt tuning"], table[method], strict=True)
-    )
-
-
-def _not_tested(rows: list[Result]) -> None:
-    """What is counted has no difference."""
+    for size in paper.SIZES:
+        table = dict(counts(t5(size), FIGURE_LENGTHS))
+        prompts = table.pop("prompt tuning")
+        del table["prompt design"]  # which trains nothing
+        for others in table.values():
+            if not all(own < other for own, other in zip(prompts, others, strict=True)):
+                return False
+    return True
 
 
 CLAIMS = (
@@ -492,7 +458,7 @@ CLAIMS = (
     Claim(10, "A sentinel before the target does not mend it", ("figure-3c",),
           _points((1.0, "lm"), (-1.0, "span+sentinel"), scoring="generate")),
     Claim(11, "Longer adaptation is better", ("figure-3d", "figure-3c"), _more_adaptation),
-    Claim(12, "Prompt tuning needs the fewest parameters of the trained methods", (), _not_tested, _fewest_parameters),
+    Claim(12, "Prompt tuning needs the fewest parameters of the trained methods", (), None, _fewest_parameters),
     Claim(13, "Prompts carry over better to other domains", ("table-1",), _carries_over(at_largest_shift=False)),
     Claim(14, "... most at the largest shift", ("table-1",), _carries_over(at_largest_shift=True)),
     Claim(15, "Prompts carry over better between QQP and MRPC", ("table-2",), _better_at_the_other),

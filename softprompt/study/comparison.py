@@ -25,7 +25,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from softprompt.answering import (
-    Engine,
     Evaluation,
     Result,
     append_rows,
@@ -40,15 +39,23 @@ from softprompt.base.memory import peak_bytes, reset_peak
 from softprompt.base.names import nearest
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, TextFormat, encode_examples
-from softprompt.study.prompt_design import SHOTS, ask, designs, examples_in_front, how_scored, num_rows, shots_name
+from softprompt.study.prompt_design import (
+    SHOTS,
+    Design,
+    ask,
+    designs,
+    examples_in_front,
+    how_scored,
+    num_rows,
+    shots_name,
+)
 from softprompt.study.transfer import Other, digest, observer
-from softprompt.study.weights import PREFIX_TUNING, TUNERS, PerWeight, WeightTuning, make_tuning
+from softprompt.study.weights import PREFIX_TUNING, TUNERS, PerWeight, Tuning, make_tuning
 from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, without_overlap
 from softprompt.training import (
     Adafactor,
     AdamW,
     Fitted,
-    Method,
     PromptTuning,
     RunConfig,
     TaskData,
@@ -115,11 +122,12 @@ class Trial:
 
 def check_methods(names: Sequence[str]) -> None:
     """ValueError for a method that there is not (the nearest is offered), or for none."""
+    known = (PROMPT_TUNING, *TUNERS, PROMPT_DESIGN)
     if not names:
-        raise ValueError(f"no method was given; there are {', '.join(METHODS)}")
+        raise ValueError(f"no method was given; there are {', '.join(known)}")
     for name in names:
-        if name not in METHODS:
-            raise ValueError(f"no method named {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}")
+        if name not in known:
+            raise ValueError(f"no method named {name!r}{nearest(name, known)}; there are {', '.join(known)}")
 
 
 def compare(
@@ -231,22 +239,6 @@ def run_multi_task(
     return [replace(row, config=row.config | {"method": MULTI_TASK, "trained_on": row.task}) for row in made]
 
 
-def _mixed(config: RunConfig, sets: Sequence[TaskData], lm: FrozenLM) -> TaskData:
-    """The data of several tasks as one: their training rows together, their selection rows in turn."""
-    train = [mixed(data.task, example) for data in sets for example in data.train]
-    in_turn = zip_longest(*([mixed(data.task, e) for e in data.selection] for data in sets))
-    selection = [example for row in in_turn for example in row if example is not None]
-    task = mixture([data.task for data in sets])
-    targets = list(dict.fromkeys(text for e in train for text in (*(e.choices or ()), e.targets)))
-    notes = {
-        "train": "; ".join(f"{data.task.name}: {data.notes['train']}" for data in sets),
-        "share_of_official": min(data.notes.get("share_of_official") or 1.0 for data in sets),
-        "targets_cut": sum(data.notes["targets_cut"] for data in sets),
-    }
-    form = format_of(config, lm, targets)
-    return TaskData(task, form, train, selection, [], [], sets[0].selected_on, notes)
-
-
 def prepared(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
     """A task's data as methods are compared on it: with a dev set and without folds.
 
@@ -275,35 +267,10 @@ def with_dev(data: TaskData, max_dev: int | None) -> TaskData:
 
 
 def _other(
-    task: Task,
-    part: str,
-    examples: list[Example],
-    form: TextFormat,
-    lm: FrozenLM,
-    labels: Mapping[str, str] | None = None,
+    task: Task, part: str, examples: list[Example], form: TextFormat, lm: FrozenLM, labels: Mapping[str, str]
 ) -> Other:
     rows = encode_examples(examples, form, lm.tokenizer, with_targets=False)
-    return Other(task=task, part=part, examples=examples, rows=rows, labels=labels or {})
-
-
-def _to_score(config: RunConfig, also: Also, data: TaskData, lm: FrozenLM, watch: Watch) -> list[Other]:
-    """The task's own dev set, and the dev sets of other tasks, or training files where that is all there is.
-
-    What cannot be read is told.
-    """
-    found = [_other(data.task, "dev", data.dev, data.form, lm)]
-    for name, labels in also.items():
-        task = get_task(name)
-        has_dev, has_train = (has_split(task, name, config.data) for name in ("dev", "train"))
-        part = "train" if has_train and not has_dev else "dev"
-        try:
-            examples = dev_examples(config, task, part)
-        except ValueError as error:
-            data.notes.setdefault("not_run", {})[name] = str(error).replace(str(config.data), "DATA")  # rows travel
-            watch.message(f"{name} is not run: {error}")
-            continue
-        found.append(_other(task, part, examples, data.form, lm, labels))
-    return found
+    return Other(task=task, part=part, examples=examples, rows=rows, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -386,12 +353,14 @@ class _Entry:
         method, _, _ = _ready(self.name, lm, unused, trial.config, trial.rate, trial.seed)
         values = load_file(trial.values)["values"]
         stored = self.config.out / f"{self.name}-seed-{trial.seed}.safetensors"
-        write_tensors(stored, _stored(method, values))
+        kept = {"prompt_embeddings": values} if isinstance(method, PromptTuning) else method.in_use(values)
+        write_tensors(stored, kept)
         engine, (worn,) = method.engine([values])
-        fitted = trial.fitted
+        fitted, train = trial.fitted, trial.config
+        if isinstance(train.optimizer, PerWeight):  # rows go without the shapes of every weight
+            train = replace(train, optimizer=train.optimizer.optimizer)
         about = {
-            **_about(self.config, self.name, lm),
-            "train": _settings_of_training(trial.config),
+            "train": json.loads(json.dumps(asdict(train))),
             "learning_rate": trial.rate,
             "prompt_length": trial.prompt_length,
             "tried": tried,
@@ -402,59 +371,87 @@ class _Entry:
         }
         made = []
         for other in self.scored:
-            row = Result(
-                experiment=EXPERIMENT,
-                config=about,
-                scoring=trial.config.scoring,
+            told = self.watch.phase(f"score {other.task.name}", len(other.rows))
+            answers = other.answers(engine, worn, self.data.task, self.data.form, scoring=train.scoring, progress=told)
+            row = _row(
+                self.config,
+                self.name,
+                lm,
+                self.data,
+                other,
+                judge(other.task, other.examples, answers),
+                about,
+                scoring=train.scoring,
                 step=fitted.step,
                 steps_run=fitted.steps_run,
                 seconds=fitted.history[-1]["seconds"] if fitted.history else 0.0,
                 seed=trial.seed,
-                **_scored(self.data, lm, other, self.answers(engine, worn, trial.config, other)),
             )
-            history, along = _history_of(fitted, other.task.name)
-            row.notes.update(history=history, selection_score=fitted.score, **({"along": along} if along else {}))
+            row.notes["history"] = history = []
+            row.notes["selection_score"] = fitted.score
+            for entry in fitted.history:
+                history.append({name: value for name, value in entry.items() if name != "others"})
+                if other.task.name in entry.get("others", {}):
+                    scores = entry["others"][other.task.name]
+                    row.notes.setdefault("along", []).append({"step": entry["step"], "scores": scores})
             made.append(row)
         return made
-
-    def answers(self, engine: Engine, worn: int, config: TrainConfig, other: Other) -> Evaluation:
-        """The answers to a task: in the trained task's text and labels, judged as the other's."""
-        told = self.watch.phase(f"score {other.task.name}", len(other.rows))
-        found = other.answers(engine, worn, self.data.task, self.data.form, scoring=config.scoring, progress=told)
-        return judge(other.task, other.examples, found)
 
 
 def _entry(
     config: RunConfig, name: str, also: Also, only: str | None, watch: Watch, load: Callable[[RunConfig], FrozenLM]
 ) -> _Entry:
-    """A method on its task. The model that is loaded here is let go: every trial has one of its own."""
+    """A method on its task. The model that is loaded here is let go: every trial has one of its own.
+
+    Scored are the task's own dev set, and the dev sets of other tasks, or training files where that is all there is.
+    What cannot be read is told. Training examples that stand in other tasks' sets are left out, and counted.
+    """
     (task,) = tasks_of(config)
     lm = load(config)
     data = prepared(config, task, lm)
-    scored = _to_score(config, also, data, lm, watch)
-    data = _without_overlap(data, scored)
+    scored = [_other(task, "dev", data.dev, data.form, lm, {})]
+    train, overlap = data.train, {}
+    for other, labels in also.items():
+        there = get_task(other)
+        part = "train" if has_split(there, "train", config.data) and not has_split(there, "dev", config.data) else "dev"
+        try:
+            examples = dev_examples(config, there, part)
+        except ValueError as error:
+            data.notes.setdefault("not_run", {})[other] = str(error).replace(str(config.data), "DATA")  # rows travel
+            watch.message(f"{other} is not run: {error}")
+            continue
+        scored.append(_other(there, part, examples, data.form, lm, labels))
+        train, overlap[other] = without_overlap(train, examples)
+    if overlap:
+        data = replace(data, train=train, notes=data.notes | {"overlap_with": overlap})
     if only:
         scored = [other for other in scored if other.task.name == only]
-    follow = bool(also) and not only
-    return _Entry(name, config, data, scored, follow, _rates(config, name, data, lm), watch, load)
-
-
-def _without_overlap(data: TaskData, scored: Sequence[Other]) -> TaskData:
-    """Without the training examples that stand in other tasks' dev sets, which are counted."""
-    train, counts = data.train, {}
-    for other in scored:
-        if other.task.name != data.task.name:
-            train, counts[other.task.name] = without_overlap(train, other.examples)
-    return replace(data, train=train, notes=data.notes | ({"overlap_with": counts} if counts else {}))
+    return _Entry(name, config, data, scored, bool(also) and not only, _rates(config, name, data, lm), watch, load)
 
 
 def _multi_task_entry(config: RunConfig, watch: Watch, load: Callable[[RunConfig], FrozenLM]) -> _Entry:
-    """Model tuning on a mixture, as `_entry`."""
+    """Model tuning on a mixture, as `_entry`: the tasks' training rows together, their selection rows in turn."""
     lm = load(config)
     sets = [prepared(config, task, lm) for task in tasks_of(config)]
-    whole = _mixed(config, sets, lm)
-    devs = [[mixed(data.task, example) for example in data.dev] for data in sets]
-    scored = [_other(s.task, "dev", dev, whole.form, lm) for s, dev in zip(sets, devs, strict=True)]
+    train, selections, targets = [], [], {}
+    for data in sets:
+        train += [mixed(data.task, example) for example in data.train]
+        selections.append([mixed(data.task, example) for example in data.selection])
+    for example in train:
+        targets |= dict.fromkeys([*(example.choices or ()), example.targets])
+    in_turn = [example for row in zip_longest(*selections) for example in row if example is not None]
+    notes = {
+        "train": "; ".join(f"{data.task.name}: {data.notes['train']}" for data in sets),
+        "share_of_official": min(data.notes.get("share_of_official") or 1.0 for data in sets),
+        "targets_cut": sum(data.notes["targets_cut"] for data in sets),
+    }
+    form = format_of(config, lm, list(targets))
+    task = mixture([data.task for data in sets])
+    whole = TaskData(task, form, train, in_turn, [], [], sets[0].selected_on, notes)
+    scored = []
+    for data in sets:
+        dev = [mixed(data.task, example) for example in data.dev]
+        scored.append(_other(data.task, "dev", dev, form, lm, {}))
     config = replace(config, init="vocab")  # of a prompt, which is not trained
     rates = _rates(config, MODEL_TUNING, whole, lm)
     return _Entry(MODEL_TUNING, config, whole, scored, False, rates, watch, load)
@@ -472,7 +469,7 @@ def _rates(config: RunConfig, name: str, data: TaskData, lm: FrozenLM) -> tuple[
 
 def _ready(
     name: str, lm: FrozenLM, prompt: Tensor, train: TrainConfig, rate: float, seed: int
-) -> tuple[Method, Tensor, TrainConfig]:
+) -> tuple[PromptTuning | Tuning, Tensor, TrainConfig]:
     """A method on a model, what it starts from, and how it is trained."""
     if name == PROMPT_TUNING:
         return PromptTuning(lm), prompt, train
@@ -480,103 +477,87 @@ def _ready(
     return method, method.start, replace(train, optimizer=TUNERS[name].optimizer(method, rate))
 
 
-def _history_of(fitted: Fitted, task: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A run's history, and of a task's examples their scores along it."""
-    history = [{name: value for name, value in entry.items() if name != "others"} for entry in fitted.history]
-    along = [{"step": e["step"], "scores": e["others"][task]} for e in fitted.history if task in e.get("others", {})]
-    return history, along
-
-
-def _stored(method: Method, values: Tensor) -> dict[str, Tensor]:
-    """What must be kept to answer so again."""
-    return method.in_use(values) if isinstance(method, WeightTuning) else {"prompt_embeddings": values}
-
-
-def _settings_of_training(config: TrainConfig) -> dict[str, Any]:
-    """As rows keep them, without the shapes of every weight."""
-    if isinstance(config.optimizer, PerWeight):
-        config = replace(config, optimizer=config.optimizer.optimizer)
-    return json.loads(json.dumps(asdict(config)))
-
-
-def _scored(data: TaskData, lm: FrozenLM, other: Other, found: Evaluation) -> dict[str, Any]:
-    """The fields of a row that say what was scored, and where."""
-    return {
-        "model": model_of_row(lm.name),
-        "task": other.task.name,
-        "split": other.part,
-        "selection": data.selected_on,
-        "metrics": found.metrics,
-        "value": found.headline,
-        "illegal_rate": found.illegal_rate,
-        "num_examples": len(found.predictions),
-        "notes": {
+def _row(
+    config: RunConfig,
+    name: str,
+    lm: FrozenLM,
+    data: TaskData,
+    other: Other,
+    found: Evaluation,
+    about: Mapping[str, Any],
+    **measured: Any,
+) -> Result:
+    """A row of a method: found is how it answered `other`, measured the fields that say how it came to be."""
+    return Result(
+        experiment=EXPERIMENT,
+        config={
+            **asdict(config),
+            "out": str(config.out),
+            "data": "given",
+            "method": name,
+            "frozen": config.model,
+            "fingerprint": lm.fingerprint,
+            "num_parameters": lm.num_parameters,
+            "settings": settings_of(config),
+            # PEFT's prefixes of a T5 stand before the decoder alone, the paper's before the encoder, too.
+            "is_variant": name == PREFIX_TUNING and lm.is_encoder_decoder,
+            **about,
+        },
+        model=model_of_row(lm.name),
+        task=other.task.name,
+        split=other.part,
+        selection=data.selected_on,
+        metrics=found.metrics,
+        value=found.headline,
+        illegal_rate=found.illegal_rate,
+        num_examples=len(found.predictions),
+        notes={
             **data.notes,
             "scored_cut": sum(row.was_cut for row in other.rows),
             "right": right_answers(other.task, other.examples, found.predictions),
         },
         **surroundings(lm.device, lm.dtype),
-    }
-
-
-def _about(config: RunConfig, name: str, lm: FrozenLM) -> dict[str, Any]:
-    return {
-        **asdict(config),
-        "out": str(config.out),
-        "data": "given",
-        "method": name,
-        "frozen": config.model,
-        "fingerprint": lm.fingerprint,
-        "num_parameters": lm.num_parameters,
-        "settings": settings_of(config),
-        # PEFT's prefixes of a T5 stand before the decoder alone, the paper's before the encoder, too.
-        "is_variant": name == PREFIX_TUNING and lm.is_encoder_decoder,
-    }
+        **measured,
+    )
 
 
 def _designed(config: RunConfig, data: TaskData, lm: FrozenLM, watch: Watch) -> list[Result]:
     """A row for each number of shots: of its wordings, draws and calibrations the one that selection rows choose."""
+    task, form = data.task, data.form
     plan = plan_prompts(replace(config, learning_rate=None, seeds=config.seeds[:1]), data, lm)[0]
     selection = data.selection[: plan.train.num_selection]
     length = CONTEXT_LENGTH[lm.is_encoder_decoder]
     if lm.max_length is not None:
-        length = max(min(length, lm.max_length - config.max_input_length - data.form.max_target_length), 0)
-    scored = _other(data.task, "dev", data.dev, data.form, lm)
+        length = max(min(length, lm.max_length - config.max_input_length - form.max_target_length), 0)
+    scored = _other(task, "dev", data.dev, form, lm, {})
+
+    def asked(title: str, tried: Sequence[Design], examples: Sequence[Example]) -> list[Evaluation]:
+        told = watch.phase(title, num_rows(tried, len(examples)))
+        return ask(lm, task, tried, data.train, examples, form, context_length=length, progress=told)
+
     made = []
     for shots in SHOTS:
         started = time.monotonic()
-        own = [design for design in designs(lm, data.task, shots=[shots], draws=config.seeds) if design.shots == shots]
-        told = watch.phase(f"{PROMPT_DESIGN}, {shots_name(shots)}", num_rows(own, len(selection)))
-        found = ask(lm, data.task, own, data.train, selection, data.form, context_length=length, progress=told)
-        scores = [evaluation.headline for evaluation in found]
-        best = own[scores.index(max(scores))]
+        tried = [design for design in designs(lm, task, shots=[shots], draws=config.seeds) if design.shots == shots]
+        scores = [found.headline for found in asked(f"{PROMPT_DESIGN}, {shots_name(shots)}", tried, selection)]
+        best = tried[scores.index(max(scores))]
         seconds = time.monotonic() - started
-        told = watch.phase(f"score {data.task.name}", num_rows([best], len(data.dev)))
-        (dev,) = ask(lm, data.task, [best], data.train, data.dev, data.form, context_length=length, progress=told)
-        _, taken = examples_in_front(
-            lm, data.task, data.train, data.form, best.wording, shots, best.draw, context_length=length
-        )
+        (dev,) = asked(f"score {task.name}", [best], data.dev)
+        _, taken = examples_in_front(lm, task, data.train, form, best.wording, shots, best.draw, context_length=length)
         about = {
             "shots": shots,
             "shots_that_fit": taken,
-            "trained_on": data.task.name,
+            "trained_on": task.name,
             "chosen": best.name,
             "context_length": length,
-            "tried": [{"design": d.name, "score": score} for d, score in zip(own, scores, strict=True)],
+            "tried": [{"design": design.name, "score": score} for design, score in zip(tried, scores, strict=True)],
             "trained_parameters": 0,
             "stored_bytes": 0,  # a text
             "peak_bytes": None,
         }
-        row = Result(
-            experiment=EXPERIMENT,
-            config=_about(config, PROMPT_DESIGN, lm) | about,
-            scoring=how_scored(data.task, data.dev),
-            step=0,
-            steps_run=0,
-            seconds=round(seconds, 2),
-            seed=config.seeds[0],
-            **_scored(data, lm, scored, dev),
-        )
+        measured = {"step": 0, "steps_run": 0, "seconds": round(seconds, 2), "seed": config.seeds[0]}
+        scoring = how_scored(task, data.dev)
+        row = _row(config, PROMPT_DESIGN, lm, data, scored, dev, about, scoring=scoring, **measured)
         row.notes["selection_score"] = max(scores)
         made.append(row)
     return made

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -52,10 +52,10 @@ class Term(NamedTuple):
 
     weight: float
     table: Float[np.ndarray, "s n"]
-    seeds: Hashable
-    """Which trainings: terms of the same ones are drawn alike."""
-    examples: Hashable
-    """Which examples: terms of the same ones are drawn alike."""
+    seeds: Any
+    """Which trainings, by anything that can be hashed: terms of the same ones are drawn alike."""
+    examples: Any
+    """Which examples, likewise."""
 
 
 def interval(scores: Float[np.ndarray, "s n"], *, seed: int = 0, draws: int = NUM_DRAWS) -> Interval:

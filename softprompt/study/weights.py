@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from softprompt.answering import Engine
 from softprompt.base.names import nearest
 from softprompt.models import NO_PROMPT, FrozenLM, PromptStates, Row
-from softprompt.training import Adafactor, AdamW, Gradients, Optimizer, gradients, gradients_of_rows
+from softprompt.training import Adafactor, AdamW, Gradients, Method, Optimizer, gradients, gradients_of_rows
 
 PREFIX_TUNING = "prefix-tuning"
 
@@ -127,9 +127,9 @@ class WeightTuning:
         if self.prompt is not None:
             return {"prompt_embeddings": self.prompt().contiguous()}
         if self.states is not None:
-            made = self.states()
-            return {f"layers.{i}.{kind}": layer.contiguous() for kind in ("keys", "values") for i, layer in
-                    enumerate(getattr(made, kind))}  # fmt: skip
+            states = self.states()
+            keys = {f"layers.{i}.keys": layer.contiguous() for i, layer in enumerate(states.keys)}
+            return keys | {f"layers.{i}.values": layer.contiguous() for i, layer in enumerate(states.values)}
         return {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     def _collect(self, found: Float[Tensor, " n"]) -> None:
@@ -180,18 +180,38 @@ class PerWeight:
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
+class Tuning(Method, Protocol):
+    """What a method has besides training as prompts do, so that it can be compared with them."""
+
+    lm: FrozenLM
+
+    @property
+    def start(self) -> Tensor:
+        """The values before the first step."""
+        ...
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the weights that lie end to end in the values."""
+        ...
+
+    def in_use(self, values: Tensor) -> dict[str, Tensor]:
+        """What must be stored to answer with these values."""
+        ...
+
+
 @dataclass(frozen=True)
 class Tuner:
     """A method that trains weights: how it is made, and what it is trained with."""
 
-    make: Callable[[FrozenLM, int], WeightTuning]
+    make: Callable[[FrozenLM, int], Tuning]
     """make(model, prompt length): puts its modules into the model. They start from torch's own generator."""
     rates: tuple[float, ...]
     """Learning rates to try, about the one its authors or PEFT's examples use."""
     rates_of_t5: tuple[float, ...] | None = None
     """Those for Adafactor, where an encoder-decoder has it instead of AdamW."""
 
-    def optimizer(self, method: WeightTuning, rate: float) -> Optimizer:
+    def optimizer(self, method: Tuning, rate: float) -> Optimizer:
         """AdamW over all of the weights; for model tuning of an encoder-decoder Adafactor with T5's own settings."""
         if self.rates_of_t5 and method.lm.is_encoder_decoder:
             own = Adafactor(learning_rate=rate, weight_decay=0.0, scale_by_weights=True)
@@ -216,6 +236,14 @@ def _ia3(lm: FrozenLM, prompt_length: int) -> WeightTuning:
     return _injected("ia3", lm, peft.IA3Config(target_modules=targets, feedforward_modules=feedforward))
 
 
+def _targets(mapping: Mapping[str, Sequence[str]], lm: FrozenLM) -> list[str]:
+    """The modules that PEFT changes in this type of model, by the names they have behind a FrozenLM."""
+    kind = lm.model.config.model_type
+    if kind not in mapping:
+        raise ValueError(f"PEFT has no rule for models of type {kind!r}; it knows {', '.join(sorted(mapping))}")
+    return ["v.projection" if lm.is_encoder_decoder and name == "v" else name for name in mapping[kind]]
+
+
 def _injected(name: str, lm: FrozenLM, config: Any) -> WeightTuning:
     """Weights that PEFT puts into the model's own modules."""
     before = {id(weight) for weight in lm.model.parameters()}
@@ -225,14 +253,6 @@ def _injected(name: str, lm: FrozenLM, config: Any) -> WeightTuning:
     for weight in added.values():
         weight.data = weight.data.float()
     return WeightTuning(name, lm, added)
-
-
-def _targets(mapping: Mapping[str, Sequence[str]], lm: FrozenLM) -> list[str]:
-    """The modules that PEFT changes in this type of model, by the names they have behind a FrozenLM."""
-    kind = lm.model.config.model_type
-    if kind not in mapping:
-        raise ValueError(f"PEFT has no rule for models of type {kind!r}; it knows {', '.join(sorted(mapping))}")
-    return ["v.projection" if lm.is_encoder_decoder and name == "v" else name for name in mapping[kind]]
 
 
 def _p_tuning(lm: FrozenLM, prompt_length: int) -> WeightTuning:
@@ -284,7 +304,7 @@ TUNERS = {
 }
 
 
-def make_tuning(name: str, lm: FrozenLM, *, prompt_length: int, seed: int) -> WeightTuning:
+def make_tuning(name: str, lm: FrozenLM, *, prompt_length: int, seed: int) -> Tuning:
     """The method of that name on a model that nothing else uses, its own modules drawn with `seed`.
 
     ValueError for a name that there is not (the nearest is offered), a quantised model, or a missing peft library.
