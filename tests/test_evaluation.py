@@ -3,8 +3,9 @@
 import pytest
 
 from softprompt.answering.engine import Prediction
-from softprompt.answering.evaluation import Other, ensemble, judge, vote
+from softprompt.answering.evaluation import ensemble, judge, vote
 from softprompt.models.text import Row
+from softprompt.study.transfer import Other
 from softprompt.tasks import UNLABELLED, Example, get_task
 
 
