@@ -208,10 +208,9 @@ def test_every_command_explains_itself_with_examples(run, command):
 def test_the_examples_in_the_help_are_understood(here):
     import shlex
 
-    for place, _ in cli.COMMANDS.values():
-        module, name = place.split(":")
-        command = getattr(import_module(module), name)
-        for line in "\n".join(command.examples).replace("\\\n", "").splitlines():
+    for module, _ in cli.COMMANDS.values():
+        examples = import_module(module).__doc__.split("\nexamples:\n")[1]
+        for line in examples.replace("\\\n", "").splitlines():
             words = shlex.split(line.split("|")[-1])
             assert words[0] == "softprompt"
             assert cli._parsed(words[1:]).command == words[1]
@@ -242,6 +241,16 @@ def test_choices_in_the_help_are_those_of_the_library():
     assert choices["metric"] == tuple(METRICS)
     assert choices["optimizer"] == tuple(OPTIMIZERS)
     assert sorted(choices["scoring"]) == sorted(SCORINGS)
+
+
+def test_loading_a_model_leaves_the_process_as_it_is_and_commands_set_it_up(models, monkeypatch):
+    called = []
+    for place in ("softprompt.models.loading.keep_freed_memory", "softprompt.models.keep_freed_memory"):
+        monkeypatch.setattr(place, lambda: called.append("keep_freed_memory"))
+    load(str(models / "llama"))
+    assert not called
+    options.set_up(None)
+    assert len(called) == 1
 
 
 @pytest.mark.parametrize(

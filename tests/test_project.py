@@ -34,7 +34,7 @@ ONLY_IN = {
     "peft": {"study.weights"},
     "matplotlib": {"study.pictures"},
     "datasets": {"tasks"},
-    "argparse": {"cli", "base.command", "pretraining.commands", "study.commands"},
+    "argparse": {"cli", "pretraining.commands", "study.commands"},
     "fastapi": {"serving.http"},
     "starlette": {"serving.http"},
     "pydantic": {"base.checked", "serving.http"},

@@ -1,15 +1,16 @@
 """What the commands say and draw: lines, tables, and a run's progress."""
 
-from __future__ import annotations
-
 import contextlib
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from softprompt.base.watch import Watch
 
 LINE_EVERY_S = 30.0  # ours: how often training reports where no bar can be drawn
 
@@ -58,73 +59,83 @@ class Display:
 
     def __init__(self, logs: Path | None = None):
         self.logs = _Logs(logs) if logs else None
-        self.bar: Any = None
-        self.phases: list[Any] = []
+        self.bars: list[Any] = []
         self.at = self.steps = self.rows = self.begun_at = 0
+        self.rows_s = self.tokens_s = 0.0
         self.best: dict[str, float] = {}
         self.started = self.mark = self.told = time.monotonic()
-        self.speeds = (0.0, 0.0)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """End bars and logs."""
-        for bar in [*self.phases, self.bar]:
-            if bar is not None:
-                bar.close()
-        if self.logs is not None:
-            self.logs.close()
+        for bar in self.bars:
+            bar.close()
+        if self.logs is not None and self.logs.file is not None:
+            self.logs.file.close()
 
-    def watch(self) -> Any:
+    def watch(self) -> Watch:
         """What a run is given to tell this display how it goes."""
-        from softprompt.base.watch import Watch
-
-        return Watch(say, self.phase, self.step, self.score, keep_threads, self.begin)
+        return Watch(
+            message=say, phase=self.phase, step=self.step, score=self.score, threads=keep_threads, begin=self.begin
+        )
 
     def begin(self, steps: int, rows: int) -> None:
         """Training begins: so many steps of so many rows."""
         from tqdm import tqdm
 
-        if self.bar is not None:  # of the run before
-            self.bar.close()
-        self.steps, self.rows, self.speeds, self.begun_at = steps, rows, (0.0, 0.0), 0
-        self.best.clear()
+        for bar in self.bars:  # of the run before
+            bar.close()
+        self.steps, self.rows, self.at, self.best = steps, rows, 0, {}
         self.bar = tqdm(total=steps, desc="train", unit="step", disable=None, dynamic_ncols=True)
+        self.bars = [self.bar]
         self.started = self.mark = self.told = time.monotonic()
 
     def step(self, step: int, loss: float, tokens: int) -> None:
         """A step is done."""
         now = time.monotonic()
         took = max(now - self.mark, 1e-9)
-        first = self.speeds == (0.0, 0.0)
-        new = 1.0 if first else 0.1  # ours: speeds shown are means of about ten steps
-        rows, tokens_s = self.speeds
-        self.speeds = (rows + new * (self.rows / took - rows), tokens_s + new * (tokens / took - tokens_s))
-        if first and step > 1:  # resumed
+        is_first = self.at == 0
+        if is_first:  # of a run that goes on, a later one than 1
             self.begun_at = self.bar.initial = self.bar.n = step - 1
+            self.rows_s, self.tokens_s = self.rows / took, tokens / took
+        self.rows_s += 0.1 * (self.rows / took - self.rows_s)  # ours: speeds shown are means of about ten steps
+        self.tokens_s += 0.1 * (tokens / took - self.tokens_s)
         self.at, self.mark = step, now
-        self.bar.set_postfix_str(self._now(loss), refresh=False)
+        score = f", score {max(self.best.values()):.4f}" if self.best else ""
+        text = f"loss {loss:.3f}{score}, {self.rows_s:.1f} rows/s, {self.tokens_s:,.0f} tokens/s"
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
-        if self.bar.disable and (first or now - self.told >= LINE_EVERY_S):
+        if self.bar.disable and (is_first or now - self.told >= LINE_EVERY_S):
             self.told = now
-            say(f"step {step} of {self.steps}: {self._now(loss)}, {self._left(step, now)} left")
+            left = (now - self.started) / (step - self.begun_at) * (self.steps - step)  # at the pace so far
+            say(f"step {step} of {self.steps}: {text}, {duration(left)} left")
 
     def score(self, step: int, name: str, loss: float, score: float | None) -> None:
         """A prompt was scored on its selection rows; `loss` is the mean since the last time."""
-        self._log(step, {f"loss/{name}": loss} | ({} if score is None else {f"score/{name}": score}))
-        shown = "" if score is None else f", score {score:.4f}"
-        best = self.best.get(name)
-        mark = ""
-        if score is not None and (best is None or score > best):
-            self.best[name], mark = score, " (best)"
-        say(f"step {step}: {name}: loss {loss:.4f}{shown}{mark}")
-        self.mark = time.monotonic()
+        values, text = {f"loss/{name}": loss}, f"step {step}: {name}: loss {loss:.4f}"
+        if score is not None:
+            values[f"score/{name}"] = score
+            text += f", score {score:.4f}"
+            if score > self.best.get(name, -math.inf):
+                self.best[name] = score
+                text += " (best)"
+        self._scored(step, values, text)
 
     def losses(self, step: int, loss: float, heldout: float) -> None:
         """Weights were scored on held-out text; `loss` is the mean of training since the last time."""
-        self._log(step, {"loss/train": loss, "loss/heldout": heldout})
-        say(f"step {step}: loss {loss:.4f}, held-out {heldout:.4f}")
+        values = {"loss/train": loss, "loss/heldout": heldout}
+        self._scored(step, values, f"step {step}: loss {loss:.4f}, held-out {heldout:.4f}")
+
+    def _scored(self, step: int, values: Mapping[str, float], text: str) -> None:
+        if self.logs is not None:
+            try:
+                self.logs.write(step, values)
+            except OSError as error:
+                say(f"no more TensorBoard logs: {one_line(error)}")
+                self.logs = None
+        say(text)
         self.mark = time.monotonic()
 
     def phase(self, name: str, total: int) -> Callable[[int], None]:
@@ -134,7 +145,7 @@ class Display:
         bar = tqdm(total=total, desc=name, unit="row", disable=None, dynamic_ncols=True, leave=False)
         if bar.disable:
             say(f"{name}: {total:,} rows")
-        self.phases.append(bar)
+        self.bars.append(bar)
 
         def done(rows: int) -> None:
             bar.update(rows)
@@ -142,33 +153,6 @@ class Display:
                 bar.close()
 
         return done
-
-    def close(self) -> None:
-        """End bars and logs."""
-        for bar in [*self.phases, self.bar]:
-            if bar is not None:
-                bar.close()
-        if self.logs is not None:
-            self.logs.close()
-
-    def _now(self, loss: float) -> str:
-        rows, tokens = self.speeds
-        score = f", score {max(self.best.values()):.4f}" if self.best else ""
-        return f"loss {loss:.3f}{score}, {rows:.1f} rows/s, {tokens:,.0f} tokens/s"
-
-    def _left(self, step: int, now: float) -> str:
-        """Time left at the pace so far, the scorings included."""
-        done = step - self.begun_at
-        return duration((now - self.started) / done * (self.steps - step))
-
-    def _log(self, step: int, values: Mapping[str, float]) -> None:
-        if self.logs is None:
-            return
-        try:
-            self.logs.write(step, values)
-        except OSError as error:
-            say(f"no more TensorBoard logs: {one_line(error)}")
-            self.logs = None
 
 
 class _Logs:
@@ -185,22 +169,19 @@ class _Logs:
         proto: Any = import_module("tensorboard.compat.proto.event_pb2")
         summary: Any = import_module("tensorboard.compat.proto.summary_pb2")
         now = time.time()
+
+        def add(**fields: Any) -> None:
+            RecordWriter(self.file).write(proto.Event(wall_time=now, **fields).SerializeToString())
+
         if self.file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = open(self.folder / f"events.out.tfevents.{now:.6f}.{os.getpid()}", "wb", buffering=0)  # noqa: SIM115
-            begin = proto.Event(wall_time=now, step=step, session_log=proto.SessionLog(status=proto.SessionLog.START))
-            for event in (proto.Event(wall_time=now, file_version="brain.Event:2"), begin):
-                RecordWriter(self.file).write(event.SerializeToString())
+            add(file_version="brain.Event:2")
+            add(step=step, session_log=proto.SessionLog(status=proto.SessionLog.START))
         scalars = [
             summary.Summary.Value(tag=tag.replace(" ", "_"), simple_value=value) for tag, value in values.items()
         ]
-        event = proto.Event(wall_time=now, step=step, summary=summary.Summary(value=scalars))
-        RecordWriter(self.file).write(event.SerializeToString())
-
-    def close(self) -> None:
-        """Close the file, if one was begun."""
-        if self.file is not None:
-            self.file.close()
+        add(step=step, summary=summary.Summary(value=scalars))
 
 
 def type_of(lm: Any) -> str:

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from softprompt.cli.command_line import main
     from softprompt.cli.options import (
         RUN,
-        add_flags,
         add_settings,
+        add_shared,
         flags_of,
         read_data,
         say_if_slow,
-        set_threads,
+        set_up,
         split_names,
     )
 
@@ -26,12 +26,12 @@ __getattr__, __all__ = face(
         "command_line": ("main",),
         "options": (
             "RUN",
-            "add_flags",
+            "add_shared",
             "add_settings",
             "flags_of",
             "read_data",
             "say_if_slow",
-            "set_threads",
+            "set_up",
             "split_names",
         ),
     },

@@ -3,8 +3,6 @@
 Nothing heavy is imported before a command is chosen, so that `--help` comes at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import atexit
 import contextlib
@@ -17,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from softprompt.base.command import Command
 from softprompt.base.names import nearest
 from softprompt.base.terminal import one_line, say
 from softprompt.cli.commands import COMMANDS
@@ -31,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     atexit.register(gc.freeze)  # Python's end would look for cycles among a million objects that are to go anyway
-    _write_utf8()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
+        sys.stdout.reconfigure(encoding="utf-8")  # where the system writes to pipes in an alphabet of its own
     with _notes_for_warnings():
         name = "softprompt"
         try:
@@ -55,12 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return BAD_INPUT
 
 
-def _write_utf8() -> None:
-    """Standard output takes every character, also where the system writes to pipes in an alphabet of its own."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
-        sys.stdout.reconfigure(encoding="utf-8")
-
-
 @contextlib.contextmanager
 def _notes_for_warnings() -> Iterator[None]:
     """What the library warns about as one line each; other libraries' warnings are not the user's business."""
@@ -78,9 +70,24 @@ def _notes_for_warnings() -> Iterator[None]:
 class _Parser(argparse.ArgumentParser):
     """One line for what is wrong, not the whole usage."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
+        """Refuse the first unknown word, with the nearest flag."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = nearest(unknown[0].split("=")[0], self._option_string_actions)
+            self.error(f"unknown argument {unknown[0]!r}{near}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         """Print the message with where to read on, and exit."""
         self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """The description filled to the terminal's width, the examples as they stand."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -91,56 +98,31 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         epilog="softprompt COMMAND --help shows a command's flags and examples.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
-    under = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    asked = next((word for word in words if not word.startswith("-")), None)
-    command: _Parser | None = None
-    for name, (place, summary) in COMMANDS.items():
-        if name == asked:
-            command = _add_command(under, name, place, summary)
-        else:
-            under.add_parser(name, help=summary)
-    if words and words[0] == asked and command is None:
-        hint = nearest(words[0], COMMANDS) or f"; there are {', '.join(COMMANDS)}"
-        parser.exit(BAD_INPUT, f"softprompt: no command named {words[0]!r}{hint}\n")
-    args, unknown = parser.parse_known_args(words)
-    if unknown:
-        assert command is not None
-        command.error(
-            f"unknown argument {unknown[0]!r}{nearest(unknown[0].split('=')[0], command._option_string_actions)}"
-        )
-    return args
-
-
-def _add_command(under: Any, name: str, place: str, summary: str) -> _Parser:
-    module, variable = place.split(":")
-    command: Command = getattr(import_module(module), variable)
-    parser = under.add_parser(
-        name,
-        help=summary,
-        description=command.text,
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-    )
-    command.add_flags(parser)
-    parser.set_defaults(run=command.run)
-    return parser
-
-
-class _Formatter(argparse.HelpFormatter):
-    """The description filled to the terminal's width, the examples as they stand."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when asked."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        """Print it and stop."""
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    if words[:1] == ["--version"]:
         from importlib.metadata import version
 
         print(f"softprompt {version('softprompt')}")
         parser.exit()
+    asked = next((word for word in words if not word.startswith("-")), None)
+    if asked not in COMMANDS and words[:1] == [asked]:
+        hint = nearest(words[0], COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+        parser.exit(BAD_INPUT, f"softprompt: no command named {words[0]!r}{hint}\n")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        if name != asked:
+            commands.add_parser(name, help=summary)
+            continue
+        command = import_module(module)
+        text, _, examples = (command.__doc__ or "").partition("\n\nexamples:")
+        flags = commands.add_parser(
+            name,
+            help=summary,
+            description=text,
+            epilog=f"examples:{examples.rstrip()}",
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+        command.add_flags(flags)
+        flags.set_defaults(run=command.run)
+    return parser.parse_args(words)

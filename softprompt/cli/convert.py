@@ -1,15 +1,21 @@
-"""softprompt convert"""
+"""Convert a prompt between T5X (.npy), PEFT (a folder, this program's own form) and TGIS (a folder), bit for bit.
+Only PEFT's form keeps the card with task, labels and text format. Or write the whole model, with one or more prompts
+as extra tokens of its vocabulary (--to vocabulary), for any engine that loads transformers' folders.
 
-from __future__ import annotations
+examples:
+  softprompt convert prompt.npy --from t5x --to peft --model google/t5-base-lm-adapt --out prompts/sst2
+  softprompt convert runs/sst2 --to tgis --out tgis/sst2
+  softprompt convert runs/sst2 questions=runs/boolq --to vocabulary --out smollm2-with-prompts
+"""
 
 import argparse
 
-from softprompt.base.command import Command
 from softprompt.base.terminal import counted, one_line, say, writing
 from softprompt.cli.options import named_folders, say_if_slow
 
 
-def _add_convert(command: argparse.ArgumentParser) -> None:
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags of softprompt convert."""
     kinds = ("t5x", "peft", "tgis")
     types = ("auto", "float32", "bfloat16", "float16")
     command.add_argument("source", nargs="+", metavar="[NAME=]SRC", help="file or folder of a prompt")
@@ -27,7 +33,8 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _convert(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Convert one prompt, or put several into a model's vocabulary."""
     if args.to_kind == "vocabulary":
         return _to_vocabulary(args)
     if len(args.source) > 1:
@@ -80,20 +87,3 @@ def _to_vocabulary(args: argparse.Namespace) -> int:
     text = f"the model with {counted(len(prompts), 'prompt')} as {tokens}"
     print(f"{args.out}: {text}; its README.md says how a text wears them")
     return 0
-
-
-COMMAND = Command(
-    add_flags=_add_convert,
-    run=_convert,
-    text=(
-        "Convert a prompt between T5X (.npy), PEFT (a folder, this program's own form) and TGIS (a folder), bit for "
-        "bit. Only PEFT's form keeps the card with task, labels and text format. Or write the whole model, with one or "
-        "more prompts as extra tokens of its vocabulary (--to vocabulary), for any engine that loads transformers' "
-        "folders."
-    ),
-    examples=(
-        "softprompt convert prompt.npy --from t5x --to peft --model google/t5-base-lm-adapt --out prompts/sst2",
-        "softprompt convert runs/sst2 --to tgis --out tgis/sst2",
-        "softprompt convert runs/sst2 questions=runs/boolq --to vocabulary --out smollm2-with-prompts",
-    ),
-)

@@ -1,7 +1,5 @@
 """Flags that several commands share: a run's settings, the data, the prompts, the machine."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, replace
@@ -71,7 +69,7 @@ def _reader_of(setting: Setting) -> Callable[[str], Any]:
     return read
 
 
-def add_flags(
+def add_shared(
     command: argparse.ArgumentParser,
     names: Iterable[str],
     title: str | None = None,
@@ -118,12 +116,12 @@ def add_prompt(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="M", help="the frozen model (default: the one the prompt names)")
     command.add_argument("--task", metavar="T", help="a task of `softprompt tasks` (default: the prompt's own)")
     command.add_argument("--scoring", choices=("generate", "rank"), help="default: the one of the prompt's training")
-    add_flags(command, [*OWN_FILES, *MACHINE, "threads"])
+    add_shared(command, [*OWN_FILES, *MACHINE, "threads"])
 
 
 def opened(args: argparse.Namespace, scoring: str | None) -> Any:
     """The saved prompts that the flags name, on their model."""
-    set_threads(args.threads)
+    set_up(args.threads)
     from softprompt.answering import open_prompts
     from softprompt.prompts import load_prompt
 
@@ -159,17 +157,20 @@ def named_folders(sources: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def set_threads(threads: int | None) -> None:
-    """Use as many processor threads as --threads says, and keep freed memory. ValueError for fewer than one."""
+def set_up(threads: int | None) -> None:
+    """Make this process ready to compute: so many processor threads, and freed memory kept for what comes next.
+
+    ValueError for fewer than one thread.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads is {threads}, but must be 1 or more")
+    import torch
+
     from softprompt.models import keep_freed_memory
 
-    keep_freed_memory()
     if threads is not None:
-        import torch
-
-        if threads < 1:
-            raise ValueError(f"--threads is {threads}, but must be 1 or more")
         torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def say_if_slow(source: str | None) -> None:

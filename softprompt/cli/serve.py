@@ -1,19 +1,25 @@
-"""softprompt serve"""
+"""Serve saved prompts from one copy of their model: OpenAI's completions and chat with the prompt's name as model,
+/v1/classify for labels, /v1/prompts to add, replace, remove and alias prompts while it runs, and a page at / to try
+them. Requests with different prompts share batches.
 
-from __future__ import annotations
+examples:
+  softprompt serve --prompt sst2=runs/sst2 boolq=runs/boolq
+  softprompt serve --model smollm2-135m --prompts-dir prompts --port 8080
+  softprompt serve --config serve.yaml --host 0.0.0.0 --api-key-file keys.yaml
+"""
 
 import argparse
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.command import Command
 from softprompt.base.files import read_yaml
 from softprompt.base.names import nearest
 from softprompt.base.setting import Setting
 from softprompt.base.terminal import counted, say, type_of
-from softprompt.cli.options import FLAGS, MACHINE, add_settings, flags_of, named_folders, say_if_slow, set_threads
+from softprompt.cli.options import FLAGS, MACHINE, add_settings, flags_of, named_folders, say_if_slow, set_up
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -77,7 +83,7 @@ SETTINGS = {
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items() if setting.default is not None}
 
 
-def add_serve_flags(command: argparse.ArgumentParser) -> None:
+def add_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of softprompt serve."""
     command.add_argument("--prompt", nargs="+", action="extend", metavar="NAME=DIR", help="prompts and their names")
     add_settings(command, SETTINGS)
@@ -105,33 +111,35 @@ def _from_file(path: str) -> dict[str, Any]:
     return settings
 
 
-def run_serve(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     settings = DEFAULTS | (_from_file(args.config) if args.config else {}) | flags_of(args, ["prompt", *SETTINGS])
     named = named_folders(settings.get("prompt", []))
-    has_keys = settings.get("api_key_file") is not None
-    if settings["host"] not in LOOPBACK and not has_keys:
-        raise ValueError(
-            f"--host {settings['host']} is open to other machines; give --api-key-file, or stay on 127.0.0.1"
-        )
+    host, port, key_file = settings["host"], settings["port"], settings.get("api_key_file")
+    if host not in LOOPBACK and key_file is None:
+        raise ValueError(f"--host {host} is open to other machines; give --api-key-file, or stay on 127.0.0.1")
     try:
         import uvicorn
 
         from softprompt.serving.http import Access, Limits, Server, make_app, read_keys
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}; pip install 'softprompt[serve]'") from error
-    keys = read_keys(settings["api_key_file"]) if has_keys else ()
-    set_threads(settings.get("threads"))
+    keys = read_keys(key_file) if key_file is not None else ()
+    set_up(settings.get("threads"))
     engine, registry = _engine(settings, named)
     sizes = {name: settings[name] for name in ("max_body", "max_upload") if name in settings}
     limits = Limits(timeout=settings["timeout"], drain_seconds=settings["drain"], **sizes)
-    _log_to_stderr()
-    app = make_app(Server(engine, registry, Access(keys), limits))
-    _say_what(engine, registry, settings, has_keys)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    for noisy in ("uvicorn.error", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    count = counted(len(registry.versions()), "prompt")
+    say(f"{registry.base} ({type_of(engine.lm)}) with {count}, {engine.max_memory / (1 << 30):.1f} GiB for them")
+    who = "with API keys" if key_file is not None else "this machine only: no --api-key-file was given"
+    say(f"http://{f'[{host}]' if ':' in host else host}:{port} ({who}); Ctrl-C stops")
     uvicorn.run(
-        app,
-        host=settings["host"],
-        port=settings["port"],
+        make_app(Server(engine, registry, Access(keys), limits)),
+        host=host,
+        port=port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -158,48 +166,13 @@ def _engine(settings: dict[str, Any], named: dict[str, str]) -> tuple[Any, Any]:
     if settings.get("compile"):
         lm.compile()
     engine = Scheduler(lm, max_memory=settings.get("max_memory"), max_waiting=settings["max_waiting"])
+    base = model or lm.name
+    if Path(base).exists() or base.startswith((".", "/", "~")):
+        base = Path(base).resolve().name  # what requests call the bare model; else its hub id or bundled name
     folder = settings.get("prompts_dir")
-    registry = Registry(engine.table, _base_name(model or lm.name), Path(folder) if folder else None)
+    registry = Registry(engine.table, base, Path(folder) if folder else None)
     for name, place in named.items():
         registry.add(name, place)
         tell_quantization(load_prompt(place).card, place, lm)
     registry.open()
     return engine, registry
-
-
-def _base_name(model: str) -> str:
-    """What requests call the bare model: its hub id or bundled name, or the last part of its path."""
-    is_path = Path(model).exists() or model.startswith((".", "/", "~"))
-    return Path(model).resolve().name if is_path else model
-
-
-def _say_what(engine: Any, registry: Any, settings: dict[str, Any], has_keys: bool) -> None:
-    count = counted(len(registry.versions()), "prompt")
-    host = f"[{settings['host']}]" if ":" in settings["host"] else settings["host"]
-    who = "with API keys" if has_keys else "this machine only: no --api-key-file was given"
-    say(f"{registry.base} ({type_of(engine.lm)}) with {count}, {engine.max_memory / (1 << 30):.1f} GiB for them")
-    say(f"http://{host}:{settings['port']} ({who}); Ctrl-C stops")
-
-
-def _log_to_stderr() -> None:
-    import logging
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    for noisy in ("uvicorn.error", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-COMMAND = Command(
-    add_flags=add_serve_flags,
-    run=run_serve,
-    text=(
-        "Serve saved prompts from one copy of their model: OpenAI's completions and chat with the prompt's name as "
-        "model, /v1/classify for labels, /v1/prompts to add, replace, remove and alias prompts while it runs, and a "
-        "page at / to try them. Requests with different prompts share batches."
-    ),
-    examples=(
-        "softprompt serve --prompt sst2=runs/sst2 boolq=runs/boolq",
-        "softprompt serve --model smollm2-135m --prompts-dir prompts --port 8080",
-        "softprompt serve --config serve.yaml --host 0.0.0.0 --api-key-file keys.yaml",
-    ),
-)

@@ -1,6 +1,15 @@
-"""softprompt train"""
+r"""Train soft prompts for a frozen model. Part of the training file is held out and chooses the best step (and the
+setting, where several are given); the official dev set is scored once, at the end. Several seeds, tasks and settings
+train together over one copy of the model.
 
-from __future__ import annotations
+examples:
+  softprompt train --model smollm2-135m --task glue/sst2 --data DATA --out runs/sst2 --minutes 20
+  softprompt train --model google/t5-base-lm-adapt --task superglue/boolq --preset paper --out runs/boolq
+  softprompt train --model smollm2-135m --task cb,wic --data DATA --seeds 0,1,2 --out runs/two
+  softprompt train --model smollm2-135m --data train=a.jsonl dev=b.jsonl --inputs 'message: {text}' \
+      --targets '{label}' --labels question,complaint --out runs/mine
+  softprompt train --config recipe.yaml --estimate
+"""
 
 import argparse
 import shlex
@@ -8,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.command import Command
 from softprompt.base.files import CHECKPOINT, read_yaml
 from softprompt.base.names import nearest
 from softprompt.base.terminal import Display, counted, duration, number, say, table, type_of, writing
@@ -19,51 +27,53 @@ from softprompt.cli.options import (
     flags_of,
     read_data,
     say_if_slow,
-    set_threads,
+    set_up,
     split_names,
 )
 from softprompt.training import RunConfig, check_out
 
 
-def _add_train(command: argparse.ArgumentParser) -> None:
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags of softprompt train."""
     add_settings(command, FLAGS)
     command.add_argument("--config", metavar="FILE", help="recipe in YAML, a line for each flag; flags override it")
     command.add_argument("--estimate", action="store_true", help="print memory and time first, and stop")
     command.add_argument("--overwrite", action="store_true", help="train into a folder that holds a prompt already")
 
 
-def _train(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Train prompts, or estimate what it takes, and print a table."""
     config = run_config(args)
+    out = config.out
     if not args.estimate:
         check_out(config, overwrite=args.overwrite)
-    if config.resume and not (config.out / CHECKPOINT).exists():
-        say(f"{config.out} holds no checkpoint to go on from; starting at step 1")
-    set_threads(args.threads)
-    from softprompt.training import load_model, tasks_of, train
+    if config.resume and not (out / CHECKPOINT).exists():
+        say(f"{out} holds no checkpoint to go on from; starting at step 1")
+    set_up(args.threads)
+    from softprompt.training import estimate, load_model, tasks_of, train
 
     tasks_of(config)
     say_if_slow(config.model)
     lm = load_model(config)
     say(f"{lm.name}: {lm.num_parameters / 1e6:,.1f} million frozen parameters, {type_of(lm)}")
     if args.estimate:
-        from softprompt.training import estimate
-
-        display = Display()
-        try:
+        with Display() as display:
             cost = estimate(config, lm=lm, watch=display.watch())
-        finally:
-            display.close()
         print(_estimate_table(cost, lm))
         return 0
-    display = Display(config.out / "logs")
-    try:
-        with writing(config.out):
+    with Display(out / "logs") as display, writing(out):
+        try:
             delivered = train(config, lm=lm, watch=display.watch(), overwrite=args.overwrite)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_stopped(display, config)) from None
-    finally:
-        display.close()
-    print(_train_table(delivered, config))
+        except KeyboardInterrupt:
+            if not display.steps:
+                told = f"stopped before training began; {out} is as it was"
+            elif not (out / CHECKPOINT).exists():
+                told = "stopped before the first checkpoint; nothing was kept"
+            else:
+                at = f"stopped at step {display.at} of {display.steps}"
+                told = f"{at}; the same command with --resume goes on from there"
+            raise KeyboardInterrupt(told) from None
+    print(f"{_prompts_table(delivered)}\n\nnext: {_next_command(delivered, config)}")
     return 0
 
 
@@ -103,7 +113,16 @@ def _recipe(path: str) -> dict[str, Any]:
         if value is None:
             continue
         try:
-            settings[name] = _recipe_data(value) if name == "data" else RUN[name].read(value)
+            if name != "data":
+                settings[name] = RUN[name].read(value)
+            elif isinstance(value, str):
+                settings[name] = read_data([value], split="train")
+            elif isinstance(value, dict):
+                settings[name] = {
+                    split: [files] if isinstance(files, str) else list(files) for split, files in value.items()
+                }
+            else:
+                raise ValueError
         except ValueError as error:
             is_said = name == "data" or RUN[name].choices or RUN[name].kind is bool
             text = f", but must be {RUN[name].wanted}" if is_said else f": {error}"
@@ -111,90 +130,44 @@ def _recipe(path: str) -> dict[str, Any]:
     return settings
 
 
-def _recipe_data(value: Any) -> Any:
-    if isinstance(value, str):
-        return read_data([value], split="train")
-    if not isinstance(value, dict):
-        raise ValueError
-    return {split: [files] if isinstance(files, str) else list(files) for split, files in value.items()}
-
-
-def _stopped(display: Display, config: Any) -> str:
-    if not display.steps:
-        return f"stopped before training began; {config.out} is as it was"
-    if not (config.out / CHECKPOINT).exists():
-        return "stopped before the first checkpoint; nothing was kept"
-    done = f"stopped at step {display.at} of {display.steps}"
-    return f"{done}; the same command with --resume goes on from there"
-
-
-def _train_table(delivered: Sequence[Any], config: Any) -> str:
-    names = list(dict.fromkeys(name for one in delivered if one.dev for name in one.dev.metrics))
+def _prompts_table(delivered: Sequence[Any]) -> str:
+    names = list(dict.fromkeys(name for trained in delivered if trained.dev for name in trained.dev.metrics))
     rows = [["prompt", "best step", "selection score", *(f"dev {name}" for name in names)]]
-    for one in delivered:
-        metrics = one.dev.metrics if one.dev else {}
-        rows.append(
-            [
-                str(one.folder),
-                str(one.fitted.step),
-                number(one.fitted.score),
-                *(number(metrics.get(n)) for n in names),
-            ]
-        )
-    folders = [shlex.quote(str(one.folder)) for one in delivered]
-    model = f" --model {shlex.quote(config.model)}" if Path(config.model).exists() else ""
-    tasks = {one.prompt.card.task for one in delivered}
-    if len(folders) > 1 and len(tasks) == 1:
-        text = _data_words(config.data)
-        command = f"softprompt eval --ensemble{model}{text} --prompt {' '.join(folders)}"
-    else:
-        command = f"softprompt predict{model} --prompt {folders[0]}"
-    return f"{table(rows)}\n\nnext: {command}"
+    for trained in delivered:
+        metrics = trained.dev.metrics if trained.dev else {}
+        scores = [number(score) for score in (trained.fitted.score, *map(metrics.get, names))]
+        rows.append([str(trained.folder), str(trained.fitted.step), *scores])
+    return table(rows)
 
 
-def _data_words(data: Any) -> str:
-    """`data` as it is written after --data."""
-    if data is None:
-        return ""
+def _next_command(delivered: Sequence[Any], config: RunConfig) -> str:
+    """What to do with the prompts: an ensemble of those of one task, or answers by the first."""
+    folders = [str(trained.folder) for trained in delivered]
+    model = ["--model", config.model] if Path(config.model).exists() else []
+    if len(folders) == 1 or len({trained.prompt.card.task for trained in delivered}) > 1:
+        return shlex.join(["softprompt", "predict", *model, "--prompt", folders[0]])
+    words, data = [], config.data
     if isinstance(data, Mapping):
-        named = [f"{split}={','.join(map(str, files))}" for split, files in data.items()]
-        return f" --data {shlex.join(named)}"
-    return f" --data {shlex.quote(str(data))}"
+        for split, files in data.items():
+            words.append(f"{split}={files if isinstance(files, str | Path) else ','.join(map(str, files))}")
+    elif data is not None:
+        words = [str(data)]
+    data_flag = ["--data", *words] if words else []
+    return shlex.join(["softprompt", "eval", "--ensemble", *model, *data_flag, "--prompt", *folders])
 
 
 def _estimate_table(cost: Any, lm: Any) -> str:
+    scoring_s = cost.num_evaluations * cost.evaluation_s
+    scored = f"{cost.num_evaluations:,} of {cost.num_scored:,} rows, {duration(cost.evaluation_s)} each"
     rows = [
         ["frozen model", f"{cost.model_bytes / 1e6:,.0f} MB, {type_of(lm)}"],
         ["peak memory", f"{cost.peak_bytes / 1e6:,.0f} MB"],
         ["one step", f"{cost.step_s:.2f} s: {cost.num_rows} rows of {counted(cost.num_prompts, 'prompt')}"],
         ["steps", f"{cost.num_steps:,}: {duration(cost.num_steps * cost.step_s)}"],
-        [
-            "evaluations",
-            f"{cost.num_evaluations:,} of {cost.num_scored:,} rows, {duration(cost.evaluation_s)} each: "
-            f"{duration(cost.num_evaluations * cost.evaluation_s)}",
-        ],
+        ["evaluations", f"{scored}: {duration(scoring_s)}"],
         ["dev set", f"once: {duration(cost.dev_s)}"],
         ["total", f"about {duration(cost.total_s)}"],
     ]
     if cost.minutes is not None:
         rows.insert(-1, ["--minutes", f"training ends after {duration(cost.minutes * 60)} at the latest"])
     return table(rows)
-
-
-COMMAND = Command(
-    add_flags=_add_train,
-    run=_train,
-    text=(
-        "Train soft prompts for a frozen model. Part of the training file is held out and chooses the best step (and "
-        "the setting, where several are given); the official dev set is scored once, at the end. Several seeds, tasks "
-        "and settings train together over one copy of the model."
-    ),
-    examples=(
-        "softprompt train --model smollm2-135m --task glue/sst2 --data DATA --out runs/sst2 --minutes 20",
-        "softprompt train --model google/t5-base-lm-adapt --task superglue/boolq --preset paper --out runs/boolq",
-        "softprompt train --model smollm2-135m --task cb,wic --data DATA --seeds 0,1,2 --out runs/two",
-        "softprompt train --model smollm2-135m --data train=a.jsonl dev=b.jsonl --inputs 'message: {text}' \\",
-        "    --targets '{label}' --labels question,complaint --out runs/mine",
-        "softprompt train --config recipe.yaml --estimate",
-    ),
-)

@@ -1,40 +1,29 @@
-"""softprompt adapt"""
+"""Train a T5-shaped model on as a prefix language model, the paper's LM adaptation: a text is cut at a random place,
+its first part is the input and its rest the target. Models can be kept on the way, for an ablation of the steps.
+Takes text and runs under torchrun as softprompt pretrain does.
 
-from __future__ import annotations
+examples:
+  softprompt adapt --model runs/mini-span --corpus corpus --steps 1000 --keep 0,100,500 --out runs/mini-lm
+  softprompt adapt --model google/t5-v1_1-small --corpus corpus --steps 100000 --out runs/small-lm
+"""
 
 import argparse
 
-from softprompt.base.command import Command
 from softprompt.pretraining.commands.pretrain import add_training_flags, check_start, train_model
 
 # Constant, so that models kept at different steps compare.
 DEFAULTS = {"objective": "prefix-lm", "learning_rate": 5e-3, "schedule": "constant", "warmup_steps": 20}
 
 
-def add_adapt_flags(command: argparse.ArgumentParser) -> None:
+def add_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of softprompt adapt."""
     command.add_argument("--model", required=True, metavar="M", help="folder or hub id of a T5-shaped model")
     add_training_flags(command, DEFAULTS)
 
 
-def run_adapt(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Read the model, and train it on."""
     check_start(args)
     from softprompt.pretraining import read_model
 
     return train_model(args, *read_model(args.model), DEFAULTS, args.model)
-
-
-COMMAND = Command(
-    add_flags=add_adapt_flags,
-    run=run_adapt,
-    text=(
-        "Train a T5-shaped model on as a prefix language model, the paper's LM adaptation: a text is cut at a random "
-        "place, its first part is the input and its rest the target. Models can be kept on the way, for an ablation "
-        "of the steps. Takes text and runs under torchrun as softprompt pretrain does."
-    ),
-    examples=(
-        "softprompt adapt --model runs/mini-span --corpus corpus --steps 1000 --keep 0,100,500 --out runs/mini-lm",
-        "softprompt adapt --model google/t5-v1_1-small --corpus corpus --steps 100000 --out runs/small-lm",
-    ),
-)

@@ -1,6 +1,15 @@
-"""softprompt pretrain, and what softprompt adapt shares with it"""
+r"""Train a T5 by span corruption: a new T5 1.1 from scratch, or one that is there. Text is .txt (one document a
+line), .jsonl or .parquet (column text), plain, .gz or .xz. Documents are joined, with an end of sequence between
+them, and cut to one length, so a text may hold parts of two documents and attention crosses the border, as in T5.
+Runs data-parallel under torchrun as it is.
 
-from __future__ import annotations
+examples:
+  softprompt pretrain --size mini --vocabulary runs/vocabulary --corpus corpus --heldout corpus/heldout \
+      --steps 10000 --out runs/mini-span
+  softprompt pretrain --size mini --vocabulary runs/vocabulary --corpus corpus --steps 10000 \
+      --out runs/mini-span --resume
+  softprompt pretrain --model google/t5-v1_1-small --corpus corpus --steps 1000 --out runs/small-more
+"""
 
 import argparse
 from collections.abc import Mapping
@@ -8,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.command import Command
 from softprompt.base.files import CHECKPOINT
 from softprompt.base.setting import settings_of
 from softprompt.base.terminal import Display, counted, keep_threads, say, type_of_products, writing
-from softprompt.cli import add_flags, add_settings, flags_of, set_threads
+from softprompt.cli import add_settings, add_shared, flags_of, set_up
 from softprompt.pretraining import PretrainConfig
 
 SETTINGS = {name: setting for name, setting in settings_of(PretrainConfig).items() if name != "objective"}
@@ -38,13 +46,13 @@ def add_training_flags(command: argparse.ArgumentParser, defaults: Mapping[str, 
     command.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoint, curve and model")
     own = {name: {"default": default} for name, default in defaults.items()}
     add_settings(command, {name: replace(setting, **own.get(name, {})) for name, setting in SETTINGS.items()})
-    add_flags(command, [*MACHINE, "threads"], changes=CHANGES)
+    add_shared(command, [*MACHINE, "threads"], changes=CHANGES)
     command.set_defaults(**MACHINE)
     command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     command.add_argument("--overwrite", action="store_true", help="train into a folder that holds a model already")
 
 
-def add_pretrain_flags(command: argparse.ArgumentParser) -> None:
+def add_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of softprompt pretrain."""
     command.add_argument("--size", help="a new model: micro, tiny, mini, small … xxl, or a JSON file with a shape")
     command.add_argument("--vocabulary", metavar="DIR", help="a new model's, what softprompt vocabulary wrote")
@@ -55,7 +63,7 @@ def add_pretrain_flags(command: argparse.ArgumentParser) -> None:
     add_training_flags(command, DEFAULTS)
 
 
-def run_pretrain(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Make or read the model, and train it."""
     check_start(args)
     from softprompt.models import load, load_tokenizer, shape_of
@@ -86,7 +94,7 @@ def check_start(args: argparse.Namespace) -> None:
             raise ValueError(f"{out} holds a model already; give another --out, or --overwrite")
         if (out / CHECKPOINT).exists():
             raise ValueError(f"{out} holds an unfinished run; --resume goes on with it, --overwrite starts again")
-    set_threads(args.threads)
+    set_up(args.threads)
 
 
 def train_model(
@@ -142,22 +150,3 @@ def _tokenized(places: list[str], tokenizer: Any) -> Any:
 
     with tqdm(desc="tokenise", unit="B", unit_scale=True, disable=None, leave=False) as bar:
         return tokenized(corpus_files(places), tokenizer, progress=bar.update)
-
-
-COMMAND = Command(
-    add_flags=add_pretrain_flags,
-    run=run_pretrain,
-    text=(
-        "Train a T5 by span corruption: a new T5 1.1 from scratch, or one that is there. Text is .txt (one document a "
-        "line), .jsonl or .parquet (column text), plain, .gz or .xz. Documents are joined, with an end of sequence "
-        "between them, and cut to one length, so a text may hold parts of two documents and attention crosses the "
-        "border, as in T5. Runs data-parallel under torchrun as it is."
-    ),
-    examples=(
-        "softprompt pretrain --size mini --vocabulary runs/vocabulary --corpus corpus --heldout corpus/heldout \\",
-        "    --steps 10000 --out runs/mini-span",
-        "softprompt pretrain --size mini --vocabulary runs/vocabulary --corpus corpus --steps 10000 \\",
-        "    --out runs/mini-span --resume",
-        "softprompt pretrain --model google/t5-v1_1-small --corpus corpus --steps 1000 --out runs/small-more",
-    ),
-)

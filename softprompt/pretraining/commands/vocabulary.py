@@ -1,15 +1,20 @@
-"""softprompt vocabulary"""
+"""Learn a SentencePiece unigram vocabulary with T5's special tokens, 256 raw bytes for what is rare, and 100
+sentinels for span corruption. Text is .txt (one document a line), .jsonl or .parquet (column text), plain, .gz or
+.xz.
 
-from __future__ import annotations
+examples:
+  softprompt vocabulary --corpus corpus --size 8192 --out runs/vocabulary
+"""
 
 import argparse
 from pathlib import Path
 
-from softprompt.base.command import Command
 from softprompt.base.terminal import say, writing
+from softprompt.cli import add_shared
 
 
-def _add_vocabulary(command: argparse.ArgumentParser) -> None:
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags of softprompt vocabulary."""
     command.add_argument("--corpus", nargs="+", required=True, metavar="PATH", help="files or folders of text")
     command.add_argument("--size", type=int, default=8_192, metavar="N", help="ids in all (default: 8192)")
     command.add_argument("--out", required=True, metavar="DIR", help="folder for the tokenizer")
@@ -17,10 +22,11 @@ def _add_vocabulary(command: argparse.ArgumentParser) -> None:
         "--megabytes", type=float, default=30.0, metavar="X", help="text to learn from, at most (default: 30)"
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="draws the text (default: 0)")
-    command.add_argument("--threads", type=int, metavar="N", help="processor threads (default: one for each core)")
+    add_shared(command, ["threads"], title="")
 
 
-def _vocabulary(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Learn the vocabulary, and say what it has."""
     out = Path(args.out)
     if (out / "tokenizer.json").exists():
         raise ValueError(f"{out} holds a vocabulary already; give another --out")
@@ -38,15 +44,3 @@ def _vocabulary(args: argparse.Namespace) -> int:
     common = ", ".join(repr(tokenizer.piece(id)) for id in tokenizer.ordinary_ids()[:8])
     print(f"{out}: {tokenizer.size:,} ids; the commonest pieces are {common}")
     return 0
-
-
-COMMAND = Command(
-    add_flags=_add_vocabulary,
-    run=_vocabulary,
-    text=(
-        "Learn a SentencePiece unigram vocabulary with T5's special tokens, 256 raw bytes for what is rare, and 100 "
-        "sentinels for span corruption. Text is .txt (one document a line), .jsonl or .parquet (column text), plain, "
-        ".gz or .xz."
-    ),
-    examples=("softprompt vocabulary --corpus corpus --size 8192 --out runs/vocabulary",),
-)

@@ -1,17 +1,28 @@
-"""softprompt experiment"""
+"""Run one of the paper's figures or tables on frozen models of yours: every point that has no rows yet. Interrupted,
+the same command goes on; a run that fails is named at the end, and the others go on. In figures 3a to 3d and table 3
+all points and seeds of one frozen model train together, and each prompt is scored by generating and by ranking the
+labels, the vote of a point's prompts beside them. In figure 1 and tables 1 and 2 methods run one after another, as in
+softprompt compare: four learning rates each, scored one way.
 
-from __future__ import annotations
+examples:
+  softprompt experiment
+  softprompt experiment figure-3a --models bundled/t5-mini smollm2-135m --data DATA --minutes 30
+  softprompt experiment figure-1 --models runs/family/micro/lm runs/family/tiny/lm --data DATA
+  softprompt experiment figure-1 --models smollm2-135m --data DATA --points "prompt tuning" "prompt design"
+  softprompt experiment figure-3c --models runs/family/tiny --data DATA --scoring generate
+  softprompt experiment table-3 --models smollm2-135m --tasks glue/sst2 --data DATA --quick
+"""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.command import Command
 from softprompt.base.terminal import Display, counted, duration, say
-from softprompt.cli import RUN, add_flags, set_threads, split_names
-from softprompt.study.commands.shared import STUDY_ROWS, read_seeds, shared_settings
+from softprompt.cli import RUN, add_shared, set_up, split_names
+from softprompt.study.commands.shared import STUDY_ROWS, going_on, read_seeds, say_failures, shared_settings
+from softprompt.training import RunConfig
 
 TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
 NOT_SHARED = (
@@ -22,7 +33,8 @@ SHARED = [name for name in RUN if name not in NOT_SHARED]
 """The settings of a run that all points share, unless a point changes them."""
 
 
-def _add_experiment(command: argparse.ArgumentParser) -> None:
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags of softprompt experiment."""
     command.add_argument("name", nargs="?", metavar="NAME", help="an experiment (default: list them)")
     command.add_argument(
         "--models", nargs="+", metavar="M", help="frozen models; figures 3c and 3d: the folder that holds their steps"
@@ -45,72 +57,72 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--minutes", type=float, metavar="X", help="bound on the points of one frozen model together")
     command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
     command.add_argument("--table", action="store_true", help="only print the table of the rows")
-    add_flags(command, SHARED, "what all points share, unless a point changes it")
-    add_flags(command, ["threads"], title="")
+    add_shared(command, SHARED, "what all points share, unless a point changes it")
+    add_shared(command, ["threads"], title="")
 
 
-def _experiment(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Run the points that have no rows, and print the table of all; 1 where some failed."""
     from softprompt.study.experiments import EXPERIMENTS
 
     if args.name is None:
-        print("\n".join(f"{name:<10}  {one.title}" for name, one in EXPERIMENTS.items()))
+        print("\n".join(f"{name:<10}  {experiment.title}" for name, experiment in EXPERIMENTS.items()))
         return 0
-    args.rows = args.rows or (args.out / "quick.jsonl" if args.quick else STUDY_ROWS)
-    set_threads(args.threads)
+    rows_file = args.rows or (args.out / "quick.jsonl" if args.quick else STUDY_ROWS)
+    set_up(args.threads)
     from softprompt.answering import read_rows
-    from softprompt.study import run_experiment, table
+    from softprompt.study import named, run_experiment, table
 
     failures: list[str] = []
     if not args.table:
         if not args.models:
             raise ValueError("which frozen models? give --models M …")
+        # A run that was interrupted goes on from its checkpoint: that of other settings is refused, in another folder.
+        base = RunConfig(
+            model="-",
+            task=tuple(split_names(args.tasks)),
+            seeds=read_seeds(args.seeds) if args.seeds else named(args.name).seeds,
+            data=args.data,
+            minutes=args.minutes,
+            resume=True,
+            **shared_settings(args, SHARED),
+        )
+        asked: dict[str, Any] = {"rows": rows_file, "out": args.out, "points": args.points}
         if not args.quick:
-            _say_how_long(args)
-        display = Display(args.out / "logs")
-        try:
-            failures = run_experiment(
-                args.name, args.models, _base(args), rows=args.rows, out=args.out, points=args.points,
-                watch=display.watch(),
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("stopped; the same command goes on") from None
-        finally:
-            display.close()
-    found = [row for row in read_rows(args.rows) if row.experiment == args.name]
-    print(table(found) if found else f"no rows of {args.name} in {args.rows}")
-    for failure in failures:
-        say(f"failed: {failure}")
-    return 1 if failures else 0
+            _say_how_long(args.name, args.models, base, asked)
+        with Display(args.out / "logs") as display, going_on():
+            failures = run_experiment(args.name, args.models, base, **asked, watch=display.watch())
+    rows = [row for row in read_rows(rows_file) if row.experiment == args.name]
+    print(table(rows) if rows else f"no rows of {args.name} in {rows_file}")
+    return say_failures(failures)
 
 
-def _say_how_long(args: argparse.Namespace) -> None:
+def _say_how_long(name: str, models: Sequence[str], base: RunConfig, asked: dict[str, Any]) -> None:
     """About how long what has no rows will take, from a few real steps on each frozen model."""
     from softprompt.study import missing
     from softprompt.study.transfer import seconds_with
     from softprompt.training import estimate
 
     load = _keep_last()
-    planned = missing(args.name, args.models, _base(args), rows=args.rows, out=args.out, points=args.points, load=load)
+    planned = missing(name, models, base, **asked, load=load)
     seconds = 0.0
-    known: dict[Any, Any] = {}
-    for one in planned:
-        config, place = one.config, one.config.model
-        alike = (place, config.prompt_length)
-        if alike not in known:
-            if not any(place == other for other, _ in known):
-                say(f"{place}: a few steps, to see how long it will take")
-            display = Display()
+    costs: dict[Any, Any] = {}
+    for point in planned:
+        config = point.config
+        key = (config.model, config.prompt_length)
+        if key not in costs:
+            if config.model not in [model for model, _ in costs]:
+                say(f"{config.model}: a few steps, to see how long it will take")
             try:
-                known[alike] = estimate(replace(config, minutes=None), lm=load(config), watch=display.watch())
+                with Display() as display:
+                    costs[key] = estimate(replace(config, minutes=None), lm=load(config), watch=display.watch())
             except (ValueError, OSError) as error:  # the run will say it again, and the others go on
                 say(f"no estimate: {error}")
                 return
-            finally:
-                display.close()
-        whole = seconds_with(known[alike], len(one.point.also))
-        seconds += one.num_runs * whole / (len(config.task) * len(config.seeds))
-    if args.minutes is not None:
-        seconds = min(seconds, 60 * args.minutes * len({place for place, _ in known}))
+        whole = seconds_with(costs[key], len(point.point.also))
+        seconds += point.num_runs * whole / (len(config.task) * len(config.seeds))
+    if base.minutes is not None:
+        seconds = min(seconds, 60 * base.minutes * len({model for model, _ in costs}))
     if planned:
         say(f"{counted(len(planned), 'point')} without rows: about {duration(seconds)}, scoring included")
 
@@ -128,37 +140,3 @@ def _keep_last() -> Callable[[Any], Any]:
         return held[config.model]
 
     return load
-
-
-def _base(args: argparse.Namespace) -> Any:
-    from softprompt.study import named
-    from softprompt.training import RunConfig
-
-    seeds = read_seeds(args.seeds) if args.seeds else named(args.name).seeds
-    # A run that was interrupted goes on from its checkpoint: that of other settings is refused, and has another folder.
-    return RunConfig(
-        model="-", task=tuple(split_names(args.tasks)), seeds=seeds, data=args.data,
-        minutes=args.minutes, resume=True, **shared_settings(args, SHARED),
-    )  # fmt: skip
-
-
-COMMAND = Command(
-    add_flags=_add_experiment,
-    run=_experiment,
-    text=(
-        "Run one of the paper's figures or tables on frozen models of yours: every point that has no rows yet. "
-        "Interrupted, the same command goes on; a run that fails is named at the end, and the others go on. In "
-        "figures 3a to 3d and table 3 all points and seeds of one frozen model train together, and each prompt is "
-        "scored by generating and by ranking the labels, the vote of a point's prompts beside them. In figure 1 and "
-        "tables 1 and 2 methods run one after another, as in softprompt compare: four learning rates each, scored one "
-        "way."
-    ),
-    examples=(
-        "softprompt experiment",
-        "softprompt experiment figure-3a --models bundled/t5-mini smollm2-135m --data DATA --minutes 30",
-        "softprompt experiment figure-1 --models runs/family/micro/lm runs/family/tiny/lm --data DATA",
-        'softprompt experiment figure-1 --models smollm2-135m --data DATA --points "prompt tuning" "prompt design"',
-        "softprompt experiment figure-3c --models runs/family/tiny --data DATA --scoring generate",
-        "softprompt experiment table-3 --models smollm2-135m --tasks glue/sst2 --data DATA --quick",
-    ),
-)

@@ -1,18 +1,22 @@
-"""softprompt report"""
+"""Make one HTML page, with nothing loaded from elsewhere, and a PNG for each figure, of the rows that softprompt
+experiment wrote: each figure and table of the paper with ours beside it, what was run, and what was not.
 
-from __future__ import annotations
+examples:
+  softprompt report --out report
+  softprompt report results/study.jsonl more.jsonl --out report
+"""
 
 import argparse
 from pathlib import Path
 
-from softprompt.base.command import Command
 from softprompt.base.terminal import counted, writing
 from softprompt.study.commands.shared import STUDY_ROWS
 
 BASELINES = Path("results/baselines.jsonl")
 
 
-def _add_report(command: argparse.ArgumentParser) -> None:
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags of softprompt report."""
     command.add_argument(
         "rows", nargs="*", type=Path, metavar="ROWS",
         help=f"(default: {STUDY_ROWS}, and where there are {BASELINES} the majority class's, which claims are held "
@@ -21,7 +25,8 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its pictures")
 
 
-def _report(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Write the page, and say where it is."""
     from softprompt.answering import read_rows
     from softprompt.study import write_report
 
@@ -35,15 +40,3 @@ def _report(args: argparse.Namespace) -> int:
     pictures = counted(len(list(args.out.glob("*.png"))), "picture")
     print(f"{page}: {counted(len(rows), 'row')}, {pictures} beside it")
     return 0
-
-
-COMMAND = Command(
-    add_flags=_add_report,
-    run=_report,
-    text=(
-        "Make one HTML page, with nothing loaded from elsewhere, and a PNG for each figure, of the rows that "
-        "softprompt experiment wrote: each figure and table of the paper with ours beside it, what was run, and what "
-        "was not."
-    ),
-    examples=("softprompt report --out report", "softprompt report results/study.jsonl more.jsonl --out report"),
-)

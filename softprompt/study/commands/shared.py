@@ -1,12 +1,12 @@
 """What the study's commands share: a run's settings that all of it has, seeds, and where its rows are."""
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from softprompt.base.terminal import say
 from softprompt.cli import flags_of
 
 STUDY_ROWS = Path("results/study.jsonl")  # where experiments add theirs, and the report reads them
@@ -24,3 +24,19 @@ def read_seeds(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
         raise ValueError(f"--seeds is {text!r}; give whole numbers with commas between") from None
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """What Ctrl-C says of a command that keeps every row it has."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on") from None
+
+
+def say_failures(failures: Sequence[str]) -> int:
+    """Name the runs that failed; the exit code, 1 where there are some."""
+    for failure in failures:
+        say(f"failed: {failure}")
+    return 1 if failures else 0
