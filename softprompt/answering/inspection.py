@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.answering.evaluation import evaluate
-from softprompt.answering.prediction import SavedPrompts
+from softprompt.answering.saved import SavedPrompts
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM
 from softprompt.prompts import Card, SoftPrompt, from_uniform
@@ -55,13 +55,12 @@ def nearest_tokens(values: Float[Tensor, "p d"], lm: FrozenLM, count: int = NUM_
     table = lm.embeddings.detach()[ids.to(lm.device)].to("cpu", torch.float32)
     cosines = torch.nn.functional.normalize(values, dim=1) @ torch.nn.functional.normalize(table, dim=1).T
     best = cosines.topk(min(count, len(ids)), dim=1)
-    norms = values.norm(dim=1).tolist()
-    found = []
-    for position, (near, places) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-        own = tuple(int(ids[place]) for place in places)
-        pieces = tuple(lm.tokenizer.piece(id) for id in own)
-        found.append(Neighbours(position, norms[position], pieces, own, tuple(near)))
-    return found
+    rows = []
+    for position, norm in enumerate(values.norm(dim=1).tolist()):
+        near = tuple(ids[best.indices[position]].tolist())
+        pieces = tuple(lm.tokenizer.piece(id) for id in near)
+        rows.append(Neighbours(position, norm, pieces, near, tuple(best.values[position].tolist())))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,22 @@ def inspect_prompt(prompt: SoftPrompt, lm: FrozenLM, count: int = NUM_NEAREST) -
     table = lm.embeddings.detach()[torch.tensor(lm.tokenizer.ordinary_ids(), device=lm.device)].float()
     vocabulary_norm = float(table.norm(dim=1).median())
     start = starting_values(prompt.card, lm, prompt.length)
-    drift = _drift(prompt.values, start)
+    drift: tuple[float | None, ...] = (None,) * prompt.length
+    if start is not None:
+        drift = tuple((1 - torch.nn.functional.cosine_similarity(prompt.values, start, dim=1)).tolist())
     cosines = _cosines(prompt.values)
+    nearest_of: dict[str, list[int]] = {}
+    for row in rows:
+        nearest_of.setdefault(row.tokens[0], []).append(row.position)
+    several = {token: tuple(places) for token, places in nearest_of.items() if len(places) > 1}
+    entries = _entries(prompt.card, prompt.length)
     return Inspection(
         rows=rows,
-        starts=tuple(_text_of(entry) for entry in _entries(prompt.card, prompt.length)),
+        starts=tuple(entry.get("label") or "".join(entry.get("pieces", ())) for entry in entries),
         drift=drift,
         vocabulary_norm=vocabulary_norm,
-        labels=tuple(_label(label, prompt.card, rows, lm) for label in prompt.card.labels),
-        shared=_shared(rows),
+        labels=_labels(prompt.card, rows, lm),
+        shared=dict(sorted(several.items(), key=lambda item: -len(item[1]))),
         mean_cosine=_mean_of_two(cosines),
         warnings=tuple(_warnings(prompt.values, drift, cosines, vocabulary_norm)),
     )
@@ -132,14 +138,18 @@ def neighbourhood(prompt: SoftPrompt, lm: FrozenLM) -> dict[str, float]:
     chooser = torch.Generator().manual_seed(prompt.card.seed or 0)
     random = nearest_tokens(torch.randn(prompt.values.shape, generator=chooser), lm)
     found = {"cosine": _closeness(rows, lm), "cosine_of_random": _closeness(random, lm)}
-    labels = [_label(label, prompt.card, rows, lm) for label in prompt.card.labels]
-    started = {place for label in labels for place in label.started}
-    persists = {place for label in labels for place in label.started if place in label.near}
+    started, persistent, near = set(), set(), set()
+    for label in _labels(prompt.card, rows, lm):
+        started.update(label.started)
+        near.update(label.near)
+        persistent.update(set(label.started) & set(label.near))
     entries = _entries(prompt.card, prompt.length)
     sampled = {place for place, entry in enumerate(entries) if entry.get("ids")} - started
-    near = {place for label in labels for place in label.near}
-    kinds = {"labels_near_labels": (started, persists), "labels_near_sampled": (sampled, sampled & near)}
-    return found | {name: len(close) / len(places) for name, (places, close) in kinds.items() if places}
+    if started:
+        found["labels_near_labels"] = len(persistent) / len(started)
+    if sampled:
+        found["labels_near_sampled"] = len(sampled & near) / len(sampled)
+    return found
 
 
 def _closeness(rows: Sequence[Neighbours], lm: FrozenLM) -> float:
@@ -179,55 +189,37 @@ def _entries(card: Card, length: int) -> list[dict[str, Any]]:
     return [dict(entry) for entry in entries] if len(entries) == length else [{}] * length
 
 
-def _text_of(entry: dict[str, Any]) -> str:
-    return entry.get("label") or "".join(entry.get("pieces", ()))
-
-
-def _drift(values: Tensor, start: Tensor | None) -> tuple[float | None, ...]:
-    if start is None:
-        return (None,) * len(values)
-    return tuple((1 - torch.nn.functional.cosine_similarity(values, start, dim=1)).tolist())
-
-
-def _label(label: str, card: Card, rows: Sequence[Neighbours], lm: FrozenLM) -> Label:
-    pieces = {id for text in (label, f" {label}") for id in lm.tokenizer.encode(text)}
+def _labels(card: Card, rows: Sequence[Neighbours], lm: FrozenLM) -> tuple[Label, ...]:
+    """Where each of the card's labels is found in its prompt."""
+    found = []
     entries = _entries(card, len(rows))
-    return Label(
-        label,
-        tuple(place for place, entry in enumerate(entries) if entry.get("label", "").strip() == label.strip()),
-        tuple(row.position for row in rows if pieces & set(row.ids)),
-    )
-
-
-def _shared(rows: Sequence[Neighbours]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, list[int]] = {}
-    for row in rows:
-        found.setdefault(row.tokens[0], []).append(row.position)
-    several = {token: tuple(places) for token, places in found.items() if len(places) > 1}
-    return dict(sorted(several.items(), key=lambda item: -len(item[1])))
+    for label in card.labels:
+        pieces = {id for text in (label, f" {label}") for id in lm.tokenizer.encode(text)}
+        started = (place for place, entry in enumerate(entries) if entry.get("label", "").strip() == label.strip())
+        near = (row.position for row in rows if pieces & set(row.ids))
+        found.append(Label(label, tuple(started), tuple(near)))
+    return tuple(found)
 
 
 def _warnings(values: Tensor, drift: Sequence[float | None], cosines: Tensor, vocabulary_norm: float) -> list[str]:
     norms = values.norm(dim=1)
-    twins = (cosines > TWINS).triu(diagonal=1).nonzero().tolist()
-    found = {
+    long = norms > TOO_LONG * vocabulary_norm
+    wrong = {
         "hold numbers that are not finite; train again with a lower rate": ~values.isfinite().all(1),
         "are all zeros": norms == 0,
-        f"are over {TOO_LONG:g} times as long as a token; the learning rate is too high": norms
-        > TOO_LONG * vocabulary_norm,
+        f"are over {TOO_LONG:g} times as long as a token; the learning rate is too high": long,
         "have not moved from where they began": torch.tensor([d is not None and abs(d) < UNMOVED for d in drift]),
     }
-    lines = [
-        f"rows {_places(which.nonzero().flatten().tolist())} {text}" for text, which in found.items() if which.any()
-    ]
+    lines = []
+    for text, which in wrong.items():
+        rows = which.nonzero().flatten().tolist()
+        if rows:
+            more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
+            lines.append(f"rows {', '.join(map(str, rows[:10]))}{more} {text}")
+    twins = (cosines > TWINS).triu(diagonal=1).nonzero().tolist()
     if twins:
         lines.append("rows " + ", ".join(f"{a} and {b}" for a, b in twins[:5]) + " are nearly the same")
     return lines
-
-
-def _places(rows: Sequence[int]) -> str:
-    shown = ", ".join(map(str, rows[:10]))
-    return f"{shown} and {len(rows) - 10} more" if len(rows) > 10 else shown
 
 
 def ablate(
@@ -241,10 +233,13 @@ def ablate(
         raise ValueError(f"{len(saved.prompts)} prompts, but ablation looks at one at a time")
     values = saved.prompts[0].values
     shorter = [torch.cat([values[:place], values[place + 1 :]]) for place in range(len(values))]
-    options: dict[str, Any] = {"scoring": saved.scoring, "watch": watch}
+
+    def scores(prompts: list[Tensor]) -> list[float]:
+        form, scoring = saved.forms[0], saved.scoring
+        found = evaluate(saved.lm, prompts, saved.task, examples, form, scoring=scoring, watch=watch)
+        return [evaluation.headline for evaluation in found]
+
     if len(values) == 1:  # without its only row there is no prompt
-        (whole,) = evaluate(saved.lm, [values], saved.task, examples, saved.forms[0], **options)
-        bare = evaluate(saved.lm, [], saved.task, examples, saved.forms[0], **options)
-        return whole.headline, [bare[0].headline]
-    whole, *without = evaluate(saved.lm, [values, *shorter], saved.task, examples, saved.forms[0], **options)
-    return whole.headline, [one.headline for one in without]
+        return scores([values])[0], scores([])
+    whole, *without = scores([values, *shorter])
+    return whole, without

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from re import fullmatch
@@ -25,7 +25,6 @@ from torch import Tensor
 from softprompt.base.files import whole_folder
 from softprompt.base.names import nearest
 from softprompt.models import FrozenLM, TextFormat, default_format, encode_inputs, read_checkpoint, write_checkpoint
-from softprompt.prompts.card import Card
 from softprompt.prompts.prompt import SoftPrompt, check_fits
 
 MANIFEST = "softprompt_prompts.json"
@@ -69,32 +68,39 @@ def export_vocabulary(
         OSError: it cannot be written (one line that says why).
     """
     folder = Path(folder)
-    _check_request(prompts, folder, dtype)
-    base = _read_base(_source(prompts, model))
-    for name, prompt in prompts.items():
-        _check_belongs(name, prompt, base.lm)
-    number = base.lm.dtype if dtype == "auto" else DTYPES[dtype]
+    base = _read_base(_checked_source(prompts, model, folder, dtype))
+    lm = base.lm
+    forms = {name: _form_of(name, prompt, lm) for name, prompt in prompts.items()}
     tokens = _add_tokens(base, prompts)
-    worn = {name: _wearing(tokens[name], _form_of(name, prompt, base.lm), base) for name, prompt in prompts.items()}
+    worn = {name: _wearing(tokens[name], form, base) for name, form in forms.items()}
     new_ids = range(base.num_ids, base.num_ids + sum(map(len, tokens.values())))
-    manifest = _manifest(base.lm, prompts, worn, new_ids, number)
+    number = lm.dtype if dtype == "auto" else DTYPES[dtype]
+    manifest = _manifest(lm, prompts, worn, new_ids, number)
+    config = copy.deepcopy(lm.model.config)
+    for part in (config, config.get_text_config()):
+        part.vocab_size = new_ids.stop
+        part.tie_word_embeddings = False
+        if hasattr(part, "scale_decoder_outputs"):
+            part.scale_decoder_outputs = False
     weights = _weights(base, prompts, number)
     with whole_folder(folder) as staging:
         write_checkpoint(
-            staging,
-            type(base.lm.model),
-            _config(base.lm, new_ids.stop),
-            weights,
-            base.tokenizer,
-            generation_config=base.generation_config,
+            staging, type(lm.model), config, weights, base.tokenizer, generation_config=base.generation_config
         )
-        _forbid(new_ids, staging / "generation_config.json")
+        path = staging / "generation_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        settings.pop("_from_model_config", None)  # so marked, they are made again from the model's by transformers 4
+        settings["suppress_tokens"] = sorted({*(settings.get("suppress_tokens") or ()), *new_ids})
+        path.write_text(_as_json(settings), encoding="utf-8")
         (staging / MANIFEST).write_text(_as_json(manifest), encoding="utf-8")
-        (staging / "README.md").write_text(_readme(folder.resolve().name, base.lm, manifest), encoding="utf-8")
+        (staging / "README.md").write_text(_readme(folder.resolve().name, lm, manifest), encoding="utf-8")
     return worn
 
 
-def _check_request(prompts: Mapping[str, SoftPrompt], folder: Path, dtype: str) -> None:
+def _checked_source(
+    prompts: Mapping[str, SoftPrompt], model: str | Path | None, folder: Path, dtype: str
+) -> str | Path:
+    """Where the model is, if what was asked makes sense."""
     if not prompts:
         raise ValueError("no prompt was given; name at least one")
     for name in prompts:
@@ -106,9 +112,6 @@ def _check_request(prompts: Mapping[str, SoftPrompt], folder: Path, dtype: str) 
         raise ValueError(f"no dtype named {dtype!r}{nearest(dtype, DTYPES)}; there are auto, {', '.join(DTYPES)}")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; a model with prompts needs a new folder")
-
-
-def _source(prompts: Mapping[str, SoftPrompt], model: str | Path | None) -> str | Path:
     source = model or next((p.card.model_name for p in prompts.values() if p.card.model_name), None)
     if source is None:
         raise ValueError("the prompts do not record their model; give it with --model")
@@ -138,72 +141,54 @@ def _read_base(source: str | Path) -> _Base:
     return _Base(FrozenLM(model, tokenizer, name=name), tokenizer, weights, model.generation_config)
 
 
-def _check_belongs(name: str, prompt: SoftPrompt, lm: FrozenLM) -> None:
+def _form_of(name: str, prompt: SoftPrompt, lm: FrozenLM) -> TextFormat:
+    """The text format of a prompt, which must be one of this model's."""
+    card = prompt.card
     try:
         check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
+        form = TextFormat.from_json(card.text)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if prompt.card.is_encoder_decoder != lm.is_encoder_decoder:
+    if card.is_encoder_decoder != lm.is_encoder_decoder:
         kinds = {True: "an encoder-decoder", False: "a decoder-only model"}
-        theirs, ours = kinds[prompt.card.is_encoder_decoder], kinds[lm.is_encoder_decoder]
+        theirs, ours = kinds[card.is_encoder_decoder], kinds[lm.is_encoder_decoder]
         raise ValueError(f"{name}: the prompt is for {theirs}, and {lm.name} is {ours}; give its own model")
-
-
-def _config(lm: FrozenLM, num_ids: int) -> Any:
-    """The model's configuration with so many ids, and with an output layer of its own."""
-    config = copy.deepcopy(lm.model.config)
-    for part in (config, config.get_text_config()):
-        part.vocab_size = num_ids
-        part.tie_word_embeddings = False
-        if hasattr(part, "scale_decoder_outputs"):
-            part.scale_decoder_outputs = False
-    return config
+    if card.text:
+        return form
+    warnings.warn(f"{name} does not record its text format; {lm.name}'s usual one is taken", stacklevel=3)
+    return default_format(lm)
 
 
 def _weights(base: _Base, prompts: Mapping[str, SoftPrompt], number: torch.dtype) -> dict[str, Tensor]:
     """All weights in the type `number`, with a row for each new id in the embedding table and the output layer."""
-    model = base.lm.model
-    table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
-    head = next(name for name, module in model.named_modules() if module is output)
-    tables = [name for name, tensor in base.weights.items() if tensor.data_ptr() == table.data_ptr()]
-    rows = torch.cat([_rows(name, prompt, base.lm, number) for name, prompt in prompts.items()])
-    weights = {name: w.to(number) if w.is_floating_point() else w for name, w in base.weights.items()}
-    weights |= dict.fromkeys(tables, torch.cat([table.to(number), rows]))
-    scaled = output.weight.float() * _output_scale(base.lm)
-    means = scaled.mean(0, keepdim=True).expand(len(rows), -1)
-    weights[f"{head}.weight"] = torch.cat([scaled, means]).to(number)
-    if output.bias is not None:
-        weights[f"{head}.bias"] = torch.cat([output.bias, output.bias.new_full((len(rows),), NEVER)]).to(number)
-    return weights
-
-
-def _rows(name: str, prompt: SoftPrompt, lm: FrozenLM, number: torch.dtype) -> Tensor:
-    """The prompt as rows of the embedding table [p d]: what the model makes of them are the prompt's values."""
-    embedding = lm.model.get_input_embeddings()
+    lm, model = base.lm, base.lm.model
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     scale = torch.as_tensor(getattr(embedding, "embed_scale", 1.0))  # Gemma's
     first = embedding.weight[:8]
     if not torch.equal(embedding(torch.arange(len(first))), first * scale.to(lm.dtype)):
         raise ValueError(
             f"{lm.name} embeds its tokens in a way that no new row can stand for; serve it with softprompt"
         )
-    rows = (prompt.values / scale.to(number).float()).to(number)
-    if not torch.isfinite(rows).all():
-        kind = str(number).removeprefix("torch.")
-        raise ValueError(f"{name}: the prompt has numbers too large for {kind}; give --dtype float32 or bfloat16")
-    return rows
-
-
-def _output_scale(lm: FrozenLM) -> float:
-    """What T5 1.0 multiplies its decoder's states by; where the output layer is not tied, engines do not."""
-    return lm.width**-0.5 if getattr(lm.model.config, "scale_decoder_outputs", False) else 1.0
-
-
-def _forbid(ids: range, path: Path) -> None:
-    """Add ids to those that the file of generation's settings suppresses."""
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    settings.pop("_from_model_config", None)  # settings that say so are made again from the model's by transformers 4
-    settings["suppress_tokens"] = sorted({*(settings.get("suppress_tokens") or ()), *ids})
-    path.write_text(_as_json(settings), encoding="utf-8")
+    rows = [embedding.weight.to(number)]
+    for name, prompt in prompts.items():
+        rows.append((prompt.values / scale.to(number).float()).to(number))
+        if not torch.isfinite(rows[-1]).all():
+            kind = str(number).removeprefix("torch.")
+            raise ValueError(f"{name}: the prompt has numbers too large for {kind}; give --dtype float32 or bfloat16")
+    table = torch.cat(rows)
+    num_new = len(table) - base.num_ids
+    weights = {}
+    for name, weight in base.weights.items():
+        tied = weight.data_ptr() == embedding.weight.data_ptr()
+        weights[name] = table if tied else weight.to(number) if weight.is_floating_point() else weight
+    head = next(name for name, module in model.named_modules() if module is output)
+    # T5 1.0 scales its decoder's states; where the output layer is not tied, engines do not.
+    output_scale = lm.width**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0
+    scaled = output.weight.float() * output_scale
+    weights[f"{head}.weight"] = torch.cat([scaled, scaled.mean(0, keepdim=True).expand(num_new, -1)]).to(number)
+    if output.bias is not None:
+        weights[f"{head}.bias"] = torch.cat([output.bias, output.bias.new_full((num_new,), NEVER)]).to(number)
+    return weights
 
 
 def _add_tokens(base: _Base, prompts: Mapping[str, SoftPrompt]) -> dict[str, list[str]]:
@@ -213,97 +198,75 @@ def _add_tokens(base: _Base, prompts: Mapping[str, SoftPrompt]) -> dict[str, lis
     """
     tokens = {name: [f"<{name}:{row}>" for row in range(prompt.length)] for name, prompt in prompts.items()}
     known = base.tokenizer.get_vocab()
-    for name, own in tokens.items():
-        taken = next((token for token in own if token in known), None)
-        if taken is not None:
-            raise ValueError(f"{base.lm.name} has a token {taken} already; name the prompt {name} otherwise: NAME=DIR")
-    unused = [f"<|unused:{id}|>" for id in range(len(base.tokenizer), base.num_ids)]
-    added = [*unused, *(token for own in tokens.values() for token in own)]
+    added = [f"<|unused:{id}|>" for id in range(len(base.tokenizer), base.num_ids)]
+    first = base.num_ids - len(added)
+    for name, rows in tokens.items():
+        for token in rows:
+            if token in known:
+                raise ValueError(
+                    f"{base.lm.name} has a token {token} already; name the prompt {name} otherwise: NAME=DIR"
+                )
+        added += rows
     base.tokenizer.add_tokens(added, special_tokens=True)
-    first, found = base.num_ids - len(unused), base.tokenizer.convert_tokens_to_ids(added)
-    if found != list(range(first, first + len(added))):
+    ids = base.tokenizer.convert_tokens_to_ids(added)
+    if ids != list(range(first, first + len(added))):
         raise ValueError(
-            f"{base.lm.name} embeds {base.num_ids} ids, but its tokenizer gives a new token the id {found[0]}; "
+            f"{base.lm.name} embeds {base.num_ids} ids, but its tokenizer gives a new token the id {ids[0]}; "
             "give a model and a tokenizer that belong together"
         )
     return tokens
 
 
-def _form_of(name: str, prompt: SoftPrompt, lm: FrozenLM) -> TextFormat:
-    if not prompt.card.text:
-        warnings.warn(f"{name} does not record its text format; {lm.name}'s usual one is taken", stacklevel=3)
-        return default_format(lm)
-    try:
-        return TextFormat.from_json(prompt.card.text)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
 def _wearing(tokens: list[str], form: TextFormat, base: _Base) -> Wearing:
-    own = base.lm.tokenizer
+    """How a text wears the prompt of these tokens. Which strings give the right ids depends on the tokenizer: one puts
+    a begin of sequence in front of the prompt, another a space behind an added token."""
+    tokenizer = base.lm.tokenizer
     form = replace(form, max_input_length=max(form.max_input_length, 512))
     prompt_ids = base.tokenizer.convert_tokens_to_ids(tokens)
-    encoded = [encode_inputs(text, form, own).ids for text in PROBES]
-    before, after = _around(encoded[-1], own.encode(PROBES[-1]))
-    for prefix, suffix, add_special_tokens in _strings(tokens, form, base):
-        joined = [base.tokenizer(prefix + t + suffix, add_special_tokens=add_special_tokens) for t in PROBES]
-        if [found.input_ids for found in joined] == [[*prompt_ids, *ids] for ids in encoded]:
+    encoded = [encode_inputs(text, form, tokenizer).ids for text in PROBES]
+    ids, body = encoded[-1], tokenizer.encode(PROBES[-1])
+    start = next(i for i in range(len(ids)) if ids[i : i + len(body)] == body)
+
+    worn, head, tail = "".join(tokens), "", form.separator
+    if form.chat:
+        head, _, tail = tokenizer.chat(PROBES[0]).partition(PROBES[0])
+    bos = base.tokenizer.bos_token if form.starts_with_bos else ""
+    eos = base.tokenizer.eos_token if form.inputs_end_with_eos else ""
+    prefix, suffix, add_special_tokens = None, None, False
+    for before, after, is_added in (
+        (f"{worn}{head}", tail, True),
+        (f"{worn}{bos}{head}", f"{tail}{eos}", False),
+        (f"{worn}{head} ", tail, True),
+        (f"{worn}{bos}{head} ", f"{tail}{eos}", False),
+    ):
+        joined = [base.tokenizer(before + text + after, add_special_tokens=is_added).input_ids for text in PROBES]
+        if joined == [[*prompt_ids, *ids] for ids in encoded]:
+            prefix, suffix, add_special_tokens = before, after, is_added
             break
-    else:
-        prefix, suffix, add_special_tokens = None, None, False
     return Wearing(
         prompt_ids=prompt_ids,
-        ids_before=before,
-        ids_after=after,
+        ids_before=ids[:start],
+        ids_after=ids[start + len(body) :],
         prefix=prefix,
         suffix=suffix,
         add_special_tokens=add_special_tokens,
     )
 
 
-def _around(ids: list[int], body: list[int]) -> tuple[list[int], list[int]]:
-    """The ids before and behind a text's own."""
-    starts = (i for i in range(len(ids)) if ids[i : i + len(body)] == body)
-    start = next(starts)
-    return ids[:start], ids[start + len(body) :]
-
-
-def _strings(tokens: list[str], form: TextFormat, base: _Base) -> Iterator[tuple[str, str, bool]]:
-    """Prefixes and suffixes that may give the right ids, with whether special tokens are to be added to them.
-
-    Which of them do depends on the tokenizer: one puts a begin of sequence in front of the prompt, another a space
-    behind an added token.
-    """
-    head, tail = "", form.separator
-    if form.chat:
-        head, _, tail = base.lm.tokenizer.chat(PROBES[0]).partition(PROBES[0])
-    bos = base.tokenizer.bos_token if form.starts_with_bos else ""
-    eos = base.tokenizer.eos_token if form.inputs_end_with_eos else ""
-    worn = "".join(tokens)
-    for space in ("", " "):
-        yield f"{worn}{head}{space}", tail, True
-        yield f"{worn}{bos}{head}{space}", f"{tail}{eos}", False
-
-
 def _manifest(
     lm: FrozenLM, prompts: Mapping[str, SoftPrompt], worn: Mapping[str, Wearing], new_ids: range, number: torch.dtype
 ) -> dict[str, Any]:
-    def entry(name: str, card: Card) -> dict[str, Any]:
-        return {
-            **asdict(worn[name]),
-            "task": card.task,
-            "labels": list(card.labels),
-            "text": card.text,
-            "sha256": prompts[name].sha256,
-        }
-
+    entries = {}
+    for name, prompt in prompts.items():
+        about = {"task": prompt.card.task, "labels": list(prompt.card.labels), "text": prompt.card.text}
+        entries[name] = {**asdict(worn[name]), **about, "sha256": prompt.sha256}
     return {
         "format_version": FORMAT_VERSION,
         "model": lm.name,
         "model_fingerprint": lm.fingerprint,
         "dtype": str(number).removeprefix("torch."),
         "never_written": {"first": new_ids.start, "last": new_ids.stop - 1},
-        "prompts": {name: entry(name, prompt.card) for name, prompt in prompts.items()},
+        "prompts": entries,
     }
 
 
@@ -353,14 +316,23 @@ engine that samples and does not read it should be told the ids with the request
 
 def _readme(name: str, lm: FrozenLM, manifest: Mapping[str, Any]) -> str:
     """The hub's model card: which prompts there are, how to wear one, what was done to the model."""
-    prompts = manifest["prompts"]
-    dtype = manifest["dtype"]
+    prompts, dtype = manifest["prompts"], manifest["dtype"]
+    rows = []
+    for prompt, entry in prompts.items():
+        tokens = [f"<{prompt}:{row}>" for row in range(len(entry["prompt_ids"]))]
+        cells = [prompt, entry["task"] or "", f"`{tokens[0]}` to `{tokens[-1]}`", "only as ids", ""]
+        if entry["prefix"] is not None:
+            between = entry["prefix"].removeprefix("".join(tokens))
+            cells[2] += f", then `{json.dumps(between)}`" if between else ""
+            cells[3] = f"`{json.dumps(entry['suffix'])}`" if entry["suffix"] else ""
+            cells[4] = "yes" if entry["add_special_tokens"] else "no"
+        rows.append(f"| {' | '.join(cells)} |")
     rounded = f"The prompts were trained in float32 and are rounded to {dtype}, as softprompt rounds them in use."
     return README.format(
         name=name,
         model=lm.name,
         **manifest["never_written"],
-        rows="\n".join(_table_row(prompt, entry) for prompt, entry in prompts.items()),
+        rows="\n".join(rows),
         manifest=MANIFEST,
         auto="AutoModelForSeq2SeqLM" if lm.is_encoder_decoder else "AutoModelForCausalLM",
         folder=json.dumps(name),
@@ -368,14 +340,3 @@ def _readme(name: str, lm: FrozenLM, manifest: Mapping[str, Any]) -> str:
         answer="[0]" if lm.is_encoder_decoder else "[0, inputs.input_ids.shape[1] :]",
         numbers="All numbers are float32, as they were in training." if dtype == "float32" else rounded,
     )
-
-
-def _table_row(name: str, entry: Mapping[str, Any]) -> str:
-    tokens = [f"<{name}:{row}>" for row in range(len(entry["prompt_ids"]))]
-    cells = [name, entry["task"] or "", f"`{tokens[0]}` to `{tokens[-1]}`", "only as ids", ""]
-    if entry["prefix"] is not None:
-        between = entry["prefix"].removeprefix("".join(tokens))
-        cells[2] += f", then `{json.dumps(between)}`" if between else ""
-        cells[3] = f"`{json.dumps(entry['suffix'])}`" if entry["suffix"] else ""
-        cells[4] = "yes" if entry["add_special_tokens"] else "no"
-    return f"| {' | '.join(cells)} |"

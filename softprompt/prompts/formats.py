@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.base.files import write_whole
-from softprompt.base.names import nearest
+from softprompt.base.names import first_line, nearest
 from softprompt.prompts.card import Card
 from softprompt.prompts.folder import CONFIG, WEIGHTS, load_prompt, save_prompt
 from softprompt.prompts.prompt import SoftPrompt
@@ -88,18 +88,13 @@ def convert(
             raise ValueError(f"{source} was trained for {recorded}, so {name} cannot be {value}; leave it out")
     card = replace(prompt.card, **{name: value for name, value in given.items() if value is not None})
     prompt = SoftPrompt(prompt.values, card)
-    if not overwrite:
-        _check_free(prompt, Path(destination), to_kind)
+    place = Path(destination)
+    tgis = TGIS_NAMES[prompt.card.is_encoder_decoder]
+    taken = {"t5x": [place], "peft": [place / CONFIG, place / WEIGHTS], "tgis": [place / tgis]}[to_kind]
+    if not overwrite and any(file.is_file() for file in taken):
+        raise ValueError(f"{place} holds a prompt already; give another --out, or --overwrite")
     write_prompt(prompt, destination, to_kind)
     return prompt
-
-
-def _check_free(prompt: SoftPrompt, path: Path, kind: str) -> None:
-    """ValueError where a prompt of the kind stands already."""
-    tgis = TGIS_NAMES[prompt.card.is_encoder_decoder]
-    files = {"t5x": [path], "peft": [path / CONFIG, path / WEIGHTS], "tgis": [path / tgis]}[kind]
-    if any(file.is_file() for file in files):
-        raise ValueError(f"{path} holds a prompt already; give another --out, or --overwrite")
 
 
 def detect_kind(path: str | Path) -> str:
@@ -132,13 +127,7 @@ def _read_t5x(path: Path) -> SoftPrompt:
     """An array as numpy saves it, named *.npy or as T5X names it, or the folder that holds it."""
     if path.is_dir():
         path = path / T5X_NAME
-    _check_npy_header(path)
-    values = torch.from_numpy(np.ascontiguousarray(np.load(path, allow_pickle=False), dtype=np.float32))
-    return _bare_prompt(values, path, is_encoder_decoder=True)
-
-
-def _check_npy_header(path: Path) -> None:
-    """Before numpy allocates what a header asks for: is it a float32 table that fills the file?"""
+    # Before numpy allocates what a header asks for: is it a float32 table that fills the file?
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
@@ -154,6 +143,8 @@ def _check_npy_header(path: Path) -> None:
         raise ValueError(f"{path} holds {dtype} of shape {shape}; wanted float32 [prompt tokens, width]")
     if num_bytes != 4 * shape[0] * shape[1]:
         raise ValueError(f"{path} is cut short or damaged: its header says {shape}, and {num_bytes} bytes follow")
+    values = torch.from_numpy(np.ascontiguousarray(np.load(path, allow_pickle=False), dtype=np.float32))
+    return _bare_prompt(values, path, is_encoder_decoder=True)
 
 
 def _write_t5x(prompt: SoftPrompt, path: Path) -> None:
@@ -172,23 +163,17 @@ def _read_tgis(path: Path) -> SoftPrompt:
     if len(files) == 2:
         warnings.warn(f"{path} holds a prompt for the decoder too; only encoder.pt was read", stacklevel=4)
     is_encoder_decoder = True in files
-    values = _load_tensor(files[is_encoder_decoder])
-    return _bare_prompt(values, files[is_encoder_decoder], is_encoder_decoder=is_encoder_decoder)
-
-
-def _load_tensor(path: Path) -> Float[Tensor, "p d"]:
-    """TGIS keeps a bare tensor as torch.save writes it; weights_only lets nothing else be unpickled."""
-    try:
+    path = files[is_encoder_decoder]
+    try:  # a bare tensor as torch.save writes it; weights_only lets nothing else be unpickled
         values = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load has no one exception for a bad file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a tensor that torch can load safely ({reason})") from error
+        raise ValueError(f"{path} is not a tensor that torch can load safely ({first_line(error)})") from error
     if not isinstance(values, Tensor) or values.ndim != 2 or 0 in values.shape:
         what = f"a tensor of shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"{path} holds {what}; wanted one tensor [prompt tokens, width]")
     if values.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"{path} holds {values.dtype}; wanted float32, bfloat16 or float16")
-    return values.float()
+    return _bare_prompt(values.float(), path, is_encoder_decoder=is_encoder_decoder)
 
 
 def _write_tgis(prompt: SoftPrompt, path: Path) -> None:
@@ -227,13 +212,5 @@ def _known(kind: str, kinds: dict[str, Callable]) -> str:
     return kind
 
 
-def _write_peft(prompt: SoftPrompt, path: Path) -> None:
-    save_prompt(prompt, path)
-
-
 READERS: dict[str, Callable[[Path], SoftPrompt]] = {"t5x": _read_t5x, "peft": load_prompt, "tgis": _read_tgis}
-WRITERS: dict[str, Callable[[SoftPrompt, Path], None]] = {
-    "t5x": _write_t5x,
-    "peft": _write_peft,
-    "tgis": _write_tgis,
-}
+WRITERS: dict[str, Callable[[SoftPrompt, Path], None]] = {"t5x": _write_t5x, "peft": save_prompt, "tgis": _write_tgis}

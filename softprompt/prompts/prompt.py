@@ -77,9 +77,10 @@ def check_fits(prompt: SoftPrompt, *, model_name: str, fingerprint: str, width: 
     if card.model_fingerprint == fingerprint and prompt.width == width:
         return
     if card.model_fingerprint is not None or prompt.width != width:
+        wanted = _described(theirs, card.model_fingerprint, prompt.width)
+        loaded = _described(model_name, fingerprint, width)
         raise ValueError(
-            f"the prompt was trained for {_described(theirs, card.model_fingerprint, prompt.width)}, but "
-            f"{_described(model_name, fingerprint, width)} is loaded; load {theirs}, or train a new prompt "
+            f"the prompt was trained for {wanted}, but {loaded} is loaded; load {theirs}, or train a new prompt "
             f"for {model_name}"
         )
     warnings.warn(

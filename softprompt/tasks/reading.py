@@ -1,12 +1,12 @@
 """A task's examples, from its official files, from files named by hand, or from the hub."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from softprompt.base.names import nearest
+from softprompt.base.names import first_line, nearest
 from softprompt.tasks.records import Numbered, place
 from softprompt.tasks.task import SPLITS, Example, Task
 
@@ -68,17 +68,12 @@ def read_split(task: Task, split: str, data: Data = None) -> Reading:
     check_split(split)
     if data is None:
         return _from_hub(task, split)
-    named = isinstance(data, Mapping)
-    paths = _named_files(data, split) if named else _official_files(task, split, Path(data))
-    examples, num_repeated = _read_files(task, split, paths)
-    if task.unique_ids and split == "train" and named:
-        _refuse_scored_questions(task, examples, paths, data)
-    return Reading(
-        examples=examples,
-        files=tuple(map(str, paths)),
-        num_official=task.counts.get(split),
-        num_repeated=num_repeated,
-    )
+    if not isinstance(data, Mapping):
+        return _read_files(task, split, _official_files(task, split, Path(data)))
+    reading = _read_files(task, split, _named_files(data, split))
+    if task.unique_ids and split == "train":
+        _refuse_scored_questions(task, reading, data)
+    return reading
 
 
 def has_split(task: Task, split: str, data: Data = None) -> bool:
@@ -116,10 +111,10 @@ def _official_files(task: Task, split: str, data: Path) -> list[Path]:
         raise ValueError(f"{data} is no folder; give the folder that holds {task.folder or 'your files'}")
     folders = _folders(task, data)
     for folder in folders:
-        if paths := _found_in(folder, task, split):
-            return paths
-    wanted = [*task.files.get(split, ()), *task.parts.get(split, ())]
-    raise ValueError(f"no {split} file of {task.name} in {folders[0]}; looked for {', '.join(wanted[:6])}")
+        if found := _found_in(folder, task, split):
+            return found
+    looked, wanted = folders[0], [*task.files.get(split, ()), *task.parts.get(split, ())]
+    raise ValueError(f"no {split} file of {task.name} in {looked}; looked for {', '.join(wanted[:6])}")
 
 
 def _found_in(folder: Path, task: Task, split: str) -> list[Path]:
@@ -135,7 +130,7 @@ def _folders(task: Task, data: Path) -> list[Path]:
     return [folder for folder in below if folder.is_dir()] or [data]
 
 
-def _read_files(task: Task, split: str, paths: Sequence[Path]) -> tuple[list[Example], int]:
+def _read_files(task: Task, split: str, paths: Sequence[Path]) -> Reading:
     examples: list[Example] = []
     clash = len(paths) > 1 and not task.unique_ids
     stems = [path.name.split(".")[0] for path in paths]
@@ -143,11 +138,29 @@ def _read_files(task: Task, split: str, paths: Sequence[Path]) -> tuple[list[Exa
         label = stem if stems.count(stem) == 1 else str(path)
         for example in _cast_records(task, split, task.read(path), path):
             examples.append(replace(example, id=f"{label}:{example.id}") if clash else example)
+    files = tuple(map(str, paths))
     if not examples:
-        raise ValueError(f"no {split} examples of {task.name} in {', '.join(map(str, paths))}")
-    kept = _without_repeats(task, examples) if task.distinct or len(paths) > 1 else examples
-    _check_ids(kept, paths)
-    return kept, len(examples) - len(kept)
+        raise ValueError(f"no {split} examples of {task.name} in {', '.join(files)}")
+    return _reading(task, split, examples, files)
+
+
+def _reading(task: Task, split: str, examples: Sequence[Example], files: tuple[str, ...]) -> Reading:
+    """The examples without those that repeat others, once no two have one id."""
+    first: dict[object, Example] = {}
+    for number, example in enumerate(examples):
+        content = example.id if task.unique_ids else (example.inputs, example.targets)
+        first.setdefault(content if task.distinct or len(files) > 1 else number, example)
+    seen: set[str] = set()
+    for example in first.values():
+        if example.id in seen:
+            raise ValueError(f"the id {example.id!r} stands twice in {', '.join(files)}")
+        seen.add(example.id)
+    return Reading(
+        examples=list(first.values()),
+        files=files,
+        num_official=task.counts.get(split),
+        num_repeated=len(examples) - len(first),
+    )
 
 
 def _cast_records(task: Task, split: str, records: Numbered, path: Path) -> Iterator[Example]:
@@ -162,57 +175,38 @@ def _cast_records(task: Task, split: str, records: Numbered, path: Path) -> Iter
         yield from (example if example.id else replace(example, id=str(number)) for example in examples)
 
 
-def _without_repeats(task: Task, examples: Iterable[Example]) -> list[Example]:
-    first: dict[object, Example] = {}
-    for example in examples:
-        first.setdefault(example.id if task.unique_ids else (example.inputs, example.targets), example)
-    return list(first.values())
-
-
-def _check_ids(examples: Sequence[Example], paths: Sequence[object]) -> None:
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            raise ValueError(f"the id {example.id!r} stands twice in {', '.join(map(str, paths))}")
-        seen.add(example.id)
-
-
-def _refuse_scored_questions(
-    task: Task, examples: Sequence[Example], paths: Sequence[Path], data: Mapping[str, FilePaths]
-) -> None:
+def _refuse_scored_questions(task: Task, trained: Reading, data: Mapping[str, FilePaths]) -> None:
     """MRQA's robustqa parts are cut from the official dev files: who trains on them must not score those."""
+    paths = [Path(file) for file in trained.files]
     scored = {split: _named_files(data, split) for split in ("dev", "test") if split in data}
     if not scored:
         folders = sorted({path.parent for path in paths})
         scored = {"dev": [path for folder in folders for path in _found_in(folder, task, "dev")]}
-    ids = {example.id for example in examples}
+    ids = {example.id for example in trained.examples}
     for split, files in scored.items():
-        shared = ids & {e.id for e in _read_files(task, split, files)[0]} if files else set()
+        shared = ids & {example.id for example in _read_files(task, split, files).examples} if files else ()
         if shared:
-            trained, dev = (", ".join(path.name for path in some) for some in (paths, files))
+            names, dev = (", ".join(path.name for path in some) for some in (paths, files))
             raise ValueError(
-                f"{len(shared)} of {len(ids)} questions of {trained} are also in {dev}, which is scored; "
+                f"{len(shared)} of {len(ids)} questions of {names} are also in {dev}, which is scored; "
                 f"train {task.name} on other files"
             )
 
 
 def _from_hub(task: Task, split: str) -> Reading:
+    hub = task.hub
+    if hub is None:
+        raise ValueError(f"the task '{task.name}' is not on the hub; name its files")
+    if split not in hub.splits:
+        raise ValueError(f"{task.name} has no {split} split; it has {', '.join(hub.splits)}")
     from datasets import load_dataset
 
-    if task.hub is None:
-        raise ValueError(f"the task '{task.name}' is not on the hub; name its files")
-    if split not in task.hub.splits:
-        raise ValueError(f"{task.name} has no {split} split; it has {', '.join(task.hub.splits)}")
-    id, config, part, subset = task.hub.id, task.hub.config, task.hub.splits[split], task.hub.subset
-    name = " ".join(filter(None, (id, config, part)))
+    name = " ".join(filter(None, (hub.id, hub.config, hub.splits[split])))
     try:
-        rows: Any = load_dataset(id, config, split=part)
+        rows = cast(Any, load_dataset(hub.id, hub.config, split=hub.splits[split]))
     except Exception as error:  # datasets has no one exception: a RuntimeError is a repository that is a script
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"cannot read {name} from the hub ({reason}); or give a folder of its files") from error
-    records = ((number, row) for number, row in enumerate(rows, 1) if subset is None or row["subset"] == subset)
-    examples = list(_cast_records(task, split, records, Path(name)))
-    kept = _without_repeats(task, examples) if task.distinct else examples
-    _check_ids(kept, [name])
-    num_repeated = len(examples) - len(kept)
-    return Reading(examples=kept, files=(name,), num_official=task.counts.get(split), num_repeated=num_repeated)
+        raise ValueError(
+            f"cannot read {name} from the hub ({first_line(error)}); or give a folder of its files"
+        ) from error
+    records = ((n, row) for n, row in enumerate(rows, 1) if hub.subset is None or row["subset"] == hub.subset)
+    return _reading(task, split, list(_cast_records(task, split, records, Path(name))), (name,))

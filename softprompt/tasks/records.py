@@ -8,9 +8,11 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from softprompt.base.names import nearest
 
 Record = dict[str, Any]
 Numbered = Iterator[tuple[int, Record]]
@@ -51,7 +53,7 @@ def read_tsv(path: str | Path, *, columns: Sequence[str] = (), known: Sequence[s
     """
     if file_format(path) != ".tsv":
         return read_records(path)
-    return opened(path, lambda file: _separated(file, _tab_rows(file), columns=columns, known=known))
+    return opened(path, partial(tsv_rows, columns=columns, known=known))
 
 
 def opened(path: str | Path, reader: Callable[[Path], Rows] | None) -> Numbered:
@@ -59,22 +61,21 @@ def opened(path: str | Path, reader: Callable[[Path], Rows] | None) -> Numbered:
     path = Path(path)
     if not path.is_file():
         names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, names, n=1)
-        raise ValueError(f"no file {path}" + (f"; did you mean '{near[0]}'?" if near else ""))
+        raise ValueError(f"no file {path}{nearest(path.name, names)}")
     if reader is None:
         raise ValueError(f"{path} is of no known format; known are {', '.join(READERS)}, each also with .gz or .xz")
-    return _sound(path, reader(path))
 
+    def records() -> Numbered:
+        empty = True
+        for number, row in reader(path):
+            if isinstance(row, ValueError):
+                raise ValueError(f"{place(path, number)}: {row}") from row
+            empty = False
+            yield number, row
+        if empty:
+            raise ValueError(f"{path} is empty: it holds no records")
 
-def _sound(path: Path, rows: Rows) -> Numbered:
-    is_empty = True
-    for number, row in rows:
-        if isinstance(row, ValueError):
-            raise ValueError(f"{place(path, number)}: {row}") from row
-        is_empty = False
-        yield number, row
-    if is_empty:
-        raise ValueError(f"{path} is empty: it holds no records")
+    return records()
 
 
 def file_format(path: str | Path) -> str:
@@ -157,40 +158,40 @@ def _why(error: Exception) -> str:
     return "brackets too deep in one another" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
-def _tried(read: Callable[[Any], Any], value: Any) -> Any:
-    """What `read` makes of the value, or the ValueError it raises."""
-    try:
-        return read(value)
-    except ValueError as error:
-        return error
-
-
-def _jsonl(path: Path) -> Rows:
+def jsonl_rows(path: Path) -> Rows:
+    """The rows of a file with an object on each line."""
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, _tried(lambda line: read_object(decoded(line)), line)
+                try:
+                    yield number, read_object(decoded(line))
+                except ValueError as error:
+                    yield number, error
 
 
-def _json(path: Path) -> Rows:
+def json_rows(path: Path) -> Rows:
+    """The rows of a file that is one JSON value, or JSONL under another name."""
     with open_text(path) as file:
         text = file.read()
     try:
-        whole = json.loads(text) if text.strip() else []
+        values = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            yield from _jsonl(path)
+            yield from jsonl_rows(path)
             return
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({_why(error)})") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({_why(error)})") from error
-    members = whole if isinstance(whole, list) else [whole]
-    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
-        members = whole["data"]
-    elif isinstance(whole, dict) and whole and all(isinstance(value, dict) for value in whole.values()):
-        members = list(whole.values())
-    for number, value in enumerate(members, 1):
-        yield number, _tried(checked_object, value)
+    if isinstance(values, dict):
+        if isinstance(values.get("data"), list):
+            values = values["data"]
+        elif values and all(isinstance(value, dict) for value in values.values()):
+            values = list(values.values())
+    for number, value in enumerate(values if isinstance(values, list) else [values], 1):
+        try:
+            yield number, checked_object(value)
+        except ValueError as error:
+            yield number, error
 
 
 Fields = Iterator[tuple[int, list[str] | ValueError]]
@@ -226,7 +227,12 @@ class _Lines:
         self.number -= len(again)
 
 
-def _quoted_rows(path: Path) -> Fields:
+def csv_rows(path: Path) -> Rows:
+    """The rows of a file whose fields stand between commas, quoted where need be."""
+    return _separated(path, _quoted_fields(path))
+
+
+def _quoted_fields(path: Path) -> Fields:
     csv.field_size_limit(FIELD_LIMIT)
     with open_bytes(path) as file:
         lines = _Lines(file)
@@ -238,19 +244,29 @@ def _quoted_rows(path: Path) -> Fields:
                 if row is None:
                     return
                 "".join(row).encode()
-                yield lines.number, row
             except csv.Error as error:
                 lines.go_back()
                 yield lines.number, ValueError(f"not CSV ({error})")
             except UnicodeEncodeError as error:  # Python keeps a byte that it cannot decode as 0xDC00 and the byte
                 yield lines.number, ValueError(_not_utf8(ord(error.object[error.start]) - 0xDC00))
+            else:
+                yield lines.number, row
 
 
-def _tab_rows(path: Path) -> Fields:
+def tsv_rows(path: Path, *, columns: Sequence[str] = (), known: Sequence[str] = ()) -> Rows:
+    """The rows of a file whose fields stand between tabs, not quoted; columns and known: as `read_tsv` has them."""
+    return _separated(path, _tab_fields(path), columns=columns, known=known)
+
+
+def _tab_fields(path: Path) -> Fields:
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
-            text = _tried(decoded, line)
-            yield number, text.split("\t") if isinstance(text, str) and text else text or []
+            try:
+                text = decoded(line)
+            except ValueError as error:
+                yield number, error
+            else:
+                yield number, text.split("\t") if text else []
 
 
 def _separated(path: Path, rows: Fields, *, columns: Sequence[str] = (), known: Sequence[str] = ()) -> Rows:
@@ -274,7 +290,8 @@ def _separated(path: Path, rows: Fields, *, columns: Sequence[str] = (), known: 
             yield number, ValueError(f"{len(row)} fields, but there are {len(names)} columns")
 
 
-def _parquet(path: Path) -> Rows:
+def parquet_rows(path: Path) -> Rows:
+    """The rows of a Parquet file."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -287,9 +304,9 @@ def _parquet(path: Path) -> Rows:
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": lambda path: _separated(path, _quoted_rows(path)),
-    ".tsv": lambda path: _separated(path, _tab_rows(path)),
-    ".parquet": _parquet,
+    ".jsonl": jsonl_rows,
+    ".json": json_rows,
+    ".csv": csv_rows,
+    ".tsv": tsv_rows,
+    ".parquet": parquet_rows,
 }
