@@ -901,10 +901,10 @@ def test_every_command_of_the_documents_can_be_read(document, line):
 
 
 def test_the_three_commands_of_readme_for_a_task_of_your_own_do_what_they_say(run, here, monkeypatch):
-    lines = [shlex.split(line)[1:] for name, line in COMMAND_LINES if name == "README.md" and "runs/reviews" in line]
+    lines = [shlex.split(line)[1:] for name, line in COMMAND_LINES if name == "README.md" and " runs/reviews" in line]
     words = [["./llama" if word == "smollm2-135m" else word for word in line] for line in lines]
     readme = (ROOT / "README.md").read_text()
-    (asked,) = re.findall(r'^echo "(.*)" \| softprompt (predict --prompt runs/reviews --scores)$', readme, re.M)
+    (asked,) = re.findall(r"^echo '(.*)' \| softprompt (predict --prompt runs/reviews --scores)$", readme, re.M)
     for name, count in (("reviews", 40), ("more", 8)):
         rows = [
             f"a film that is {'warm' if i % 2 else 'dull'} {i},{'positive' if i % 2 else 'negative'}"

@@ -108,11 +108,7 @@ def train_model(
     device = choose_device(device_of_torchrun(args.device))
     bfloat16 = "bfloat16" in str(choose_dtype(args.dtype, device))
     with machine_of_torchrun(config, device, compile=args.compile, bfloat16=bfloat16) as machine:
-        stream = _tokenized(args.corpus, tokenizer)
-        if args.heldout:
-            heldout = _tokenized(args.heldout, tokenizer)
-        else:
-            stream, heldout = stream.split(2 * config.input_length * config.num_heldout)
+        stream, heldout = _corpus(args, tokenizer, config)
         if machine.writes:
             weights = f"{model.num_parameters() / 1e6:,.1f} million weights"
             text = f"{len(stream.ids) / 1e6:,.1f} million tokens of {counted(stream.num_documents, 'document')}"
@@ -142,11 +138,17 @@ def train_model(
     return 0
 
 
-def _tokenized(places: list[str], tokenizer: Any) -> Any:
-    """The text of files and folders as ids."""
+def _corpus(args: argparse.Namespace, tokenizer: Any, config: PretrainConfig) -> tuple[Any, Any]:
+    """The text to train on and the text for the loss, as ids."""
     from tqdm import tqdm
 
     from softprompt.pretraining import corpus_files, tokenized
 
-    with tqdm(desc="tokenise", unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        return tokenized(corpus_files(places), tokenizer, progress=bar.update)
+    def read(places: list[str]) -> Any:
+        with tqdm(desc="tokenise", unit="B", unit_scale=True, disable=None, leave=False) as bar:
+            return tokenized(corpus_files(places), tokenizer, progress=bar.update)
+
+    stream = read(args.corpus)
+    if args.heldout:
+        return stream, read(args.heldout)
+    return stream.split(2 * config.input_length * config.num_heldout)
