@@ -221,7 +221,7 @@ import torch
 torch.set_num_threads(1)
 import test_pretraining as t
 from dataclasses import replace
-from softprompt.pretraining import Hooks, Machine
+from softprompt.pretraining.loop import Hooks, Machine
 tokenizer = t.load_tokenizer({vocabulary!r})
 text = t.stream_of(tokenizer, t.documents(300)), t.stream_of(tokenizer, t.documents(30, seed=1))
 config = replace(t.{config}, steps=8)
