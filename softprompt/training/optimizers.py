@@ -5,7 +5,10 @@ checkpoint as it is, and `update(values, gradient, state)` changes values and st
 [p d], or a weight of any shape. Nothing else is remembered, so a resumed run goes on exactly.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -74,9 +77,8 @@ class Adafactor:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
-        _check_rate(self.learning_rate, self.schedule, self.warmup_steps)
-        _check_positive(decay_rate=self.decay_rate, clip=self.clip, epsilon=self.epsilon, min_scale=self.min_scale)
-        _check_not_negative(weight_decay=self.weight_decay, step_offset=self.step_offset)
+        positive = ("learning_rate", "decay_rate", "clip", "epsilon", "min_scale")
+        _check(self, positive, ("weight_decay", "step_offset", "warmup_steps"))
 
     def init(self, values: Float[Tensor, "*shape"]) -> State:
         """The state before the first step: `v` [p d], or `v_row` [p] and `v_column` [d] if factored."""
@@ -102,21 +104,20 @@ class Adafactor:
         step = int(state["step"])
         rate = self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
         new_share = (step + 1 + self.step_offset) ** -self.decay_rate  # 1 - beta2 at this step
-        direction = gradient * self._scale(gradient.square() + self.epsilon, state, new_share)
+        square = gradient.square() + self.epsilon
+        if "v" in state:
+            scale = state["v"].mul_(1.0 - new_share).add_(square, alpha=new_share).rsqrt()
+        else:
+            row = state["v_row"].mul_(1.0 - new_share).add_(square.mean(dim=1), alpha=new_share)
+            column = state["v_column"].mul_(1.0 - new_share).add_(square.mean(dim=0), alpha=new_share)
+            scale = (row / row.mean()).rsqrt()[:, None] * column.rsqrt()[None, :]
+        direction = gradient * scale
         rms = direction.square().mean().sqrt()
         direction /= (rms / self.clip).clamp(min=1.0)
         if self.scale_by_weights:
             rate *= max(float(values.square().mean().sqrt()), self.min_scale)
         values.mul_(1.0 - self.weight_decay).sub_(direction, alpha=rate)
         state["step"] += 1
-
-    def _scale(self, square: Float[Tensor, "*shape"], state: State, new_share: float) -> Float[Tensor, "*shape"]:
-        """The moving average of squared gradients to the power -1/2, after taking `square` into it."""
-        if "v" in state:
-            return state["v"].mul_(1.0 - new_share).add_(square, alpha=new_share).rsqrt()
-        row = state["v_row"].mul_(1.0 - new_share).add_(square.mean(dim=1), alpha=new_share)
-        column = state["v_column"].mul_(1.0 - new_share).add_(square.mean(dim=0), alpha=new_share)
-        return (row / row.mean()).rsqrt()[:, None] * column.rsqrt()[None, :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +137,8 @@ class AdamW:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
-        _check_rate(self.learning_rate, self.schedule, self.warmup_steps)
-        _check_positive(epsilon=self.epsilon)
-        _check_not_negative(weight_decay=self.weight_decay)
-        if self.clip_norm is not None:
-            _check_positive(clip_norm=self.clip_norm)
+        bound = () if self.clip_norm is None else ("clip_norm",)
+        _check(self, ("learning_rate", "epsilon", *bound), ("weight_decay", "warmup_steps"))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; wanted two numbers from 0 to below 1")
 
@@ -213,25 +211,16 @@ def rate_multiplier(schedule: str, step: int, warmup_steps: int, total_steps: in
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def _check_rate(learning_rate: float, schedule: str, warmup_steps: int) -> None:
-    _check_positive(learning_rate=learning_rate)
-    _check_not_negative(warmup_steps=warmup_steps)
-    _check_schedule(schedule)
+def _check(optimizer: Adafactor | AdamW, positive: Sequence[str], not_negative: Sequence[str]) -> None:
+    """ValueError for a setting that is not what it is said to be, or a schedule that there is not."""
+    for name in (*positive, *not_negative):
+        value = getattr(optimizer, name)
+        if not 0 <= value < math.inf or (value == 0 and name in positive):
+            raise ValueError(f"{name} is {value}; wanted {'a number above 0' if name in positive else '0 or more'}")
+    _check_schedule(optimizer.schedule)
 
 
 def _check_schedule(schedule: str) -> None:
     if schedule not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         raise ValueError(f"no schedule is named {schedule!r}{nearest(schedule, SCHEDULES)}; there are {known}")
-
-
-def _check_positive(**settings: float | int) -> None:
-    for name, value in settings.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; wanted a number above 0")
-
-
-def _check_not_negative(**settings: float | int) -> None:
-    for name, value in settings.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}; wanted 0 or more")
