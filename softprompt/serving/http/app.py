@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,26 @@ log = logging.getLogger("softprompt.serving.http")
 
 
 def make_app(server: Server) -> FastAPI:
-    """The ASGI application of a server whose engine runs (or is started with the application)."""
+    """The ASGI application of a server: OpenAI's endpoints, labels, names and uploads, metrics, and the page.
+
+    The engine is started and warmed up with the application, and drained when that is shut down: `lifespan` must run,
+    as uvicorn does; mounted in an application of your own, run it in yours
+    (`async with app.router.lifespan_context(app)`). The engine must not have been started, nor be used by another.
+    """
+
+    async def warm_up() -> None:
+        try:
+            await run_sync(server.warm_up)
+            log.info("ready")
+        except NotServing:
+            pass
+        except Exception:
+            log.exception("the warm-up failed; the server stays not ready")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.engine.start()
-        warming = asyncio.create_task(_warm_up(server))
+        warming = asyncio.create_task(warm_up())
         yield
         warming.cancel()
         server.is_ready = False
@@ -56,7 +69,7 @@ def make_app(server: Server) -> FastAPI:
         description=f"{server.engine.lm.name} and the soft prompts it wears.",
         lifespan=lifespan,
         responses=ERRORS,
-        docs_url=None,  # its page loads scripts from elsewhere; ours is in playground/
+        docs_url=None,  # its page loads scripts from elsewhere; ours is in page/
         redoc_url=None,
     )
     app.state.server = server
@@ -65,28 +78,19 @@ def make_app(server: Server) -> FastAPI:
     add_questions(app, server)
     add_prompts(app, server)
     _add_machine(app, server)
-    app.openapi = partial(_openapi, app, app.openapi)
+    make_openapi = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        """The document, without FastAPI's 422, which is a 400 here."""
+        document = make_openapi()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return document
+
+    app.openapi = openapi
     app.add_middleware(Wire, limits=server.limits, telemetry=server.telemetry, refuse=refuse)
     return app
-
-
-async def _warm_up(server: Server) -> None:
-    try:
-        await run_sync(server.warm_up)
-        log.info("ready")
-    except NotServing:
-        pass
-    except Exception:
-        log.exception("the warm-up failed; the server stays not ready")
-
-
-def _openapi(app: FastAPI, make: Any) -> dict[str, Any]:
-    """The document, without FastAPI's 422, which is a 400 here."""
-    document = make()
-    for path in document["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-    return document
 
 
 def _add_machine(app: FastAPI, server: Server) -> None:

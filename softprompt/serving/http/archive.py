@@ -28,30 +28,38 @@ def read_archive(data: bytes, *, max_bytes: int) -> SoftPrompt:
     Raises ValueError for what is no archive, holds no prompt, or is not safe: a path out of the folder, a link, a
     pickle, more bytes than allowed.
     """
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     left = max_bytes
     try:
-        for name, size, file in _members(data):
-            place = _checked(name)
+        members = _zip_members(data) if data[:4] == b"PK\x03\x04" else _tar_members(data)
+        for count, (name, size, file) in enumerate(members, 1):
+            if count > MAX_MEMBERS:
+                raise ValueError(f"the archive holds more than {MAX_MEMBERS} files; send one prompt folder")
+            place = PurePosixPath(name.replace("\\", "/"))
+            if place.is_absolute() or ".." in place.parts or ":" in name:
+                raise ValueError(
+                    f"the archive holds a path out of its folder, {name!r}; send a prompt's folder as it is"
+                )
+            if place.suffix.lower() in PICKLES:
+                raise ValueError(
+                    f"the archive holds {name!r}; pickles can run any code when they are read, so only safetensors is "
+                    "taken: save the prompt again with PEFT's save_pretrained(safe_serialization=True)"
+                )
             if place.name not in FILES:
                 continue
-            if place.name in found:
+            if place.name in files:
                 raise ValueError(f"the archive holds {place.name} twice; send one prompt folder")
             content = file.read(left + 1) if size <= left else b""
             if size > left or len(content) > left:
                 raise ValueError(f"the archive unpacks to more than {max_bytes:,} bytes, which is all that is allowed")
-            found[place.name] = content
+            files[place.name] = content
             left -= len(content)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError, NotImplementedError) as error:
         raise ValueError(f"not a whole zip or tar archive ({error}); send a prompt's folder as one") from error
     except RuntimeError as error:  # what zipfile raises for an encrypted member
         raise ValueError(f"cannot read the archive ({error}); send one without a password") from error
-    if WEIGHTS not in found:
+    if WEIGHTS not in files:
         raise ValueError(f"the archive holds no {WEIGHTS}; send the folder that `softprompt train` wrote")
-    return _loaded(found)
-
-
-def _loaded(files: dict[str, bytes]) -> SoftPrompt:
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
         for name, content in files.items():
             write_whole(Path(folder) / name, content)
@@ -61,18 +69,9 @@ def _loaded(files: dict[str, bytes]) -> SoftPrompt:
             raise ValueError(str(error).replace(f"{folder}/", "").replace(folder, "the archive")) from error
 
 
-def _members(data: bytes) -> Iterator[Member]:
-    if data[:4] == b"PK\x03\x04":
-        yield from _zip_members(data)
-    else:
-        yield from _tar_members(data)
-
-
 def _zip_members(data: bytes) -> Iterator[Member]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        infos = archive.infolist()
-        _check_count(len(infos))
-        for info in infos:
+        for info in archive.infolist():
             if info.is_dir():
                 continue
             if (info.external_attr >> 16) & 0o170000 == 0o120000:
@@ -83,8 +82,7 @@ def _zip_members(data: bytes) -> Iterator[Member]:
 
 def _tar_members(data: bytes) -> Iterator[Member]:
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as archive:
-        for count, info in enumerate(archive, 1):
-            _check_count(count)
+        for info in archive:
             if info.isdir():
                 continue
             if not info.isreg():
@@ -92,20 +90,3 @@ def _tar_members(data: bytes) -> Iterator[Member]:
             file = archive.extractfile(info)
             assert file is not None
             yield info.name, info.size, file  # type: ignore[misc]  # ExFileObject is buffered
-
-
-def _check_count(count: int) -> None:
-    if count > MAX_MEMBERS:
-        raise ValueError(f"the archive holds more than {MAX_MEMBERS} files; send one prompt folder")
-
-
-def _checked(name: str) -> PurePosixPath:
-    place = PurePosixPath(name.replace("\\", "/"))
-    if place.is_absolute() or ".." in place.parts or ":" in name:
-        raise ValueError(f"the archive holds a path out of its folder, {name!r}; send a prompt's folder as it is")
-    if place.suffix.lower() in PICKLES:
-        raise ValueError(
-            f"the archive holds {name!r}; pickles can run any code when they are read, so only safetensors is taken: "
-            "save the prompt again with PEFT's save_pretrained(safe_serialization=True)"
-        )
-    return place

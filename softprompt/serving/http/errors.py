@@ -38,36 +38,38 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+# The status and the type of each error; the first that fits.
+KINDS: tuple[tuple[type[Exception], int, str], ...] = (
+    (UnknownName, 404, "invalid_request_error"),
+    (Conflict, 409, "conflict"),
+    (RequestValidationError, 400, "invalid_request_error"),
+    (QueueFull, 429, "overloaded"),
+    (NotServing, 503, "not_serving"),
+    (DeadlineExceeded, 504, "timeout"),
+    (Cancelled, CLIENT_GONE, "client_gone"),
+    (ValueError, 400, "invalid_request_error"),
+    (OSError, 507, "disk_error"),
+    (Exception, 500, "server_error"),
+)
+
+
 def error_of(error: Exception, request_id: str) -> tuple[int, api.ErrorBody]:
     """The status and the reason that a client gets for an error."""
-    status, kind, param, message = 500, "server_error", None, "something went wrong here; the log says what"
+    status, kind = next((status, kind) for fits, status, kind in KINDS if isinstance(error, fits))
+    param, message = None, " ".join(str(error).split())
     match error:
         case Refused():
             status, kind = error.status, "rate_limit" if error.status == 429 else "authentication_error"
         case UnknownName():
-            status, kind, param = 404, "invalid_request_error", "model"
-        case Conflict():
-            status, kind = 409, "conflict"
+            param = "model"
         case RequestValidationError():
-            status, kind = 400, "invalid_request_error"
             param, message = _of_validation(error)
-        case QueueFull():
-            status, kind = 429, "overloaded"
-        case NotServing():
-            status, kind = 503, "not_serving"
-        case DeadlineExceeded():
-            status, kind = 504, "timeout"
-        case Cancelled():
-            status, kind = CLIENT_GONE, "client_gone"
         case HTTPException():
-            status, kind = error.status_code, "invalid_request_error"
-            message = str(error.detail)
-        case ValueError():
-            status, kind = 400, "invalid_request_error"
+            status, kind, message = error.status_code, "invalid_request_error", str(error.detail)
         case OSError():
-            status, kind, message = 507, "disk_error", f"could not be kept: {error.strerror or error}"
-    if not isinstance(error, RequestValidationError | HTTPException | OSError) and status != 500:
-        message = " ".join(str(error).split())
+            message = f"could not be kept: {error.strerror or error}"
+        case _ if status == 500:
+            message = "something went wrong here; the log says what"
     code = {404: "not_found", 429: "rate_limit_exceeded"}.get(status)
     readable = message.encode("utf-8", "replace").decode()
     return status, api.ErrorBody(message=readable, type=kind, param=param, code=code, request_id=request_id)
@@ -81,8 +83,7 @@ def _of_validation(error: RequestValidationError) -> tuple[str | None, str]:
     if first["type"] == "json_invalid":
         return None, f"the body is not JSON ({first.get('ctx', {}).get('error', 'damaged')})"
     if first["type"] == "extra_forbidden":
-        known = {field for model in (api.CompletionRequest, api.ChatRequest, api.ClassifyRequest) for field in
-                 model.model_fields}  # fmt: skip
+        known = {*api.CompletionRequest.model_fields, *api.ChatRequest.model_fields, *api.ClassifyRequest.model_fields}
         return name, f"unknown field {name!r}{nearest(str(name), known)}"
     if first["type"] == "missing" and name is None:
         return None, "the body is empty; send JSON with Content-Type: application/json"

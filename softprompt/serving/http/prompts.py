@@ -40,7 +40,7 @@ def add_prompts(app: FastAPI, server: Server) -> None:
     def models(key: Key = use) -> Any:
         """Every name that a request may give as `model`. OpenAI's endpoint."""
         names = registry.now
-        return api.Models(data=[_model(server, names, name) for name in names])
+        return {"data": [_model(server, names, name) for name in names]}
 
     @app.get("/v1/models/{name:path}", response_model=api.Model, tags=["prompts"])
     def model(name: str, key: Key = use) -> Any:
@@ -53,12 +53,12 @@ def add_prompts(app: FastAPI, server: Server) -> None:
     def prompts(key: Key = use) -> Any:
         """Prompts with their versions, ensembles and aliases."""
         names = registry.now
-        return api.Prompts(
-            base=names.base,
-            prompts=[_info(server, name, versions) for name, versions in names.versions.items()],
-            ensembles=[api.EnsembleInfo(name=name, members=members) for name, members in names.ensembles.items()],
-            aliases=[api.AliasInfo(name=name, targets=targets) for name, targets in names.aliases.items()],
-        )
+        return {
+            "base": names.base,
+            "prompts": [_info(server, name, versions) for name, versions in names.versions.items()],
+            "ensembles": [{"name": name, "members": members} for name, members in names.ensembles.items()],
+            "aliases": [{"name": name, "targets": targets} for name, targets in names.aliases.items()],
+        }
 
     @app.put("/v1/prompts/{name}", response_model=api.PromptInfo, tags=["prompts"], openapi_extra=ARCHIVE)
     async def upload(name: Name, request: Request, key: Key = administer) -> Any:
@@ -76,7 +76,7 @@ def add_prompts(app: FastAPI, server: Server) -> None:
         """Take out a prompt, one version (NAME@HASH), an ensemble or an alias."""
         gone = await run_sync(registry.remove, name)
         log.info("%s: %s deleted %s", request.scope[REQUEST_ID], key.name, name)
-        return api.Deleted(name=name, prompt_hashes=gone)
+        return {"name": name, "prompt_hashes": gone}
 
     @app.get("/v1/prompts/{name}/nearest", response_model=api.Nearest, tags=["prompts"])
     def near(
@@ -89,43 +89,39 @@ def add_prompts(app: FastAPI, server: Server) -> None:
             sha256 = held.prompts[0] if len(held.prompts) == 1 else None
             if sha256 is None:
                 raise ValueError(f"{name} is not one prompt; name one of its own")
-            found = nearest_tokens(server.engine.table.values(sha256).values, server.engine.lm, count)
-        rows = [
-            api.NearestRow(position=n.position, norm=n.norm, tokens=list(n.tokens), cosines=list(n.cosines))
-            for n in found
-        ]
-        return api.Nearest(name=name, prompt_hash=sha256, rows=rows)
+            values = server.engine.table.values(sha256).values
+            return {"name": name, "prompt_hash": sha256, "rows": nearest_tokens(values, server.engine.lm, count)}
 
     @app.put("/v1/ensembles/{name}", response_model=api.EnsembleInfo, tags=["prompts"])
     def ensemble(name: Name, body: api.EnsembleRequest, key: Key = administer) -> Any:
         """Name several prompts of one task that vote."""
         registry.set_ensemble(name, body.members)
-        return api.EnsembleInfo(name=name, members=body.members)
+        return {"name": name, "members": body.members}
 
     @app.put("/v1/aliases/{name}", response_model=api.AliasInfo, tags=["prompts"])
     def alias(name: Name, body: api.AliasRequest, key: Key = administer) -> Any:
         """Send a name's requests to prompts, versions or ensembles by shares: promote, roll back, split."""
         registry.set_alias(name, body.targets)
-        return api.AliasInfo(name=name, targets=body.targets)
+        return {"name": name, "targets": body.targets}
 
 
-def _model(server: Server, names: Names, name: str) -> api.Model:
-    return api.Model(id=name, created=server.started, kind=names.kind(name))  # type: ignore[arg-type]
+def _model(server: Server, names: Names, name: str) -> dict[str, Any]:
+    return {"id": name, "created": server.started, "kind": names.kind(name)}
 
 
-def _info(server: Server, name: str, versions: Sequence[Version]) -> api.PromptInfo:
+def _info(server: Server, name: str, versions: Sequence[Version]) -> dict[str, Any]:
     described = []
     for version in versions:
         worn = server.asker.describe(version.prompt)
         assert worn.card is not None
         described.append(
-            api.PromptVersion(
-                prompt_hash=version.sha256,
-                length=version.prompt.length,
-                task=worn.card.task,
-                labels=list(worn.task.labels or ()),
-                dev_metrics=worn.card.dev_metrics,
-                scoring=worn.scoring,
-            )
+            {
+                "prompt_hash": version.sha256,
+                "length": version.prompt.length,
+                "task": worn.card.task,
+                "labels": worn.task.labels or (),
+                "dev_metrics": worn.card.dev_metrics,
+                "scoring": worn.scoring,
+            }
         )
-    return api.PromptInfo(name=name, versions=described)
+    return {"name": name, "versions": described}

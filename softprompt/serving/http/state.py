@@ -19,7 +19,16 @@ from softprompt.serving.http.wire import Limits
 
 @dataclass(eq=False)
 class Server:
-    """The engine, the names it answers to, and who may ask what."""
+    """The engine, the names it answers to, and who may ask what: all that `make_app` needs.
+
+        lm = load("bundled/t5-mini")
+        engine = Scheduler(lm)                                 # bounds memory and the queue; not started
+        registry = Registry(engine.table, lm.name)             # lm.name: what requests call the bare model
+        registry.add("sst2", "runs/sst2")                      # a prompt's folder, checked against the model
+        uvicorn.run(make_app(Server(engine, registry)))
+
+    access: API keys; without any, everybody may do everything. limits: bytes, inputs and seconds of a request.
+    """
 
     engine: Scheduler
     registry: Registry
