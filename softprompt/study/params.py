@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from softprompt.models import SIZES, Architecture
-from softprompt.study.paper import FIGURE_4, NAMES, TABLE_4, Printed
+from softprompt.study.paper import FIGURE_4, NAMES, TABLE_4
 from softprompt.study.paper import SIZES as PAPER_SIZES
 
 T5_VOCABULARY = 32_128  # rows of T5's tables: 32,000 pieces, 100 sentinels, and what fills the last 128
@@ -64,21 +64,16 @@ def table_4() -> list[Count]:
         for length, printed in TABLE_4[size].items():
             trainable = length * architecture.width
             row = Count(size, length, trainable, architecture.num_parameters + trainable, ())
-            rows.append(replace(row, misprints=_misprints(row, printed)))
+            misprints = []
+            if printed.trainable != row.trainable:
+                misprints.append(f"prints {printed.trainable:,} trainable")
+            if printed.total != row.total:
+                misprints.append(f"prints {printed.total:,} in all")
+            # Printed to five places, some of them cut and not rounded.
+            if abs(printed.percent - row.percent) > 1e-5:
+                misprints.append(f"prints {printed.percent:.5f} %")
+            rows.append(replace(row, misprints=tuple(misprints)))
     return rows
-
-
-def _misprints(row: Count, printed: Printed) -> tuple[str, ...]:
-    trainable, total, percent = printed
-    found = []
-    if trainable != row.trainable:
-        found.append(f"prints {trainable:,} trainable")
-    if total != row.total:
-        found.append(f"prints {total:,} in all")
-    # Printed to five places, some of them cut and not rounded.
-    if abs(percent - row.percent) > 1e-5:
-        found.append(f"prints {percent:.5f} %")
-    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -111,11 +106,10 @@ def figure_4() -> list[Line]:
 
 def figure_4_cells(lines: Sequence[Line]) -> list[list[str]]:
     """The counted lines as a table: a row a method, a column a size."""
-    by_method: dict[str, list[Line]] = {}
+    rows: dict[str, list[str]] = {}
     for line in lines:
-        by_method.setdefault(line.method, []).append(line)
-    rows = [[method, *(f"{line.counted:.4g}" for line in own)] for method, own in by_method.items()]
-    return [["method", *(NAMES[size] for size in PAPER_SIZES)], *rows]
+        rows.setdefault(line.method, [line.method]).append(f"{line.counted:.4g}")
+    return [["method", *NAMES.values()], *rows.values()]
 
 
 def _mean(method: str, architecture: Architecture) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from softprompt.answering import Engine, Evaluation, Prediction, best, can_rank, judge, predict
 from softprompt.base.watch import Progress
@@ -77,9 +76,9 @@ class Design:
     @property
     def name(self) -> str:
         """For rows and tables."""
-        return f"{self.wording.name}, {shots_name(self.shots)}{f' (draw {self.draw})' if self.shots else ''}" + (
-            ", calibrated" if self.calibrated else ""
-        )
+        draw = f" (draw {self.draw})" if self.shots else ""
+        calibrated = ", calibrated" if self.calibrated else ""
+        return f"{self.wording.name}, {shots_name(self.shots)}{draw}{calibrated}"
 
 
 def designs(
@@ -122,15 +121,17 @@ def ask(
     passes: dict[tuple[Wording, int, int], tuple[list[Prediction], dict[str, float]]] = {}
     for key in dict.fromkeys(map(_pass_of, designs)):
         ids, _ = examples_in_front(lm, task, train, form, *key, context_length=context_length)
-        front = lm.embed(torch.tensor([ids], device=lm.device))[0].float() if ids else None
-        answers = _answers(lm, task, key[0], front, [*empty, *examples], form, scoring, progress)
+        front = [lm.embed(torch.tensor([ids], device=lm.device))[0].float()] if ids else []
+        asked, asked_form = worded([*empty, *examples], form, key[0], task.labels or ())
+        rows = encode_examples(asked, asked_form, lm.tokenizer, with_targets=False)
+        worn = [0 if front else NO_PROMPT] * len(rows)
+        answers = predict(Engine(lm, front), task, asked, rows, worn, asked_form, scoring=scoring, progress=progress)
         passes[key] = answers[len(empty) :], _mean_scores(answers[: len(empty)])
-
-    def predictions(design: Design) -> list[Prediction]:
+    evaluations = []
+    for design in designs:
         answers, nothing = passes[_pass_of(design)]
-        return calibrated(answers, nothing) if design.calibrated else answers
-
-    return [judge(task, examples, predictions(design)) for design in designs]
+        evaluations.append(judge(task, examples, calibrated(answers, nothing) if design.calibrated else answers))
+    return evaluations
 
 
 def how_scored(task: Task, examples: Sequence[Example]) -> str:
@@ -185,37 +186,23 @@ def examples_in_front(
     return ids, taken
 
 
-def _answers(
-    lm: FrozenLM,
-    task: Task,
-    wording: Wording,
-    front: Tensor | None,
-    examples: Sequence[Example],
-    form: TextFormat,
-    scoring: str,
-    progress: Progress | None,
-) -> list[Prediction]:
-    """Every example behind the examples in front."""
-    asked, form = worded(examples, form, wording, task.labels or ())
-    rows = encode_examples(asked, form, lm.tokenizer, with_targets=False)
-    engine = Engine(lm, [] if front is None else [front])
-    member = [NO_PROMPT if front is None else 0] * len(rows)
-    return predict(engine, task, asked, rows, member, form, scoring=scoring, progress=progress)
-
-
 def calibrated(predictions: Sequence[Prediction], nothing: dict[str, float]) -> list[Prediction]:
     """The answers after each label's score for inputs without content is taken off (Zhao et al. 2021)."""
-    return [
-        best({text: value - nothing.get(text, 0.0) for text, value in (one.scores or {}).items()})
-        for one in predictions
-    ]
+    answers = []
+    for prediction in predictions:
+        scores = (prediction.scores or {}).items()
+        answers.append(best({text: value - nothing.get(text, 0.0) for text, value in scores}))
+    return answers
 
 
 def _mean_scores(predictions: Sequence[Prediction]) -> dict[str, float]:
     """The log of each label's mean share over inputs without content."""
     shares = [prediction.probabilities() or {} for prediction in predictions]
-    means = {text: sum(own[text] for own in shares) / len(shares) for text in (shares[0] if shares else ())}
-    return {text: float(torch.tensor(mean, dtype=torch.float64).clamp(min=1e-12).log()) for text, mean in means.items()}
+    scores = {}
+    for text in shares[0] if shares else ():
+        mean = sum(share[text] for share in shares) / len(shares)
+        scores[text] = float(torch.tensor(mean, dtype=torch.float64).clamp(min=1e-12).log())
+    return scores
 
 
 def worded(

@@ -10,7 +10,7 @@ Shapes: s seeds, n examples, t draws.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
@@ -96,27 +96,30 @@ def contrast(parts: Sequence[Sequence[Term]], *, seed: int = 0, draws: int = NUM
     if not parts:
         return None
     rng = np.random.default_rng(seed)
+    terms = [term._replace(table=_checked(term.table)) for part in parts for term in part]
     starts = range(0, draws, DRAWS_AT_ONCE)
-    total = np.concatenate([_totals(parts, rng, min(DRAWS_AT_ONCE, draws - start)) for start in starts])
-    mean = sum(weight * float(_checked(scores).mean()) for part in parts for weight, scores, *_ in part)
+    total = np.concatenate([_totals(terms, rng, min(DRAWS_AT_ONCE, draws - start)) for start in starts])
+    mean = sum(term.weight * float(term.table.mean()) for term in terms)
     return _difference(mean / len(parts), total / len(parts))
 
 
-def _totals(parts: Sequence[Sequence[Term]], rng: np.random.Generator, draws: int) -> Float[np.ndarray, " t"]:
+def _totals(terms: Sequence[Term], rng: np.random.Generator, draws: int) -> Float[np.ndarray, " t"]:
     """The weighted sum of all terms in each draw."""
-    rows: dict[Hashable, np.ndarray] = {}
-    columns: dict[Hashable, np.ndarray] = {}
+    rows: dict[Any, np.ndarray] = {}
+    columns: dict[Any, np.ndarray] = {}
     total = np.zeros(draws)
-    for weight, scores, seeds, examples in (term for part in parts for term in part):
-        table = _checked(scores)
+    for weight, table, seeds, examples in terms:
         s, n = table.shape
         if (seeds, s) not in rows:
-            rows[seeds, s] = _drawn_seeds(s, rng, draws)
+            # Seeds drawn weigh so that they vary as much as the seeds themselves do; one alone cannot.
+            rows[seeds, s] = 1 + (_drawn(s, rng, draws) - 1) * np.sqrt(s / max(s - 1, 1))
         if examples not in columns:
             columns[examples] = _drawn(n, rng, draws)
         if columns[examples].shape[1] != n:
             raise ValueError(f"{columns[examples].shape[1]} and {n} examples; compare methods on the same examples")
-        total += weight * _means(table, rows[seeds, s], columns[examples])
+        total += weight * (
+            ((rows[seeds, s] @ table) * columns[examples]).sum(1) / table.size
+        )  # each drawn table's mean
     return total
 
 
@@ -177,7 +180,8 @@ def _difference(mean: float, drawn: np.ndarray) -> Difference:
     beyond = min(np.mean(drawn <= 0), np.mean(drawn >= 0))
     # Never zero: as many draws again might hold one.
     p = min(1.0, 2 * (float(beyond) * len(drawn) + 1) / (len(drawn) + 1))
-    return Difference(_interval(mean, drawn), p)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(Interval(mean, float(low), float(high)), p)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -228,20 +232,3 @@ def _drawn(count: int, rng: np.random.Generator, draws: int) -> Float[np.ndarray
     """How often each of so many is in each draw of as many, with replacement."""
     chosen = rng.integers(count, size=(draws, count)) + count * np.arange(draws)[:, None]
     return np.bincount(chosen.ravel(), minlength=draws * count).reshape(draws, count).astype(float)
-
-
-def _drawn_seeds(count: int, rng: np.random.Generator, draws: int) -> Float[np.ndarray, "t _"]:
-    """The weight of each seed in each draw, which varies as much as the seeds themselves do; one alone cannot."""
-    return 1 + (_drawn(count, rng, draws) - 1) * np.sqrt(count / max(count - 1, 1))
-
-
-def _means(
-    table: Float[np.ndarray, "s n"], rows: Float[np.ndarray, "t s"], columns: Float[np.ndarray, "t n"]
-) -> Float[np.ndarray, " t"]:
-    """The mean of each drawn table."""
-    return ((rows @ table) * columns).sum(1) / table.size
-
-
-def _interval(mean: float, drawn: np.ndarray) -> Interval:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(mean, float(low), float(high))
