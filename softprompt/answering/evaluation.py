@@ -6,6 +6,7 @@ Two ways to answer: `generate` (greedy decoding; an answer that is no legal labe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from softprompt.answering.engine import Engine, Prediction
-from softprompt.base.watch import (
-    Progress,
-    Watch,
-)
+from softprompt.base.watch import Progress, Watch
 from softprompt.models import FrozenLM, Row, TextFormat, encode_examples, encode_target
 from softprompt.tasks import Example, Task, headline
 
@@ -84,6 +82,31 @@ def predict(
     return [best(dict(zip(texts, values, strict=True))) for (texts, _), values in zip(choices, scored, strict=True)]
 
 
+def predict_all(
+    engine: Engine,
+    task: Task,
+    examples: Sequence[Example],
+    rows: Sequence[Row],
+    members: Sequence[int],
+    form: TextFormat,
+    *,
+    scoring: str,
+    progress: Progress | None = None,
+) -> list[list[Prediction]]:
+    """Each member's answers to all examples, in mixed batches of one pass; otherwise as `predict`."""
+    mixed = predict(
+        engine,
+        task,
+        [example for example in examples for _ in members],
+        [row for row in rows for _ in members],
+        [*members] * len(rows),
+        form,
+        scoring=scoring,
+        progress=progress,
+    )
+    return [mixed[place :: len(members)] for place in range(len(members))]
+
+
 def check_scoring(scoring: str) -> None:
     """ValueError unless `scoring` is one of SCORINGS."""
     if scoring not in SCORINGS:
@@ -114,27 +137,27 @@ def vote(task: Task, example: Example, predictions: Sequence[Prediction]) -> Pre
     summed log-probability. The text is that of the winning answer's most confident member.
     """
     answers = [(task.answer(prediction.text, example), prediction) for prediction in predictions]
-    legal = [answer for answer, _ in answers if answer is not None]
-    if not legal:
+    counts = Counter(answer for answer, _ in answers if answer is not None)
+    if not counts:
         return max(predictions, key=lambda prediction: prediction.log_prob)
-    counts = {answer: legal.count(answer) for answer in dict.fromkeys(legal)}
+
+    def support(answer: str) -> float:
+        """Summed log-probability of an answer over the members: all of them if they scored it, else its voters."""
+        voters = [prediction for given, prediction in answers if given == answer]
+        texts = {prediction.text for prediction in voters}
+        everyone = [[p.scores[text] for text in texts if text in p.scores] if p.scores else [] for p in predictions]
+        if all(everyone):
+            return sum(max(scores) for scores in everyone)
+        return sum(prediction.log_prob for prediction in voters)
+
     most = max(counts.values())
-    tied = [answer for answer, count in counts.items() if count == most]
-    winner = tied[0] if len(tied) == 1 else max(tied, key=lambda a: _support(a, answers))
-    return max((p for a, p in answers if a == winner), key=lambda prediction: prediction.log_prob)
+    winner = max((answer for answer, count in counts.items() if count == most), key=support)
+    return max((p for answer, p in answers if answer == winner), key=lambda prediction: prediction.log_prob)
 
 
 def ensemble(task: Task, examples: Sequence[Example], members: Sequence[Sequence[Prediction]]) -> list[Prediction]:
     """The vote on every example; members: each prompt's predictions, in the examples' order."""
     return [vote(task, example, votes) for example, votes in zip(examples, zip(*members, strict=True), strict=True)]
-
-
-def _support(answer: str, answers: Sequence[tuple[str | None, Prediction]]) -> float:
-    """Summed log-probability of an answer over the members: all of them if they scored it, else its voters."""
-    texts = {prediction.text for a, prediction in answers if a == answer}
-    if all(p.scores is not None and texts & set(p.scores) for _, p in answers):
-        return sum(max(p.scores[t] for t in texts if t in p.scores) for _, p in answers if p.scores is not None)
-    return sum(prediction.log_prob for a, prediction in answers if a == answer)
 
 
 def best(scores: dict[str, float]) -> Prediction:
@@ -160,15 +183,5 @@ def evaluate(
     rows = encode_examples(examples, form, lm.tokenizer)
     worn = list(range(len(prompts))) or [-1]
     progress = (watch or Watch()).phase(f"score {task.name}", len(rows) * len(worn))
-    engine = Engine(lm, prompts)
-    answers = predict(
-        engine,
-        task,
-        [example for example in examples for _ in worn],
-        [row for row in rows for _ in worn],
-        worn * len(rows),
-        form,
-        scoring=scoring,
-        progress=progress,
-    )
-    return [judge(task, examples, answers[place :: len(worn)]) for place in range(len(worn))]
+    answers = predict_all(Engine(lm, prompts), task, examples, rows, worn, form, scoring=scoring, progress=progress)
+    return [judge(task, examples, predictions) for predictions in answers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Sequence
@@ -68,15 +69,19 @@ class Result:
 
 def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The fields of a Result that say where and with what it was made."""
-    packages = ("softprompt", "torch", "transformers")
-    commit, dirty = _commit()
+    folder = Path(__file__).parent.parent
+    git = ["git", "-C", str(folder)]
+    commit, changes = "", ""  # outside a working tree
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True)
+        changes = subprocess.check_output([*git, "status", "--porcelain", "--", "."], stderr=subprocess.DEVNULL)
     return {
         "device": _device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "commit": commit,
-        "dirty": dirty,
-        "versions": {name: metadata.version(name) for name in packages},
+        "commit": commit.strip(),
+        "dirty": bool(changes),
+        "versions": {name: metadata.version(name) for name in ("softprompt", "torch", "transformers")},
     }
 
 
@@ -89,26 +94,25 @@ def read_rows(path: Path) -> list[Result]:
 
 
 def _rows_in(file: BinaryIO | FileIO, path: Path) -> list[Result]:
-    text = file.read().decode()
-    lines = text.removesuffix("\n").split("\n") if text else []
-    return [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
-
-
-def _read_row(line: str, where: str) -> Result:
-    try:
-        record = json.loads(line)
-        if not isinstance(record, dict):
-            raise ValueError(f"wanted an object, got {line[:40]}")
-    except ValueError as error:
-        raise ValueError(f"{where}: half a row, or none ({error}); take the line out") from None
     known = {f.name for f in fields(Result)}
     needed = {f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING}
-    if strange := sorted((set(record) - known) | (needed - set(record))):
-        raise ValueError(
-            f"{where}: a row of another version (it differs in {', '.join(strange)}); read it with the softprompt that "
-            "wrote it"
-        )
-    return checked(Result, record, where)
+    text = file.read().decode()
+    rows = []
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"wanted an object, got {line[:40]}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: half a row, or none ({error}); take the line out") from None
+        if strange := sorted((set(record) - known) | (needed - set(record))):
+            raise ValueError(
+                f"{where}: a row of another version (it differs in {', '.join(strange)}); read it with the softprompt "
+                "that wrote it"
+            )
+        rows.append(checked(Result, record, where))
+    return rows
 
 
 def append_rows(path: Path, rows: Sequence[Result]) -> None:
@@ -125,32 +129,12 @@ def write_rows(path: Path, rows: Sequence[Result]) -> None:
     write_whole(path, "".join(row.to_json() + "\n" for row in rows))
 
 
-def _commit() -> tuple[str, bool]:
-    """The commit of the working tree this package runs from, and whether it has changes; '' outside one."""
-    folder = Path(__file__).parent.parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        return git("rev-parse", "--short", "HEAD"), bool(git("status", "--porcelain", "--", "."))
-    except OSError:
-        return "", False
-
-
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        for line in _lines_of("/proc/cpuinfo"):
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()} ({torch.get_num_threads()} threads)"
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("model name"):
+                    return f"{line.split(':', 1)[1].strip()} ({torch.get_num_threads()} threads)"
     return str(device)
-
-
-def _lines_of(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

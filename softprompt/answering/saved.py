@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.answering.engine import Engine, Prediction
-from softprompt.answering.evaluation import check_scoring, predict
+from softprompt.answering.evaluation import check_scoring, predict_all
 from softprompt.base.watch import Progress
 from softprompt.models import (
     FrozenLM,
@@ -67,18 +67,11 @@ class SavedPrompts:
         """Each prompt's answers; prompts of one text format share their batches. `encoded` is `encode`'s."""
         answers: list[list[Prediction]] = [[] for _ in self.prompts]
         for (form, places), rows in zip(self.groups.items(), encoded, strict=True):
-            mixed = predict(
-                self.engine,
-                self.task,
-                [example for example in examples for _ in places],
-                [row for row in rows for _ in places],
-                places * len(rows),
-                form,
-                scoring=self.scoring,
-                progress=progress,
+            given = predict_all(
+                self.engine, self.task, examples, rows, places, form, scoring=self.scoring, progress=progress
             )
-            for i, place in enumerate(places):
-                answers[place] = mixed[i :: len(places)]
+            for place, predictions in zip(places, given, strict=True):
+                answers[place] = predictions
         return answers
 
 
