@@ -194,7 +194,7 @@ def _deliver(config: RunConfig, lm: FrozenLM, trained: Sequence[tuple[Plan, Fitt
             is_lost = fitted.stopped is not None and fitted.step == 0
             if plan.setting != chosen or is_lost:
                 continue
-            folder = config.out / (f"{_file_name(data.task)}-seed-{plan.seed}" if several else "")
+            folder = config.out / (f"{_file_name(data.task.name)}-seed-{plan.seed}" if several else "")
             prompt = SoftPrompt(fitted.values, _card(config, lm, plan, fitted, None))
             save_prompt(prompt, folder)  # at once, so that nothing later can lose it
             kept.append((plan, Trained(prompt, folder, fitted, None)))
@@ -214,8 +214,8 @@ def _choose(trained: Sequence[tuple[Plan, Fitted]]) -> tuple[int, float]:
     return max(scores, key=lambda setting: (fmean(scores[setting]), max(scores[setting])))
 
 
-def _file_name(task: Task) -> str:
-    return task.name.replace("/", "-")
+def _file_name(task: str) -> str:
+    return task.replace("/", "-")
 
 
 def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: tuple[int, float]) -> None:
@@ -237,7 +237,7 @@ def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: t
             "history": fitted.history,
         }
         lines.append(json.dumps(record) + "\n")
-    write_whole(out / f"{_file_name(trained[0][0].data.task)}.settings.jsonl", "".join(lines))
+    write_whole(out / f"{_file_name(trained[0][0].data.task.name)}.settings.jsonl", "".join(lines))
 
 
 def _score_once(
@@ -319,7 +319,7 @@ def _remove_earlier(out: Path, delivered: Sequence[Trained], watch: Watch) -> No
             card = load_prompt(folder).card
         except ValueError:
             continue
-        if card.task and folder.name == f"{card.task.replace('/', '-')}-seed-{card.seed}":
+        if card.task and folder.name == f"{_file_name(card.task)}-seed-{card.seed}":
             for file in files:
                 file.unlink()
             folder.rmdir()
