@@ -555,6 +555,11 @@ def test_tasks_may_be_repeated_or_stand_between_commas():
         ("chat: 3", "r.yaml: chat is 3, but must be true or false"),
         ("preset: papr", "r.yaml: preset is 'papr', but must be one of paper, google-code, fast"),
         ("data: 3", "r.yaml: data is 3, but must be a folder, or files under train, dev and test"),
+        (
+            "data: {train: 3}",
+            "r.yaml: data is {'train': 3}, but must be a folder, or files under train, dev and test",
+        ),
+        ("out: [a]", "r.yaml: out is ['a']: wanted text, got ['a']"),
         ("just words", "r.yaml holds no settings; write a line for each, such as 'steps: 500'"),
         ("a: [1\nb: 2", "r.yaml, line 2: not YAML (expected ',' or ']', but got ':')"),
     ],

@@ -1,5 +1,8 @@
 """One declaration of a setting: what is read by it, what it refuses, and what the dataclass refuses."""
 
+import os
+import subprocess
+import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
@@ -67,6 +70,9 @@ def test_a_word_and_an_entry_of_a_file_are_read_alike(name, given, value):
         ("pace", "fast", "wanted a number, got 'fast'"),
         ("stops", "1,x", "wanted whole numbers with commas between, got '1,x'"),
         ("stops", [1, 1.5], r"wanted whole numbers with commas between, got \[1, 1.5\]"),
+        ("stops", {"a": 1}, "wanted whole numbers with commas between, got {'a': 1}"),
+        ("to", ["there"], r"wanted text, got \['there'\]"),
+        ("way", ["path"], r"wanted one of path, road, got \['path'\]"),
         ("way", "rode", "wanted one of path, road, got 'rode'"),
         ("back", "yes", "wanted true or false, got 'yes'"),
         ("back", 1, "wanted true or false, got 1"),
@@ -96,3 +102,22 @@ def test_the_dataclass_refuses_what_the_setting_does_not_allow(changes, words):
 def test_a_setting_without_a_default_must_be_given():
     with pytest.raises(TypeError, match="steps"):
         Walk()
+
+
+def test_numbers_of_another_kind_are_told_so_where_nothing_else_checks_types():
+    """In a process of its own, without the checks of types that tests run under."""
+    code = """
+from softprompt.training import RunConfig
+for changes in ({"seeds": ("a",)}, {"minutes": "1"}, {"preset": 3}):
+    try:
+        RunConfig(model="m", task=("cb",), **changes)
+    except ValueError as error:
+        print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines() == [
+        "seeds is 'a', but must be a whole number",
+        "minutes is '1', but must be a number",
+        "no preset is named 3; there are paper, google-code, fast",
+    ]

@@ -45,10 +45,10 @@ class Setting:
             return f"one of {', '.join(self.choices)}"
         if self.kind is bool:
             return "true or false"
-        form = {int: "whole number", float: "number"}.get(self.kind, self.form)
+        form = {int: "whole number", float: "number"}.get(self.kind, self.form or "text")
         if self.is_list:
             return f"{form}s with commas between"
-        return self.form or f"a {form}"
+        return f"a {form}" if self.kind in (int, float) else form
 
     def read(self, value: Any) -> Any:
         """The setting's value, of a word on the command line or of an entry in a YAML file.
@@ -56,6 +56,9 @@ class Setting:
         ValueError says what was wanted, and what came.
         """
         with suppress(ValueError):
+            words = value if self.is_list and isinstance(value, list) else [value]
+            if any(isinstance(word, list | dict) for word in words):
+                raise ValueError
             if self.is_list:
                 words = value if isinstance(value, list) else str(value).split(",")
                 return tuple(self.kind(str(word).strip()) for word in words)
@@ -105,8 +108,10 @@ def check(config: Any) -> None:
         values: tuple[Any, ...] = value if setting.is_list else (value,)
         for one in values:
             if setting.choices and one not in setting.choices:
-                near, known = nearest(one, setting.choices), ", ".join(setting.choices)
+                near, known = nearest(str(one), setting.choices), ", ".join(setting.choices)
                 raise ValueError(f"no {name} is named {one!r}{near}; there are {known}")
+            if setting.kind in (int, float) and not isinstance(one, int | float):
+                raise ValueError(f"{name} is {one!r}, but must be a {'whole ' if setting.kind is int else ''}number")
             if setting.at_least is not None and one < setting.at_least:
                 raise ValueError(f"{name} is {one}, but must be {setting.at_least} or more")
             if setting.above is not None and not one > setting.above:

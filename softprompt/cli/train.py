@@ -117,10 +117,8 @@ def _recipe(path: str) -> dict[str, Any]:
                 settings[name] = RUN[name].read(value)
             elif isinstance(value, str):
                 settings[name] = read_data([value], split="train")
-            elif isinstance(value, dict):
-                settings[name] = {
-                    split: [files] if isinstance(files, str) else list(files) for split, files in value.items()
-                }
+            elif isinstance(value, dict) and all(isinstance(files, str | list) for files in value.values()):
+                settings[name] = {split: [files] if isinstance(files, str) else files for split, files in value.items()}
             else:
                 raise ValueError
         except ValueError as error:
