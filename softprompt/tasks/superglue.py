@@ -299,7 +299,7 @@ WSC = Task(
     metrics=scored(wsc_answer, accuracy=accuracy),
     answer=wsc_answer,
     initial_texts=("commonsense", "pronoun", "resolution"),
-    **about("wsc", "WSC", 259, 104, 146, config="wsc.fixed") | {"prefix": "wsc:"},
+    **{**about("wsc", "WSC", 259, 104, 146, config="wsc.fixed"), "prefix": "wsc:"},
 )
 
 # The diagnostic sets are cast as RTE and are only ever scored. AX-b is reported by Matthews correlation
