@@ -501,7 +501,7 @@ def test_on_a_gpu_served_rows_get_the_processors_logits(kind, cuda):
         prompt = make_prompt(lm)
         (states,) = PromptTable(lm, max_bytes=1 << 20)._run([prompt]) if not lm.is_encoder_decoder else (None,)
         batch = RunningBatch(lm, lm.layout())
-        worn = {"prompt_length": len(prompt), "values": prompt, "states": states, "max_tokens": 3}
+        worn = {"prompt_length": len(prompt), "worn": prompt if states is None else states, "max_tokens": 3}
         batch.read([Start(ids=(4, 5, 6), **worn), Start(ids=(7,), max_tokens=3)], 1 << 20)
         found.append(batch.decode().cpu())
     assert float((found[0] - found[1]).abs().max()) < 1e-3

@@ -169,7 +169,8 @@ class Beams:
                 living.append(beam)
                 parents.append(parent)
         self._pool = sorted(self._pool, key=lambda beam: -beam.score)[: self.size]
-        if not living or self._is_settled(living[0].score, length):
+        is_full = len(self._pool) == self.size
+        if not living or (is_full and self._penalised(living[0].score, length) <= self._pool[-1].score):
             return []
         self._living, self.tokens = living, [beam.ids[-1] for beam in living]
         return parents
@@ -186,9 +187,6 @@ class Beams:
 
     def _penalised(self, total: float, length: int) -> float:
         return total / length**self._decoding.length_penalty
-
-    def _is_settled(self, total: float, length: int) -> bool:
-        return len(self._pool) == self.size and self._penalised(total, length) <= self._pool[-1].score
 
 
 class TextStream:

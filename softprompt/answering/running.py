@@ -29,10 +29,8 @@ class Start:
     ids: tuple[int, ...]
     """Its input."""
     prompt_length: int = 0
-    values: Tensor | None = None
-    """Its prompt [p d], for an encoder-decoder."""
-    states: PromptStates | None = None
-    """Its prompt's keys and values, for a decoder-only model."""
+    worn: Tensor | PromptStates | None = None
+    """Its prompt: values [p d] for an encoder-decoder, keys and values for a decoder-only model."""
     num_rows: int = 1
     """Rows it will be: one for each beam."""
     max_tokens: int
@@ -339,10 +337,11 @@ def embedded(lm: FrozenLM, starts: Sequence[Start]) -> Embedded:
     ids, mask = pad([start.ids for start in starts], lm.tokenizer.pad_id, lm.device)
     x = lm.embed(ids)
     if not lm.is_encoder_decoder:
-        return Embedded(x, mask, *PromptStates.of_rows([start.states for start in starts]))
-    worn = [start.values.to(x.device) for start in starts if start.values is not None]
-    if not worn:
+        states = [start.worn if isinstance(start.worn, PromptStates) else None for start in starts]
+        return Embedded(x, mask, *PromptStates.of_rows(states))
+    values = [start.worn.to(x.device) for start in starts if isinstance(start.worn, Tensor)]
+    if not values:
         return Embedded(x, mask)
-    places = iter(range(len(worn)))
-    member = [NO_PROMPT if start.values is None else next(places) for start in starts]
-    return Embedded(*prepend(*stack(worn), torch.tensor(member, device=x.device), x, mask))
+    places = iter(range(len(values)))
+    member = [NO_PROMPT if start.worn is None else next(places) for start in starts]
+    return Embedded(*prepend(*stack(values), torch.tensor(member, device=x.device), x, mask))

@@ -122,12 +122,12 @@ class Stepper:
     def _worn(self, jobs: list[Job]) -> list[Start]:
         """How the parts begin, each with its prompt's values, or with its keys and values."""
         prompts = {job.part.prompt for job in jobs if job.part.prompt is not None}
-        worn: dict[str | None, dict[str, Any]] = {None: {}}
+        worn: dict[str | None, Any] = {None: None}
         if self.lm.is_encoder_decoder:
-            worn |= {prompt: {"values": self.table.values(prompt).values} for prompt in prompts}
+            worn |= {prompt: self.table.values(prompt).values for prompt in prompts}
         else:
-            worn |= {prompt: {"states": states} for prompt, states in self.table.states(prompts).items()}
-        return [replace(job.start, **worn[job.part.prompt]) for job in jobs]
+            worn |= self.table.states(prompts)
+        return [replace(job.start, worn=worn[job.part.prompt]) for job in jobs]
 
     def _begin(self, jobs: list[Job], starts: list[Start], *, max_bytes: int) -> None:
         """Let parts that write text join the running batch."""
