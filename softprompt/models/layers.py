@@ -37,7 +37,7 @@ def use_row_attention(blocks: Sequence[nn.Module]) -> None:
         **options: Any,
     ) -> Any:
         implementation = module.config.shared._attn_implementation
-        eager = None
+        eager: Any = None
         if implementation == "eager":  # each model of transformers has its own
             eager = sys.modules[type(module).__module__].eager_attention_forward
         plain: Any = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)

@@ -143,7 +143,7 @@ class RowStates:
         self.layout = layout
         self.end = 0
         self.starts: list[int] = []
-        self.prompts: list[tuple[int, Sequence[Tensor]]] = []
+        self.prompts: Sequence[tuple[int, Sequence[Tensor]]] = []
         """(row, its prompt's keys and values [h p e], as in `Layout.shapes`) that `update` is to put in place."""
         self.encoded_lengths: list[int] = []
         self._cross: Any = None
