@@ -13,7 +13,7 @@ from conftest import FAMILIES, make_model, make_tokenizer, tiny_lm
 
 from softprompt.answering.engine import Engine
 from softprompt.answering.running import RunningBatch, Start
-from softprompt.cli.options import set_threads
+from softprompt.cli.options import set_up
 from softprompt.models import loading
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.loading import SMOLLM2, choose_device, choose_dtype, dequantised_folder, load
@@ -68,7 +68,7 @@ def test_loading_changes_nothing_of_the_process_and_a_command_that_computes_does
     monkeypatch.setattr("softprompt.models.keep_freed_memory", lambda: asked.append("keep"), raising=False)
     load(save_model(tmp_path), dtype="float32", device="cpu")
     assert asked == []
-    set_threads(None)
+    set_up(None)
     assert asked == ["keep"]
 
 
