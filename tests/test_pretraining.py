@@ -27,12 +27,13 @@ from softprompt.pretraining.loop import (
     Hooks,
     Machine,
     PretrainConfig,
+    Pretraining,
     device_of_torchrun,
     pretrain,
     save_model,
 )
 from softprompt.pretraining.new_t5 import new_model, projected_embeddings, read_model
-from softprompt.pretraining.vocabulary import train_vocabulary
+from softprompt.pretraining.vocabulary import check_sentinels, train_vocabulary
 
 TINY = Shape(d_model=32, d_ff=64, num_heads=2, d_kv=16, num_layers=2, num_decoder_layers=1)
 SPAN = PretrainConfig(
@@ -47,6 +48,7 @@ SPAN = PretrainConfig(
     num_heldout=8,
 )
 LM = replace(SPAN, objective="prefix-lm")
+MIXED = replace(SPAN, prefix_share=0.5, target_length=6)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,34 @@ def test_micro_batches_do_not_change_the_step(tokenizer, text, tmp_path):
     config = replace(SPAN, steps=1, micro_batch_size=8, batch_size=8)
     again, _ = trained(tokenizer, text, config, tmp_path / "b")
     assert same(weights(first), weights(again))
+
+
+def micro_batches(tokenizer, text, config, *, steps=40):
+    """(whether it is a prefix LM's, inputs, targets) of each micro-batch."""
+    model = new_model(TINY, tokenizer, seed=0)
+    run = Pretraining(model, tokenizer, *text, config, Path(), "tiny", Machine(), Hooks())
+    first_sentinel = check_sentinels(tokenizer, "tiny")
+    batches = [batch for step in range(steps) for batch in run.batches(step)]
+    return [(not (targets == first_sentinel).any(), inputs, targets) for inputs, targets in batches]
+
+
+def test_a_share_of_the_micro_batches_is_a_prefix_lm_s(tokenizer, text):
+    batches = micro_batches(tokenizer, text, replace(SPAN, prefix_share=0.25))
+    assert 0.15 < np.mean([is_prefix for is_prefix, _, _ in batches]) < 0.35
+    length = SPAN.input_length
+    for _, inputs, targets in (batch for batch in batches if batch[0]):
+        assert inputs.shape[1] + targets.shape[1] == length + 2  # each with its end
+        read = np.concatenate([inputs[:, :-1], targets[:, :-1]], 1)
+        assert all(row.tobytes() in text[0].ids.astype(np.int64).tobytes() for row in read)
+    again = micro_batches(tokenizer, text, replace(SPAN, prefix_share=0.25))
+    assert [targets.tolist() for _, _, targets in again] == [targets.tolist() for _, _, targets in batches]
+    assert not any(is_prefix for is_prefix, _, _ in micro_batches(tokenizer, text, SPAN))
+    assert all(is_prefix for is_prefix, _, _ in micro_batches(tokenizer, text, replace(SPAN, prefix_share=1.0)))
+
+
+def test_a_prefix_lm_s_targets_can_be_short(tokenizer, text):
+    lengths = {targets.shape[1] - 1 for _, _, targets in micro_batches(tokenizer, text, replace(LM, target_length=3))}
+    assert lengths == {1, 2, 3}
 
 
 def test_models_are_kept_on_the_way_and_load_as_frozen_models(tokenizer, text, tmp_path):
@@ -246,7 +276,7 @@ def run_in_a_process(folder, vocabulary, *, kill=0, config="SPAN", compiled=Fals
     assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
 
 
-@pytest.mark.parametrize(("config", "compiled"), [("SPAN", False), ("LM", False), ("SPAN", True)])
+@pytest.mark.parametrize(("config", "compiled"), [("SPAN", False), ("LM", False), ("MIXED", False), ("SPAN", True)])
 def test_killed_and_resumed_is_never_killed_bit_for_bit(vocabulary, tmp_path, config, compiled):
     run_in_a_process(tmp_path / "whole", vocabulary, config=config, compiled=compiled)
     for kill in (2, 5):
@@ -472,6 +502,8 @@ def test_span_corruption_needs_sentinels(text, tmp_path):
         ({"optimizer": "adam"}, "no optimizer is named 'adam'; did you mean 'adamw'"),
         ({"schedule": "cosinus"}, "no schedule is named 'cosinus'; did you mean 'cosine'"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, but must be above 0"),
+        ({"prefix_share": 1.5}, "prefix_share is 1.5, but must be from 0 to 1"),
+        ({"target_length": 32}, "target_length is 32, but must be from 1 to below input_length 32"),
         ({"micro_batch_size": 3}, "batch_size 8 is no multiple of micro_batch_size 3; make it one"),
         ({"keep": (0, 7)}, "keep names step 7, but the run has steps 0 to 6"),
     ],

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from softprompt.base.files import CHECKPOINT, refusals, remove_leftovers, write_whole
 from softprompt.models import Tokenizer, quiet, scales_outputs
 from softprompt.pretraining.corpus import TokenStream
-from softprompt.pretraining.objectives import SpanLengths, draw_split, prefix_lm, span_corruption, span_lengths
+from softprompt.pretraining.objectives import draw_split, prefix_lm, span_corruption, span_lengths
 from softprompt.pretraining.settings import PretrainConfig
 from softprompt.pretraining.vocabulary import check_sentinels
 from softprompt.training import rate_multiplier, read_checkpoint, uninterrupted, write_checkpoint
@@ -53,13 +53,23 @@ class Objective:
 
 def objective_of(config: PretrainConfig, tokenizer: Tokenizer, name: str) -> Objective:
     """The objective of a run. ValueError for a vocabulary without sentinels, where they are needed."""
-    eos = tokenizer.eos_id
+    eos, length = tokenizer.eos_id, config.input_length
+    shortest = 1 if config.target_length is None else length - config.target_length
+
+    def continued(texts: Int[np.ndarray, "b n"], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return prefix_lm(texts[:, :length], draw_split(length, rng, shortest), eos)
+
     if config.objective == "prefix-lm":
-        length = config.input_length
-        return Objective(length, lambda texts, rng: prefix_lm(texts, draw_split(length, rng), eos))
+        return Objective(length, continued)
     first = check_sentinels(tokenizer, name)
-    lengths: SpanLengths = span_lengths(config.input_length)
-    return Objective(lengths.text, lambda texts, rng: span_corruption(texts, lengths, first, eos, rng))
+    lengths = span_lengths(length, noise_density=config.noise_density, mean_span_length=config.mean_span_length)
+
+    def corrupted(texts: Int[np.ndarray, "b n"], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        if config.prefix_share and rng.random() < config.prefix_share:
+            return continued(texts, rng)
+        return span_corruption(texts, lengths, first, eos, rng)
+
+    return Objective(lengths.text, corrupted)
 
 
 @dataclass(frozen=True)
@@ -221,7 +231,8 @@ class Pretraining:
         self.checkpoint = folder / CHECKPOINT
         if machine.compile:
             for block in [*model.encoder.block, *model.decoder.block]:
-                block.forward = torch.compile(block.forward, dynamic=config.objective == "prefix-lm")
+                splits = config.objective == "prefix-lm" or config.prefix_share > 0
+                block.forward = torch.compile(block.forward, dynamic=splits)
         self.token_losses = torch.compile(_token_losses, dynamic=None) if machine.compile else _token_losses
 
     def train_step(self) -> None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-NOISE_DENSITY = 0.15  # t5/data/preprocessors.py, span_corruption
-MEAN_SPAN_LENGTH = 3.0  # the same
+from softprompt.pretraining.settings import MEAN_SPAN_LENGTH, NOISE_DENSITY
+
 NUM_SENTINELS = 100  # paper's T5 1.1: extra_ids of its vocabulary
 
 
@@ -129,9 +129,12 @@ def prefix_lm(
     return _with_end(texts[:, :split].tolist(), eos_id), _with_end(texts[:, split:].tolist(), eos_id)
 
 
-def draw_split(length: int, rng: np.random.Generator) -> int:
-    """Where to cut a text of `length` tokens: uniform from 1 to length - 1 (random_prefix_noise_mask of T5)."""
-    return int(rng.integers(1, length))
+def draw_split(length: int, rng: np.random.Generator, shortest: int = 1) -> int:
+    """Where to cut a text of `length` tokens: uniform from the `shortest` inputs wanted to length - 1.
+
+    T5's random_prefix_noise_mask, whose shortest is 1.
+    """
+    return int(rng.integers(shortest, length))
 
 
 def _with_end(rows: Sequence[Sequence[int]], eos_id: int) -> Int[np.ndarray, "b t"]:

@@ -6,6 +6,9 @@ from dataclasses import MISSING, dataclass
 
 from softprompt.base.setting import check, setting
 
+NOISE_DENSITY = 0.15  # t5/data/preprocessors.py, span_corruption
+MEAN_SPAN_LENGTH = 3.0  # the same
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
@@ -20,6 +23,15 @@ class PretrainConfig:
     # Those of a prefix LM share their split.
     micro_batch_size: int = setting("texts computed together", 8, at_least=1)
     input_length: int = setting("tokens of an input (pretrain), of a whole text (adapt)", 256)
+    prefix_share: float = setting(
+        "share of micro-batches that are a prefix LM's, of the same text (pretrain)", 0.0, at_least=0
+    )
+    target_length: int | None = None
+    """Tokens of a prefix LM's targets without their end, at most; None: any split of the text."""
+    noise_density: float = NOISE_DENSITY
+    """The share of a text that span corruption masks."""
+    mean_span_length: float = MEAN_SPAN_LENGTH
+    """Tokens of a masked span, on average."""
     optimizer: str = setting("both with T5's scaling", "adamw", choices=("adamw", "adafactor"))
     # nanoT5's; the same was best on our micro (docs/log.md, 2026-11-25).
     learning_rate: float = setting("after the warm-up, a share of each weight's size", 2e-2, above=0)
@@ -39,6 +51,12 @@ class PretrainConfig:
         from softprompt.training import rate_multiplier  # brings torch, which --help has no use for
 
         check(self)
+        if self.prefix_share > 1:
+            raise ValueError(f"prefix_share is {self.prefix_share}, but must be from 0 to 1")
+        if self.target_length is not None and not 0 < self.target_length < self.input_length:
+            raise ValueError(
+                f"target_length is {self.target_length}, but must be from 1 to below input_length {self.input_length}"
+            )
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}; make it one"
