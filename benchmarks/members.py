@@ -31,7 +31,7 @@ from softprompt.answering.engine import MAX_TOKENS
 from softprompt.answering.rows import model_of_row, surroundings
 from softprompt.base.memory import peak_bytes, reset_peak
 from softprompt.models.backbone import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import keep_freed_memory, load
 from softprompt.models.text import Row, default_format, encode_examples
 from softprompt.tasks import get_task, read_examples
 from softprompt.training.methods import gradients
@@ -158,6 +158,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
     torch.set_num_threads(options.threads)
     command = shlex.join(["python", "benchmarks/members.py", *(sys.argv[1:] if words is None else words)])
+    keep_freed_memory()
     lm = load(options.model)
     if options.compile:
         lm.compile()

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from softprompt import FrozenLM, RunConfig, Watch, evaluate, open_prompts, predict_records, train
+from softprompt.models import keep_freed_memory
 from softprompt.training import Trained, load_model, plan_prompts, prepare, tasks_of
 
 HERE = Path(__file__).parent / "customer_messages"
@@ -47,6 +48,7 @@ def main() -> None:
     )
     started = time.monotonic()
     print(f"Loading {arguments.model} (the first time it is unpacked into the cache, half a minute) ...")
+    keep_freed_memory()
     lm = load_model(config)
     print(f"{lm.name}: {lm.num_parameters:,} parameters, frozen; {lm.dtype} on {lm.device}")
     before = score_untrained(config, lm)
