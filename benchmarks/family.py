@@ -148,8 +148,11 @@ def read(rows: Path) -> list[dict[str, Any]]:
 
 def current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The newest row of each run in today's settings, in the order of sizes and runs; others stay in the file."""
+    later = json_of(PretrainConfig(steps=1))  # settings that came after a row have their defaults in it
     found = {
-        (row["size"], row["run"]): row for row in rows if row["config"] == json_of(config_of(row["size"], row["run"]))
+        (row["size"], row["run"]): row
+        for row in rows
+        if later | row["config"] == json_of(config_of(row["size"], row["run"]))
     }
     order = [(size, run) for size in RATES for run in RUNS]
     return [found[key] for key in order if key in found]
