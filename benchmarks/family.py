@@ -148,7 +148,7 @@ def read(rows: Path) -> list[dict[str, Any]]:
 
 def current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The newest row of each run in today's settings, in the order of sizes and runs; others stay in the file."""
-    later = json_of(PretrainConfig(steps=1))  # settings that came after a row have their defaults in it
+    later = json_of(PretrainConfig(steps=SPAN_STEPS))  # settings that came after a row have their defaults in it
     found = {
         (row["size"], row["run"]): row
         for row in rows
