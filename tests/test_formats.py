@@ -9,7 +9,16 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    XGLMConfig,
+    XGLMForCausalLM,
+)
 
 from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.prompts.formats import convert, detect_kind, read_prompt, write_prompt
@@ -101,6 +110,21 @@ def test_t5x_is_numpys_own_file_under_exactly_the_name_given(tmp_path):
         assert (saved.dtype, saved.shape) == (np.dtype("<f4"), (6, 32))
         assert np.array_equal(saved, ours.values.numpy())
     assert {file.name for file in (tmp_path / "new").iterdir()} == {"prompt.npy", "encoder.prompt.prompt.prompt"}
+
+
+def test_a_table_of_prompts_in_half_precision_is_read(tmp_path):
+    both = np.stack([prompt().values.numpy(), -prompt().values.numpy()]).astype(np.float16)
+    np.save(tmp_path / "one.npy", both[:1])
+    assert np.array_equal(read_prompt(tmp_path / "one.npy").values, both[0])
+    assert np.array_equal(read_prompt(tmp_path / "one.npy", index=0).values, both[0])
+    np.save(tmp_path / "two.npy", both)
+    assert np.array_equal(read_prompt(tmp_path / "two.npy", index=1).values, both[1])
+    refused(tmp_path / "two.npy", "two.npy holds 2 prompts of 6 tokens; say which: --index 0 to 1")
+    refused(tmp_path / "two.npy", "two.npy has no prompt 2; --index counts from 0 and ends at 1", index=2)
+    refused(tmp_path / "two.npy", "two.npy has no prompt -1; --index", index=-1)
+    refused(tmp_path / "one.npy", "one.npy has no prompt 1; --index counts from 0 and ends at 0", index=1)
+    save_prompt(prompt(), tmp_path / "ours")
+    refused(tmp_path / "ours", "ours holds one prompt; leave --index out", index=0)
 
 
 def test_a_t5x_checkpoint_folder_is_read(tmp_path):
@@ -225,9 +249,10 @@ def test_a_place_that_cannot_take_a_prompt_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.ones((2, 3)), r"holds float64 of shape \(2, 3\); wanted float32"),
+        (np.ones((2, 3)), r"holds float64 of shape \(2, 3\); wanted float32 or float16"),
         (np.ones((2, 3), np.int32), "holds int32 of shape"),
-        (np.ones(6, np.float32), r"holds float32 of shape \(6,\); wanted float32 \[prompt tokens, width\]"),
+        (np.ones(6, np.float32), r"holds float32 of shape \(6,\); wanted float32 or float16 \[prompt tokens, width\]"),
+        (np.ones((1, 1, 2, 3), np.float32), r"holds float32 of shape \(1, 1, 2, 3\)"),
         (np.ones((0, 3), np.float32), r"holds float32 of shape \(0, 3\)"),
         (np.full((2, 3), np.nan, np.float32), "p.npy: 6 of the prompt's 6 values are NaN"),
     ],
@@ -367,14 +392,73 @@ def test_we_load_what_peft_saved(is_encoder_decoder, num_submodules, tmp_path):
 def test_our_configuration_has_exactly_the_keys_peft_writes(tmp_path):
     config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=6)
     quietly(quietly(peft.get_peft_model, tiny_t5(), config).save_pretrained, tmp_path / "theirs")
-    save_prompt(prompt(), tmp_path / "ours")
+    save_prompt(prompt(num_layers=2, num_heads=4), tmp_path / "ours")
     ours, theirs = (json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs"))
     assert list(ours) == list(theirs)
     differing = {key for key in ours if ours[key] != theirs[key]}
-    assert differing <= {"num_transformer_submodules", "num_layers", "num_attention_heads", "peft_version"}
+    assert differing == {"num_transformer_submodules"}
+
+
+def models_that_name_their_heads_otherwise():
+    """Types whose layers or heads PEFT does not find in the configuration."""
+    shared = {"vocab_size": 64, "d_model": 32}
+    torch.manual_seed(0)
+    yield MptForCausalLM(MptConfig(**shared, n_heads=4, n_layers=2, max_seq_len=64))
+    yield XGLMForCausalLM(XGLMConfig(**shared, attention_heads=4, num_layers=2, ffn_dim=64))
+
+
+def test_peft_loads_our_folder_where_it_cannot_count_a_models_heads_itself(tmp_path):
+    ours = prompt(is_encoder_decoder=False, model_name="tiny")
+    save_prompt(ours, tmp_path)
+    for model in models_that_name_their_heads_otherwise():
+        with pytest.raises(ValueError, match="Please specify `num_attention_heads`"):
+            config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6)
+            quietly(peft.get_peft_model, model.eval(), config)
+        theirs = quietly(peft.PeftModel.from_pretrained, model, tmp_path)
+        assert torch.equal(theirs.get_prompt(batch_size=1)[0], ours.values)
+        ids = torch.tensor([[5, 6, 7, 8]])
+        wanted = model(inputs_embeds=torch.cat([ours.values[None], model.get_input_embeddings()(ids)], dim=1)).logits
+        found = quietly(theirs, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_and_heads_that_peft_wrote_are_kept(tmp_path):
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    quietly(quietly(peft.get_peft_model, tiny_llama(), config).save_pretrained, tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours", to_kind="peft")
+    written = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert (written["num_layers"], written["num_attention_heads"], written["token_dim"]) == (2, 4, 32)
+
+
+@pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
+@pytest.mark.parametrize("is_encoder_decoder", [True, False])
+def test_a_p_tuning_adapter_is_read_and_answers_as_in_peft(encoder, is_encoder_decoder, tmp_path):
+    task_type = "SEQ_2_SEQ_LM" if is_encoder_decoder else "CAUSAL_LM"
+    config = peft.PromptEncoderConfig(
+        task_type=task_type, num_virtual_tokens=5, encoder_hidden_size=16, encoder_reparameterization_type=encoder
+    )
+    model = MODELS[is_encoder_decoder]()
+    theirs = quietly(peft.get_peft_model, model, config).eval()
+    quietly(theirs.save_pretrained, tmp_path)
+    if is_encoder_decoder:
+        with pytest.warns(UserWarning, match="second half was dropped"):
+            found = read_prompt(tmp_path)
+    else:
+        found = read_prompt(tmp_path)
+    assert found.values.shape == (5, 32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    decoder_ids = {"decoder_input_ids": torch.tensor([[0, 9, 10]])} if is_encoder_decoder else {}
+    wanted = quietly(theirs, input_ids=ids, attention_mask=torch.ones_like(ids), **decoder_ids).logits
+    x = torch.cat([found.values[None], model.get_input_embeddings()(ids)], dim=1)
+    torch.testing.assert_close(model(inputs_embeds=x, **decoder_ids).logits, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_another_kind_of_peft_adapter_is_refused(tmp_path):
     config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q"])
     quietly(quietly(peft.get_peft_model, tiny_t5(), config).save_pretrained, tmp_path)
-    refused(tmp_path, "holds a PEFT adapter of type LORA; wanted PROMPT_TUNING")
+    refused(tmp_path, "holds a PEFT adapter of type LORA, which is no prompt; wanted PROMPT_TUNING or P_TUNING")
+    config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
+    quietly(quietly(peft.get_peft_model, tiny_t5(), config).save_pretrained, tmp_path)
+    refused(tmp_path, "holds a PEFT adapter of type PREFIX_TUNING, which is no prompt")
+    (tmp_path / "adapter_config.json").write_text('{"config": {"architecture": "lora"}}')  # of another library
+    refused(tmp_path, "adapter_config.json names no peft_type, so it is not an adapter of PEFT's")

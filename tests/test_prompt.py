@@ -420,7 +420,7 @@ def test_a_pickle_is_refused_with_the_reason(folder):
 
 def test_another_kind_of_adapter_is_refused(folder):
     set_config(folder, peft_type="LORA")
-    refused(folder, "holds a PEFT adapter of type LORA; wanted PROMPT_TUNING")
+    refused(folder, "holds a PEFT adapter of type LORA, which is no prompt; wanted PROMPT_TUNING or P_TUNING")
 
 
 def test_another_kind_of_task_is_refused(folder):

@@ -27,6 +27,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "--decoder-only", action="store_true",
         help="a T5X file is a decoder-only model's (default: as --model is; without it, an encoder-decoder's)",
     )  # fmt: skip
+    command.add_argument("--index", type=int, metavar="N", help="which prompt of a numpy file of several, from 0")
     command.add_argument("--overwrite", action="store_true", help="replace a prompt that is at --out already")
     command.add_argument(
         "--dtype", choices=types, default="auto", help="of a model with prompts as vocabulary (default: its own)"
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     (source,) = args.source
     decoder_only = _is_decoder_only(args, source)
-    kinds = {"to_kind": args.to_kind, "from_kind": args.from_kind, "decoder_only": decoder_only}
+    kinds = {"to_kind": args.to_kind, "from_kind": args.from_kind, "decoder_only": decoder_only, "index": args.index}
     with writing(args.out):
         prompt = convert(source, args.out, model_name=args.model, overwrite=args.overwrite, **kinds)
     wearer = "an encoder-decoder" if prompt.card.is_encoder_decoder else "a decoder-only model"
@@ -77,7 +78,7 @@ def _to_vocabulary(args: argparse.Namespace) -> int:
     from softprompt.prompts import export_vocabulary, read_prompt
 
     prompts = {
-        name: read_prompt(path, args.from_kind, decoder_only=_is_decoder_only(args, path))
+        name: read_prompt(path, args.from_kind, decoder_only=_is_decoder_only(args, path), index=args.index)
         for name, path in named_folders(args.source).items()
     }
     say_if_slow(args.model or next(iter(prompts.values())).card.model_name)

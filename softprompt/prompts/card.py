@@ -25,8 +25,8 @@ class Card:
     """Everything beside the numbers that makes a prompt usable for ever.
 
     `model_fingerprint` is None for a prompt that came from elsewhere without a card: then only its
-    width can be checked. `text` is the text format (template, separator, leading space, end of
-    sequence, lengths, truncation); `init` says how the prompt began (kind, seed, and for every row
+    width can be checked. `num_layers` and `num_heads` are the model's, for PEFT. `text` is the text
+    format (template, separator, leading space, end of sequence, lengths, truncation); `init` says how the prompt began (kind, seed, and for every row
     the tokens it was made of); `recipe` is the preset and its numbers; `parent` the sha256 of the
     prompt it started from.
     """
@@ -35,6 +35,8 @@ class Card:
     model_fingerprint: str | None
     is_encoder_decoder: bool
     width: int
+    num_layers: int | None = None
+    num_heads: int | None = None
     task: str | None = None
     task_version: str | None = None
     labels: tuple[str, ...] = ()

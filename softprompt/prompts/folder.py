@@ -30,6 +30,7 @@ WEIGHTS, CONFIG, CARD, README = (
     "README.md",
 )
 KEY = "prompt_embeddings"
+PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING")  # of P-tuning PEFT saves what its encoder made, which is a prompt
 TASK_TYPES = {True: "SEQ_2_SEQ_LM", False: "CAUSAL_LM"}  # PEFT's words for "is an encoder-decoder"
 STAGING, JOURNAL = ".softprompt-saving-", ".softprompt-saved"
 
@@ -93,6 +94,8 @@ def load_prompt(folder: str | Path) -> SoftPrompt:
             model_fingerprint=None,
             is_encoder_decoder=config["task_type"] == TASK_TYPES[True],
             width=values.shape[1],
+            num_layers=config.get("num_layers"),
+            num_heads=config.get("num_attention_heads"),
         )
         return SoftPrompt(values, card)
     except ValueError as error:
@@ -166,14 +169,21 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no {CONFIG}, so it is not a prompt folder")
     config = parse_object(_read_text(path), str(path))
     kind, task_type = config.get("peft_type"), config.get("task_type")
-    if kind != "PROMPT_TUNING":
-        raise ValueError(f"{folder} holds a PEFT adapter of type {kind}; wanted PROMPT_TUNING")
+    if kind is None:
+        raise ValueError(
+            f"{path} names no peft_type, so it is not an adapter of PEFT's; wanted {' or '.join(PEFT_TYPES)}"
+        )
+    if kind not in PEFT_TYPES:
+        raise ValueError(
+            f"{folder} holds a PEFT adapter of type {kind}, which is no prompt; wanted {' or '.join(PEFT_TYPES)}"
+        )
     if task_type not in TASK_TYPES.values():
         wanted = " or ".join(TASK_TYPES.values())
         raise ValueError(f"{folder} holds a prompt for the PEFT task type {task_type}; wanted {wanted}")
-    length = config.get("num_virtual_tokens")
-    if length is not None and (type(length) is not int or length < 1):
-        raise ValueError(f"{path} says num_virtual_tokens is {length!r}; wanted a whole number from 1")
+    for name in ("num_virtual_tokens", "num_layers", "num_attention_heads"):
+        count = config.get(name)
+        if count is not None and (type(count) is not int or count < 1):
+            raise ValueError(f"{path} says {name} is {count!r}; wanted a whole number from 1")
     return config
 
 
@@ -203,14 +213,18 @@ def _read_weights(folder: Path) -> Float[Tensor, "rows d"]:
 
 
 def _adapter_config(prompt: SoftPrompt) -> dict[str, Any]:
-    """PEFT's own keys. One submodule: an encoder-decoder otherwise gets 2p rows, half of them dead."""
+    """PEFT's own keys. One submodule: an encoder-decoder otherwise gets 2p rows, half of them dead.
+
+    Layers and heads play no part in a prompt, but where they are null PEFT looks for them in the model's configuration,
+    and refuses models that name them otherwise. So 1 stands for a number that is not known.
+    """
     return {
         "auto_mapping": None,
         "base_model_name_or_path": prompt.card.model_name,
         "inference_mode": True,
         "modules_to_save": None,
-        "num_attention_heads": None,
-        "num_layers": None,
+        "num_attention_heads": prompt.card.num_heads or 1,
+        "num_layers": prompt.card.num_layers or 1,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": prompt.length,
         "peft_type": "PROMPT_TUNING",

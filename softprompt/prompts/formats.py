@@ -3,6 +3,7 @@
 A T5X or TGIS file is the array alone, so the card stays behind: keep the PEFT folder beside it.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -25,19 +26,24 @@ T5X_NAME = "encoder.prompt.prompt.prompt"  # the authors' code names it so in nu
 TGIS_NAMES = {True: "encoder.pt", False: "decoder.pt"}  # by "is an encoder-decoder"; TGIS prompt_cache.py
 
 
-def read_prompt(path: str | Path, kind: str | None = None, *, decoder_only: bool = False) -> SoftPrompt:
+def read_prompt(
+    path: str | Path, kind: str | None = None, *, decoder_only: bool = False, index: int | None = None
+) -> SoftPrompt:
     """The prompt in a file or folder of the kind t5x, peft or tgis; seen from what is there if not given.
 
     From t5x and tgis the card says only width and kind of model. A t5x file does not even say that kind: it is
-    taken for an encoder-decoder's, as T5X's own are, unless `decoder_only`.
+    taken for an encoder-decoder's, as T5X's own are, unless `decoder_only`. index: which prompt of an array of several
+    [k p d], as TensorRT-LLM has them.
 
     Raises:
         ValueError: nothing there, a kind that cannot be told or is unknown, a file that is not such a prompt,
-            or `decoder_only` of files that say otherwise.
+            `decoder_only` of files that say otherwise, or an `index` that there is not.
     """
     path = Path(path)
     kind = kind or detect_kind(path)
-    prompt = READERS[_known(kind, READERS)](path)
+    if index is not None and kind != "t5x":
+        raise ValueError(f"{path} holds one prompt; leave --index out, which is for a numpy file of several")
+    prompt = _read_t5x(path, index) if kind == "t5x" else READERS[_known(kind, READERS)](path)
     if not decoder_only or not prompt.card.is_encoder_decoder:
         return prompt
     if kind != "t5x":
@@ -66,12 +72,13 @@ def convert(
     model_name: str | None = None,
     model_fingerprint: str | None = None,
     decoder_only: bool = False,
+    index: int | None = None,
     overwrite: bool = False,
 ) -> SoftPrompt:
     """Read a prompt of one kind, write it as another, bit for bit; returns it.
 
-    `decoder_only` is `read_prompt`'s. `model_name` and `model_fingerprint` go into the card of a prompt that records
-    none. `overwrite`: replace a prompt at the destination.
+    `decoder_only` and `index` are `read_prompt`'s. `model_name` and `model_fingerprint` go into the card of a
+    prompt that records none. `overwrite`: replace a prompt at the destination.
 
     Raises:
         ValueError: what `read_prompt` and `write_prompt` refuse, source and destination the same, a prompt
@@ -80,7 +87,7 @@ def convert(
     _known(to_kind, WRITERS)
     if Path(source).resolve() == Path(destination).resolve():
         raise ValueError(f"{source} is both source and destination; give the converted prompt a place of its own")
-    prompt = read_prompt(source, from_kind, decoder_only=decoder_only)
+    prompt = read_prompt(source, from_kind, decoder_only=decoder_only, index=index)
     given = {"model_name": model_name, "model_fingerprint": model_fingerprint}
     for name, value in given.items():
         recorded = getattr(prompt.card, name)
@@ -123,11 +130,11 @@ def detect_kind(path: str | Path) -> str:
     raise ValueError(f"{path} is not a numpy file; give a .npy file (t5x) or a folder (peft, tgis)")
 
 
-def _read_t5x(path: Path) -> SoftPrompt:
-    """An array as numpy saves it, named *.npy or as T5X names it, or the folder that holds it."""
+def _read_t5x(path: Path, index: int | None = None) -> SoftPrompt:
+    """An array as numpy saves it, named *.npy or as T5X names it, or the folder that holds it: [p d] or [k p d]."""
     if path.is_dir():
         path = path / T5X_NAME
-    # Before numpy allocates what a header asks for: is it a float32 table that fills the file?
+    # Before numpy allocates what a header asks for: is it a table of floats that fills the file?
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
@@ -139,11 +146,17 @@ def _read_t5x(path: Path) -> SoftPrompt:
             num_bytes = os.fstat(file.fileno()).st_size - file.tell()
     except Exception as error:  # numpy lets its tokenizer's and parser's errors through
         raise ValueError(f"{path} is not a whole numpy file ({error})") from error
-    if dtype.kind != "f" or dtype.itemsize != 4 or len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"{path} holds {dtype} of shape {shape}; wanted float32 [prompt tokens, width]")
-    if num_bytes != 4 * shape[0] * shape[1]:
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4) or len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"{path} holds {dtype} of shape {shape}; wanted float32 or float16 [prompt tokens, width]")
+    if num_bytes != dtype.itemsize * math.prod(shape):
         raise ValueError(f"{path} is cut short or damaged: its header says {shape}, and {num_bytes} bytes follow")
-    values = torch.from_numpy(np.ascontiguousarray(np.load(path, allow_pickle=False), dtype=np.float32))
+    count = shape[0] if len(shape) == 3 else 1
+    if index is None and count > 1:
+        raise ValueError(f"{path} holds {count} prompts of {shape[1]} tokens; say which: --index 0 to {count - 1}")
+    if index is not None and not 0 <= index < count:
+        raise ValueError(f"{path} has no prompt {index}; --index counts from 0 and ends at {count - 1}")
+    array = np.load(path, allow_pickle=False).reshape(count, *shape[-2:])[index or 0]
+    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     return _bare_prompt(values, path, is_encoder_decoder=True)
 
 
@@ -212,5 +225,5 @@ def _known(kind: str, kinds: dict[str, Callable]) -> str:
     return kind
 
 
-READERS: dict[str, Callable[[Path], SoftPrompt]] = {"t5x": _read_t5x, "peft": load_prompt, "tgis": _read_tgis}
+READERS: dict[str, Callable[..., SoftPrompt]] = {"t5x": _read_t5x, "peft": load_prompt, "tgis": _read_tgis}
 WRITERS: dict[str, Callable[[SoftPrompt, Path], None]] = {"t5x": _write_t5x, "peft": save_prompt, "tgis": _write_tgis}

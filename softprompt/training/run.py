@@ -268,6 +268,8 @@ def _card(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Eval
         model_fingerprint=lm.fingerprint,
         is_encoder_decoder=lm.is_encoder_decoder,
         width=lm.width,
+        num_layers=lm.num_layers,
+        num_heads=lm.num_heads,
         task=task.name,
         task_version=task.version,
         labels=task.labels or (),
