@@ -27,8 +27,8 @@ class Card:
     `model_fingerprint` is None for a prompt that came from elsewhere without a card: then only its
     width can be checked. `num_layers` and `num_heads` are the model's, for PEFT. `text` is the text
     format (template, separator, leading space, end of sequence, lengths, truncation); `init` says
-    how the prompt began (kind, seed, and for every row the tokens it was made of); `recipe` is the preset and its numbers; `parent` the sha256 of the
-    prompt it started from.
+    how the prompt began (kind, seed, and for every row the tokens it was made of); `recipe` is
+    the preset and its numbers; `parent` the sha256 of the prompt it started from.
     """
 
     model_name: str | None
