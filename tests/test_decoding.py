@@ -223,18 +223,20 @@ def next_log_probs(lm, inputs, beams):
 
 def search(lm, inputs, decoding):
     """Our beam search over `next_log_probs`."""
-    beams = Beams(decoding, lm.tokenizer.eos_id)
+    beams = Beams(decoding, lm.tokenizer.end_ids)
     written = [[]]
     while parents := beams.advance(next_log_probs(lm, inputs, written)):
         written = [[*written[parent], token] for parent, token in zip(parents, beams.tokens, strict=True)]
     return beams.best
 
 
+@pytest.mark.parametrize("ends", [1, [1, 40, 41]])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("num_beams", [2, 3, 5])
 @pytest.mark.parametrize("kind", ["t5", "llama", "gpt2"])
-def test_beams_are_those_of_transformers(kind, num_beams, length_penalty):
-    lm = tiny_lm(kind)
+def test_beams_are_those_of_transformers(kind, num_beams, length_penalty, ends):
+    lm = tiny_lm(kind, eos_token_id=ends)
+    assert lm.tokenizer.end_ids == {1, *(ends if isinstance(ends, list) else [])}
     with torch.no_grad():  # so that answers of several lengths compete
         lm.model.get_output_embeddings().weight[lm.tokenizer.eos_id] *= 2
     for seed in range(4):

@@ -6,7 +6,7 @@ Shapes: b rows, n beams, v vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -132,17 +132,18 @@ class Hypothesis(NamedTuple):
 class Beams:
     """Beam search as transformers has it (generation/utils.py, _beam_search, early_stopping=False).
 
-    Of the 2n best continuations, those that end go to a pool of the n best by log p / length ** length_penalty, if
-    they are among the first n; the n best others live on. The search is over when none lives, or when the pool is full
-    and the best living one, at its present length, is no better than the worst of the pool.
+    Of the 2n best continuations (n more for each end of sequence after the first), those that end go to a pool of the
+    n best by log p / length ** length_penalty, if they are among the first n; the n best others live on. The search is
+    over when none lives, or when the pool is full and the best living one, at its present length, is no better than the
+    worst of the pool.
     """
 
-    def __init__(self, decoding: Decoding, eos_id: int):
+    def __init__(self, decoding: Decoding, end_ids: Collection[int]):
         self.size = decoding.num_beams
         self.tokens: list[int] = []
         """The last token of each living beam."""
         self._decoding = decoding
-        self._eos_id = eos_id
+        self._end_ids = end_ids
         self._living = [Hypothesis(0.0, [], [])]
         self._pool: list[Hypothesis] = []
 
@@ -154,7 +155,7 @@ class Beams:
         exact = _float64(log_probs)
         before = torch.tensor([beam.score for beam in self._living], dtype=torch.float64, device=exact.device)
         totals = (exact + before[:, None]).flatten()
-        best, places = totals.topk(min(2 * self.size, len(totals)))
+        best, places = totals.topk(min((1 + len(self._end_ids)) * self.size, len(totals)))
         length = self.length + 1
         living, parents = [], []
         for rank, (total, place) in enumerate(zip(best.tolist(), places.tolist(), strict=True)):
@@ -162,7 +163,7 @@ class Beams:
             came = self._living[parent]
             log_prob = float(log_probs[parent, token])
             beam = Hypothesis(total, [*came.ids, token], [*came.log_probs, log_prob])
-            if token == self._eos_id or length == self._decoding.max_tokens:
+            if token in self._end_ids or length == self._decoding.max_tokens:
                 if rank < self.size:
                     self._pool.append(beam._replace(score=self._penalised(total, length)))
             elif len(living) < self.size:
@@ -266,7 +267,7 @@ class Writer:
         """The next token; the text that it makes final."""
         self.log_probs.append(log_prob)
         piece = ""
-        if token == self.tokenizer.eos_id:
+        if token in self.tokenizer.end_ids:
             self.finish_reason = "stop"
         else:
             self.ids.append(token)

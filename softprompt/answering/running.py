@@ -323,7 +323,7 @@ def generate(lm: FrozenLM, rows: Embedded, *, max_tokens: int) -> Generated:
         ):
             answers.log_probs[row_of[slot]] += log_prob
             slot.token = token
-            if token == lm.tokenizer.eos_id:
+            if token in lm.tokenizer.end_ids:
                 batch.drop(slot)
             else:
                 answers.ids[row_of[slot]].append(token)

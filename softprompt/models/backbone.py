@@ -73,7 +73,8 @@ class FrozenLM:
     attention are replaced, so its weights have other names in `state_dict()`; in a decoder-only model every attention
     gets a configuration of its own. Give it a model that nothing else trains or saves, or `copy.deepcopy(model)`.
 
-    Raises ValueError for a model of a type that is not taken, and for a T5 that is another FrozenLM's.
+    Raises ValueError for a model of a type that is not taken, for one whose texts have no end, and for a T5 that is
+    another FrozenLM's.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, embedding_digest: bytes | None = None):
@@ -87,7 +88,10 @@ class FrozenLM:
         if not self.is_encoder_decoder:
             _check_decoder_only(model, self.config, name)
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = Tokenizer(tokenizer)
+        try:
+            self.tokenizer = Tokenizer(tokenizer, _ends(model))
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be used: {error}") from None
         self.name = name
         self._table = model.get_input_embeddings()
         self.width: int = self._table.weight.shape[1]
@@ -417,6 +421,15 @@ def scales_outputs(config: Any) -> bool:
     if config.model_type == "umt5":
         return bool(config.tie_word_embeddings)  # its modeling file has kept the older rule
     return bool(getattr(config, "scale_decoder_outputs", False))
+
+
+def _ends(model: Any) -> list[int]:
+    """The ids that end a text by the model's configurations, each of which may have none, one, or a list."""
+    ends: list[int] = []
+    for config in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
+        named = getattr(config, "eos_token_id", None)
+        ends += named if isinstance(named, list) else [] if named is None else [named]
+    return ends
 
 
 def _check_decoder_only(model: Any, config: Any, name: str) -> None:

@@ -18,19 +18,35 @@ class Rendered(str):
 
 
 class Tokenizer:
-    """Text to ids and back. No special token is added by `encode`: where they go is `softprompt.models.text`'s rule."""
+    """Text to ids and back. No special token is added by `encode`: where they go is `softprompt.models.text`'s rule.
 
-    def __init__(self, tokenizer: Any):
+    model_ends: the ids that end a text by the model's configurations. ValueError where neither they nor the tokenizer
+    name one.
+    """
+
+    def __init__(self, tokenizer: Any, model_ends: Sequence[int] = ()):
         self._tokenizer = tokenizer
         with_specials = tokenizer("a").input_ids
         first = with_specials[0] if with_specials else None
         self.bos_id: int | None = first if first is not None and first == tokenizer.bos_token_id else None
-        self.eos_id: int = tokenizer.eos_token_id
-        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.size: int = len(tokenizer)
+        ends = [id for id in (tokenizer.eos_token_id, *model_ends) if id is not None]
+        # A class of configurations may have an end by default that this vocabulary has no room for.
+        known = [id for id in ends if id < self.size]
+        if not known:
+            raise ValueError(
+                "the tokenizer has no end of sequence, nor has the model's configuration; set eos_token in "
+                "tokenizer_config.json, or eos_token_id in config.json"
+            )
+        self.eos_id: int = known[0]
+        """What a target ends with: the tokenizer's own where it has one."""
+        self.end_ids = frozenset(ends)
+        """Whatever ends an answer."""
+        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.has_chat_template: bool = tokenizer.chat_template is not None
         special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special[self.eos_id] = tokenizer.convert_ids_to_tokens(self.eos_id)
         self._special_ids = {id for id, token in special.items() if not token.startswith("<extra_id_")}
         # What ends, begins or pads a text or a turn: special, but no sentinel, nor what unknown characters get.
         self._control_ids = {id for id, token in (added | special).items() if not token.startswith("<extra_id_")}
@@ -67,7 +83,7 @@ class Tokenizer:
             options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
             return [self._tokenizer(text, **options).input_ids for text in texts]
         if self._plain is None:
-            self._plain = _without_control(backend, self._tokenizer.all_special_ids)
+            self._plain = _without_control(backend, {*self._tokenizer.all_special_ids, self.eos_id})
         return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -132,13 +148,15 @@ class Tokenizer:
         return hashlib.sha256(json.dumps([vocabulary, rules]).encode()).digest()
 
 
-def _without_control(backend: Any, special_ids: Sequence[int]) -> Any:
+def _without_control(backend: Any, special_ids: set[int]) -> Any:
     """A tokenizer of the `tokenizers` library that gives the same ids, but none of these.
 
     It can be told to leave special tokens alone, but a unigram model has some among its pieces, at the best of scores,
     and finds them in ordinary text. So they get names that cannot be read: no text has a space when pieces are sought.
     """
     spec = json.loads(backend.to_str())
+    for token in spec["added_tokens"]:
+        token["special"] |= token["id"] in special_ids
     if spec["model"]["type"] == "Unigram":
         pieces = spec["model"]["vocab"]
         renamed = {id for id in special_ids if id < len(pieces)}

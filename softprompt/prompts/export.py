@@ -231,7 +231,7 @@ def _wearing(tokens: list[str], form: TextFormat, base: _Base) -> Wearing:
     if form.chat:
         head, _, tail = tokenizer.chat(PROBES[0]).partition(PROBES[0])
     bos = base.tokenizer.bos_token if form.starts_with_bos else ""
-    eos = base.tokenizer.eos_token if form.inputs_end_with_eos else ""
+    eos = base.tokenizer.convert_ids_to_tokens(tokenizer.eos_id) if form.inputs_end_with_eos else ""
     prefix, suffix, add_special_tokens = None, None, False
     for before, after, is_added in (
         (f"{worn}{head}", tail, True),

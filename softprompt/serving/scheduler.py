@@ -186,7 +186,7 @@ class Scheduler:
         """What takes the tokens of one of a request's parts."""
         decoding, tokenizer = request.decoding, self.lm.tokenizer
         stream = TextStream(tokenizer, decoding.stop) if streams or decoding.stop else None
-        beams = Beams(decoding, tokenizer.eos_id) if decoding.num_beams > 1 else None
+        beams = Beams(decoding, tokenizer.end_ids) if decoding.num_beams > 1 else None
         return Writer(tokenizer, decoding, stream), beams
 
     def _run(self) -> None:
