@@ -5,13 +5,11 @@ python examples/demo.py --help
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
-from softprompt import FrozenLM, RunConfig, Watch, evaluate, open_prompts, predict_records, train
+from softprompt import FrozenLM, RunConfig, evaluate, open_prompts, predict_records, train
+from softprompt.base.terminal import Display
 from softprompt.models import keep_freed_memory
 from softprompt.training import Trained, load_model, plan_prompts, prepare, tasks_of
 
@@ -47,14 +45,14 @@ def main() -> None:
         minutes=arguments.minutes,
     )
     started = time.monotonic()
-    print(f"Loading {arguments.model} (the first time it is unpacked into the cache, half a minute) ...")
+    print(f"Loading {arguments.model} (the first time it is unpacked into the cache, half a minute) ...", flush=True)
     keep_freed_memory()
     lm = load_model(config)
-    print(f"{lm.name}: {lm.num_parameters:,} parameters, frozen; {lm.dtype} on {lm.device}")
+    print(f"{lm.name}: {lm.num_parameters:,} parameters, frozen; {lm.dtype} on {lm.device}", flush=True)
     before = score_untrained(config, lm)
-    print(f"Dev accuracy before training: {before:.1%}  (8 intents, chance is {1 / len(INTENTS):.1%})")
-    with tqdm(total=config.steps, desc="train", unit="step", file=sys.stdout) as bar:
-        delivered = train(config, lm=lm, watch=watch_with(bar), overwrite=True)[0]
+    print(f"Dev accuracy before training: {before:.1%}  (8 intents, chance is {1 / len(INTENTS):.1%})", flush=True)
+    with Display() as display:
+        delivered = train(config, lm=lm, watch=display.watch(), overwrite=True)[0]
     lines = summary(lm, delivered, before)
     lines.append(f"All of it took {time.monotonic() - started:.0f} s after installation.")
     print("\n".join(lines))
@@ -84,19 +82,6 @@ def score_untrained(config: RunConfig, lm: FrozenLM) -> float:
     split = prepare(config, tasks_of(config)[0], lm)
     start = plan_prompts(config, split, lm)[0].values
     return evaluate(lm, [start], split.task, split.dev, split.form)[0].headline
-
-
-def watch_with(bar: tqdm) -> Watch:
-    """Progress on one bar: loss, score, time left."""
-
-    def step(step: int, loss: float, tokens: int) -> None:
-        bar.update(step - bar.n)
-        bar.set_postfix_str(f"loss {loss:.3f}")
-
-    def score(step: int, name: str, loss: float, value: float | None) -> None:
-        bar.write(f"  step {step}: loss {loss:.3f}, held-out accuracy {value or 0:.1%}")
-
-    return Watch(step=step, score=score, message=bar.write)
 
 
 if __name__ == "__main__":
