@@ -160,6 +160,19 @@ def tiny_lm(kind: str, **changes):
     return FrozenLM(make_model(kind, **changes), make_tokenizer(bos=kind == "llama"), name=f"tiny-{kind}")
 
 
+def lossy_lm(*steps):
+    """A tiny Llama whose tokenizer normalises text by these steps; by default it drops accents."""
+    from tokenizers import normalizers
+
+    from softprompt.models.backbone import FrozenLM
+
+    tokenizer = make_tokenizer(bos=True)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        list(steps) or [normalizers.NFD(), normalizers.StripAccents()]
+    )
+    return FrozenLM(make_model("llama"), tokenizer, name="tiny-lossy")
+
+
 @pytest.fixture(params=["t5", "llama"])
 def lm(request):
     """A tiny encoder-decoder and a tiny decoder-only model, in turn."""

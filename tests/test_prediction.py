@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer, tiny_lm
+from conftest import lossy_lm, make_model, make_tokenizer, tiny_lm
 
 from softprompt.answering.evaluation import ensemble, evaluate
 from softprompt.answering.prediction import predict_file, predict_records
@@ -66,6 +66,14 @@ def folders(lm, tmp_path):
 
 def answers(saved, items, **options):
     return list(predict_records(saved, items, **options))
+
+
+def test_labels_that_are_one_to_the_model_are_refused(tmp_path):
+    lm = lossy_lm()
+    folder = saved_prompt(tmp_path / "p", lm)
+    task = file_task(inputs="text: {text}", targets="{label}", labels=["\u00e1", "a"])
+    with pytest.raises(ValueError, match=r"cannot tell the labels '\\xe1' and 'a' apart"):
+        open_prompts(folder, model=lm, task=task)
 
 
 def test_a_task_of_your_own_is_rebuilt_from_the_card(lm, tmp_path):

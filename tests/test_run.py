@@ -14,7 +14,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer, tiny_lm
+from conftest import lossy_lm, make_model, make_tokenizer, tiny_lm
 from test_training import spoil, taught
 from tokenizers import normalizers
 
@@ -245,23 +245,44 @@ def test_official_training_files_lose_what_stands_in_their_dev_and_test_files(da
 
 @pytest.mark.parametrize(
     ("changes", "count"),
-    [({"labels": None}, 2), ({"labels": ("one", "①", "a\u0301"), "scoring": "generate"}, 2), ({"scoring": "rank"}, 0)],
+    [({"labels": None}, 1), ({"labels": ("one", "①", "a\u0301"), "scoring": "generate"}, 1), ({"scoring": "rank"}, 0)],
 )
 def test_targets_that_the_tokenizer_does_not_give_back_are_told_before_training(tmp_path, changes, count):
-    """Those that are ranked need not come back, and no one writes those of a tokenizer that gives all back."""
-    tokenizer = make_tokenizer(bos=True)
-    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
-    lm = FrozenLM(make_model("llama"), tokenizer, name="tiny-nfkc")
+    """Those that are ranked need not come back, and what comes back looking the same is right."""
     labels = ("one", "①", "a\u0301")
     config = own(tmp_path, {"train": films("train", 30, labels), "dev": []}, **{"labels": labels, **changes})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        data_of(config, lm)
+        data_of(config, lossy_lm())
+        data_of(config, lossy_lm(normalizers.NFKC()))
         data_of(config, tiny_lm("llama"))
     assert [str(warning.message) for warning in caught] == [
-        f"{count} of 3 different training targets of own do not come back from the tokenizer of tiny-nfkc: "
-        r"'\u2460' comes back as '1', which is never right; write them otherwise"
+        f"{count} of 3 different training targets of own do not come back from the tokenizer of tiny-lossy: "
+        r"'a\u0301' comes back as 'a', which is never right; write them otherwise"
     ] * (count > 0)
+
+
+LONG = "sea " * 600
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (("\u00e1", "one", "a"), r"cannot tell the labels '\\xe1' and 'a' apart: it reads both as 'a'; write one of"),
+        ((f"{LONG}a", f"{LONG}b"), "cannot tell the labels 'sea sea .*' and 'sea sea .*' apart: it reads both as 'sea"),
+    ],
+)
+@pytest.mark.parametrize("scoring", ["rank", "generate"])
+def test_labels_that_are_one_to_the_model_are_refused_before_training(tmp_path, labels, words, scoring):
+    config = own(tmp_path, {"train": films("train", 30, labels), "dev": []}, labels=labels, scoring=scoring)
+    with pytest.raises(ValueError, match=words):
+        data_of(config, lossy_lm())
+
+
+def test_a_long_label_that_begins_another_is_none_of_it(tmp_path, llama):
+    labels = ("not good at all", "not good")
+    data = data_of(own(tmp_path, {"train": films("train", 30, labels), "dev": []}, labels=labels), llama)
+    assert data.task.labels == labels
 
 
 @pytest.mark.parametrize("select", ["held-out", "cross-validation", "dev"])
@@ -549,6 +570,18 @@ def test_the_demo_scores_the_prompt_that_training_starts_from(tmp_path, llama, m
     assert torch.equal(scored[0], started[0].values) and 0 <= before <= 1
     # Class labels, with the space they have as targets.
     assert torch.allclose(scored[0][1], llama.embeddings[llama.tokenizer.encode(" bad")].mean(0))
+
+
+def test_the_demo_written_to_a_file_is_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
+    import demo
+
+    monkeypatch.setattr(demo, "load_model", lambda config: tiny_lm("llama", max_position_embeddings=512))
+    monkeypatch.setattr("sys.argv", ["demo.py", "--minutes", "0.02", "--out", str(tmp_path / "demo")])
+    demo.main()
+    told, drawn = capsys.readouterr()
+    assert "\r" not in told + drawn
+    assert "Dev accuracy before training: " in told and "step 1 of 220: loss " in drawn
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hashlib import sha256
 import pytest
 import torch
 import uvicorn
-from conftest import tiny_lm
+from conftest import lossy_lm, tiny_lm
 from fastapi.testclient import TestClient
 
 from softprompt.answering import open_prompts, predict_records
@@ -1036,6 +1036,25 @@ def test_prompts_of_two_tasks_do_not_vote(llama, tmp_path):
         client.put("/v1/ensembles/odd", json={"members": ["p0", "other"]})
         reason = why(client.post("/v1/classify", json={"model": "odd", "input": TEXT}), 400)
     assert "is a prompt for mine" in reason and "for theirs" in reason
+
+
+def test_labels_given_that_are_one_to_the_model_are_refused(tmp_path):
+    server = make_server(lossy_lm(), tmp_path)
+    with served(server) as client:
+        for model in ("p0", "tiny-lossy"):
+            asked = {"model": model, "input": TEXT, "labels": ["\u00e1", "a"]}
+            reason = why(client.post("/v1/classify", json=asked), 400)
+            assert reason.startswith(r"the model cannot tell the labels '\xe1' and 'a' apart: it reads both as 'a'")
+
+
+def test_labels_given_are_read_to_their_ends(client):
+    asked = {
+        "model": "p0",
+        "input": TEXT,
+        "labels": [f"a warm and funny story of the {end}" for end in ("sea", "town")],
+    }
+    (result,) = client.post("/v1/classify", json=asked).json()["results"]
+    assert len(set(result["log_probs"].values())) == 2
 
 
 def test_labels_given_replace_the_prompts_own(client):

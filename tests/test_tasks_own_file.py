@@ -153,3 +153,100 @@ def test_own_files_in_a_folder_may_be_compressed(tmp_path):
 def test_own_tasks_are_not_on_the_hub():
     with pytest.raises(ValueError, match="the task 'mine' is not on the hub; name its files"):
         read_examples(file_task(inputs="{x}", targets="{y}", name="mine"), "train")
+
+
+def cast(inputs, record, targets="{label}", split="train", **options):
+    return file_task(inputs=inputs, targets=targets, **options).cast(record, split)[0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "record", "text"),
+    [
+        ("{instruction} {input?}", {"instruction": "Say yes", "input": "now"}, "Say yes now"),
+        ("{instruction} {input?}", {"instruction": "Say yes"}, "Say yes"),
+        ("{instruction} {input?}", {"instruction": "Say yes", "input": None}, "Say yes"),
+        ("{context?}\n{instruction}", {"instruction": "Say yes", "context": ""}, "Say yes"),
+        ("{data.text}", {"data": {"text": "warm"}}, "warm"),
+        ("{data.text}", {"data.text": "of that very name", "data": {"text": "warm"}}, "of that very name"),
+        ("{data.text?} {id}", {"id": 3}, "3"),
+        ("{data.text} {id}", {"data": None, "id": 3}, " 3"),
+        ("{messages[0][content]}", {"messages": [{"role": "user", "content": "hi"}]}, "hi"),
+        ("{words[-1]}", {"words": ["a", "b"]}, "b"),
+        ("{is it wet?}", {"is it wet?": "no"}, "no"),
+    ],
+)
+def test_columns_may_be_missing_or_nested(inputs, record, text):
+    assert cast(inputs, record | {"label": "a"}).inputs == text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "record", "words"),
+    [
+        ("{data.txt}", {"data": {"text": "warm"}}, r"in column 'data': no column 'txt'; the columns are text$"),
+        ("{words[2]}", {"words": ["a", "b"]}, r"column 'words' is a list of 2, so there is no 'words\[2\]'"),
+        ("{text.en}", {"text": "warm"}, "column 'text' is no list and no object, so there is no 'text.en'"),
+        ("{data}", {"data": {"text": "warm"}}, "column 'data' holds no text but dict"),
+        ("{input?}", {"text": "warm"}, "the input is empty: no text in input"),
+    ],
+)
+def test_what_is_not_in_a_nested_record_is_told(inputs, record, words):
+    with pytest.raises(ValueError, match=words):
+        cast(inputs, record | {"label": "a"})
+
+
+USER, ANSWER = {"role": "user", "content": "Wet?"}, {"role": "assistant", "content": "no"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "inputs", "targets"),
+    [
+        ([USER, ANSWER], "Wet?", "no"),
+        ([USER], "Wet?", "<unk>"),
+        ([{"role": "system", "content": "Be short."}, USER, ANSWER], "system: Be short.\nuser: Wet?", "no"),
+        ([USER, ANSWER, USER, ANSWER], "user: Wet?\nassistant: no\nuser: Wet?", "no"),
+    ],
+)
+def test_a_chat_is_asked_what_stands_before_its_last_answer(turns, inputs, targets):
+    for split in ("test", "asked"):
+        made = cast("{messages}", {"messages": turns}, "{messages}", split)
+        assert (made.inputs, made.targets) == (inputs, targets if split == "test" else "<unk>")
+
+
+def test_a_chat_without_an_answer_cannot_be_trained_on():
+    with pytest.raises(ValueError, match="the target is empty: no text in messages"):
+        cast("{messages}", {"messages": [USER]}, "{messages}")
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_what_looks_the_same_is_the_same():
+    task = file_task(inputs="{text}", targets="{the label}", labels=[COMPOSED, "1"])
+    (made,) = task.cast({"text\u00a0": "x", "the\u00a0label": DECOMPOSED}, "train")
+    assert (made.inputs, made.targets, made.references) == ("x", COMPOSED, (COMPOSED,))
+    assert task.cast({" text": "x", "the label": "\uff11"}, "train")[0].targets == "1"
+    assert task.answer(f"{DECOMPOSED} ", made) == COMPOSED
+    for metric in ("em", "f1", "accuracy"):
+        free = file_task(inputs="{text}", targets="{label}", metric=metric)
+        (row,) = free.cast({"text": "x", "label": DECOMPOSED}, "dev")
+        assert row.targets == DECOMPOSED, "what is trained on is what was written"
+        assert free.metrics([COMPOSED], [row]) == {metric: 1.0}
+    with pytest.raises(ValueError, match=r"the labels 'caf\\xe9' and 'cafe\\u0301' look the same"):
+        file_task(inputs="{text}", targets="{label}", labels=[COMPOSED, DECOMPOSED])
+
+
+def test_what_looks_the_same_and_differs_is_shown_in_escapes():
+    task = file_task(inputs="{text}", targets="{label}", labels=["cafe", "bar"])
+    with pytest.raises(ValueError, match=r"did you mean 'cafe'\? yours is '\\u0441afe'"):  # a Cyrillic letter
+        task.cast({"text": "x", "label": "\u0441afe"}, "train")
+    with pytest.raises(ValueError, match=r"did you mean 'te\\u200bxt'\?$"):  # a space of no width
+        task.cast({"te\u200bxt": "x", "label": "cafe"}, "train")
+    with pytest.raises(ValueError, match=r"did you mean 'cafe'\?$"):  # that can be seen
+        task.cast({"text": "x", "label": COMPOSED}, "train")
+
+
+def test_of_two_columns_that_look_the_same_the_very_one_is_read():
+    record = {"text": "x", "text ": "y", "label": "a"}
+    assert cast("{text}", record).inputs == "x"
+    with pytest.raises(ValueError, match="no column ' text'"):
+        cast("{ text}", record)

@@ -22,7 +22,7 @@ from softprompt.models import (
     default_format,
     encode_examples,
     load,
-    target_lengths,
+    room_for,
 )
 from softprompt.prompts import Card, SoftPrompt, check_fits, load_prompt
 from softprompt.tasks import Example, Task, file_task, get_task
@@ -179,15 +179,17 @@ def shared_task(cards: Sequence[Card], paths: Sequence[Path]) -> Task:
 
 
 def form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:
-    """A card's text format, with room for the longest label (a prompt may be asked about another task)."""
+    """A card's text format, with room for the longest label (a prompt may be asked about another task).
+
+    ValueError for labels that the model cannot tell apart.
+    """
     labels = task.labels or ()
     if not card.text:
         warnings.warn(f"{path} does not record its text format; {lm.name}'s usual one is taken", stacklevel=3)
         form = default_format(lm, max_target_length=4 if labels else 64)
     else:
         form = TextFormat.from_json(card.text)
-    longest = max(target_lengths(labels, form, lm.tokenizer), default=4)
-    return replace(form, max_target_length=max(form.max_target_length, longest))
+    return room_for(labels, form, lm.tokenizer)
 
 
 def shared_scoring(cards: Sequence[Card], paths: Sequence[Path], task: Task, given: str | None = None) -> str:

@@ -1,15 +1,50 @@
-"""Names that people type: the nearest of those there are, and what an error says first."""
+"""Names that people type: the one that is meant, the nearest of those there are, and what an error says first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 
+def normal(text: str) -> str:
+    """The form in which texts that look the same are the same: NFKC, without spaces at the ends.
+
+    'é' is one letter however it was typed, a full-width digit a digit, a no-break space a space.
+    """
+    return text.strip() if text.isascii() else unicodedata.normalize("NFKC", text).strip()
+
+
+def known_as(wanted: str, known: Collection[str]) -> str | None:
+    """The known name that is the one wanted, or else the only one that looks the same; None where there is none."""
+    if wanted in known:
+        return wanted
+    alike = [name for name in known if normal(name) == normal(wanted)]
+    return alike[0] if len(alike) == 1 else None
+
+
 def nearest(wanted: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the known name nearest to the one wanted, or nothing."""
+    """ "; did you mean 'x'?" for the known name nearest to the one wanted, or nothing.
+
+    Letters of an alphabet that the other has none of may look like its own, so they are shown as escapes.
+    """
     found = get_close_matches(wanted, list(known), n=1)
-    return f"; did you mean '{found[0]}'?" if found else ""
+    if not found:
+        return ""
+    shown, own = _without_look_alikes(found[0], wanted), _without_look_alikes(wanted, found[0])
+    return f"; did you mean '{shown}'?" + (f" yours is '{own}'" if own != wanted else "")
+
+
+def _without_look_alikes(text: str, other: str) -> str:
+    def kinds(characters: str) -> set[str]:
+        """The first words of their names: LATIN, CYRILLIC, COMBINING, ZERO (WIDTH SPACE)."""
+        return {unicodedata.name(character, "?").split()[0] for character in characters}
+
+    shown = ""
+    for character in text:
+        is_strange = not character.isascii() and not kinds(character) <= kinds(other)
+        shown += ascii(character)[1:-1] if is_strange else character
+    return shown
 
 
 def first_line(error: Exception) -> str:

@@ -149,6 +149,29 @@ def target_lengths(texts: Sequence[str], form: TextFormat, tokenizer: Tokenizer)
     return [len(ids) for ids in _encode_targets(texts, form, tokenizer, is_cut=False)]
 
 
+def room_for(labels: Sequence[str], form: TextFormat, tokenizer: Tokenizer) -> TextFormat:
+    """The format, with room for the longest of these labels. ValueError as `check_labels` has it."""
+    longest = max(target_lengths(labels, form, tokenizer), default=4)
+    form = replace(form, max_target_length=max(form.max_target_length, longest))
+    check_labels(labels, form, tokenizer)
+    return form
+
+
+def check_labels(labels: Sequence[str], form: TextFormat, tokenizer: Tokenizer) -> None:
+    """ValueError for two labels that are one to the model: their ids are equal, as the tokenizer makes '1' of '①' or
+    has neither's letters, or as they are cut.
+    """
+    read: dict[tuple[int, ...], str] = {}
+    for label, ids in zip(labels, _encode_targets(labels, form, tokenizer), strict=True):
+        other = read.setdefault(tuple(ids), label)
+        if other != label:
+            seen = form.answer_of(tokenizer.decode(ids).strip())
+            raise ValueError(
+                f"the model cannot tell the labels {other[:80]!a} and {label[:80]!a} apart: it reads both as "
+                f"{seen[:80]!a}; write one of them otherwise"
+            )
+
+
 def _encode_targets(
     texts: Sequence[str], form: TextFormat, tokenizer: Tokenizer, *, is_cut: bool = True
 ) -> list[list[int]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from softprompt.tasks.own_file import Template
+from softprompt.tasks.own_file import ASKED
 from softprompt.tasks.records import COMPRESSIONS, READERS, decoded, open_bytes, plain_suffix, read_object, read_rows
 from softprompt.tasks.task import UNLABELLED, Example, Task, text_column
 
@@ -62,11 +62,7 @@ def examples_of(task: Task, item: Item, inputs_column: str | None = None) -> lis
     if isinstance(item, str) or inputs_column is not None:
         text = item if isinstance(item, str) else text_column(item, str(inputs_column))
         return [Example(inputs=text, targets=UNLABELLED, id="", references=())]
-    if task.template is not None:
-        # The answer to a record of your own file need not be there, and need not be a legal one.
-        inputs, targets = Template(task.template[0], "inputs").columns, Template(task.template[1], "targets").columns
-        item = {name: value for name, value in item.items() if name in inputs or name not in targets}
     try:
-        return task.cast(item, "test")
+        return task.cast(item, "test" if task.template is None else ASKED)
     except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise ValueError(f"not a record of {task.name} ({type(error).__name__}: {error})") from error

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
-from string import Formatter
 from typing import Any
 
-from softprompt.base.names import nearest
+from softprompt.base.names import known_as, nearest, normal
 from softprompt.tasks.metrics import (
     accuracy,
     check_labelled,
@@ -31,9 +30,12 @@ from softprompt.tasks.task import (
     column,
     label_answer,
     labelled,
-    text_column,
     unknown_label,
 )
+from softprompt.tasks.template import Template
+
+ASKED = "asked"
+"""The split of records whose targets are not read: they need not be there, nor be legal."""
 
 
 def file_task(
@@ -47,18 +49,22 @@ def file_task(
 ) -> Task:
     """The task of a file with a line for each example.
 
-    `inputs` and `targets` are templates: "question: {question}" puts the column's text in place; a brace
-    itself is doubled. With `labels` any other target is an error, and any other prediction illegal. `metric`
-    is accuracy, f1, em, rouge or pearson; by default accuracy with labels, em without. `group_by` names a
-    column whose equal values are scored together by em (all right or wrong) and kept on one side of a
-    held-out split.
+    `inputs` and `targets` are templates: "question: {question}" puts the column's text in place, "{input?}" nothing
+    where it is missing, "{data.text}" and "{messages[0][content]}" a part of a column; a brace itself is doubled.
+    With `labels` any other target is an error, and any other prediction illegal. `metric` is accuracy, f1, em, rouge
+    or pearson; by default accuracy with labels, em without. `group_by` names a column whose equal values are scored
+    together by em (all right or wrong) and kept on one side of a held-out split.
 
     Raises ValueError for a template without a column or with anything but column names in its braces, for
-    an unknown metric, and for labels that repeat.
+    an unknown metric, and for labels that repeat or look the same.
     """
     legal = None if labels is None else tuple(labels)
     if legal is not None and (len(set(legal)) < max(len(legal), 1) or "" in legal):
         raise ValueError(f"labels must be one or more, all different and not empty, not {list(legal)}")
+    seen: dict[str, str] = {}
+    for label in legal or ():
+        if (other := seen.setdefault(normal(label), label)) != label:
+            raise ValueError(f"the labels {other!a} and {label!a} look the same; write one of them otherwise")
     metric = metric or ("accuracy" if legal else "em")
     if metric not in METRICS:
         raise ValueError(f"no metric named '{metric}'; there are {', '.join(METRICS)}{nearest(metric, METRICS)}")
@@ -82,57 +88,41 @@ def file_task(
     )
 
 
-class Template:
-    """Text with columns' names in braces."""
-
-    def __init__(self, text: str, role: str) -> None:
-        """Raises ValueError, with `role` in it, for a template without columns or not of this form."""
-        try:
-            pieces = list(Formatter().parse(text))
-        except ValueError as error:
-            raise ValueError(f"the {role} template '{text}' has unmatched braces (double one to mean it)") from error
-        if any(format_spec or conversion for _, _, format_spec, conversion in pieces):
-            raise ValueError(f"the {role} template '{text}' may hold only {{column}} in its braces")
-        self.pieces = [(literal, name) for literal, name, _, _ in pieces]
-        self.columns = [name for _, name in self.pieces if name is not None]
-        self.role = role
-        if not any(self.columns) or "" in self.columns:
-            raise ValueError(f"the {role} template '{text}' names no column; write one as {{column}}")
-
-    def fill(self, record: Mapping[str, Any]) -> str:
-        """The text with the record's values. Raises ValueError if a column is missing, or all are empty."""
-        texts = {}
-        for name in self.columns:
-            texts[name] = "" if column(record, name) is None else text_column(record, name)
-        if not any(text.strip() for text in texts.values()):
-            raise ValueError(f"the {self.role.removesuffix('s')} is empty: no text in {', '.join(texts)}")
-        return "".join(literal + (texts[name] if name is not None else "") for literal, name in self.pieces)
-
-
 def _cast(inputs: Template, targets: Template, labels: tuple[str, ...] | None, group_by: str | None) -> Cast:
     def cast(record: Mapping[str, Any], split: str) -> list[Example]:
-        unlabelled = split == "test" and any(record.get(name) in (None, "") for name in targets.columns)
+        unlabelled = split == ASKED or (split == "test" and _lacks_targets(record, targets))
         wanted = UNLABELLED if unlabelled else targets.fill(record).strip()
-        if labels is not None and not unlabelled and wanted not in labels:
-            raise unknown_label(wanted, labels)
+        if labels is not None and not unlabelled:
+            label = known_as(wanted, labels)
+            if label is None:
+                raise unknown_label(wanted, labels)
+            wanted = label
         group = None
         if group_by is not None:  # what is only answered may lack the column, and an empty one is no group
             value = record.get(group_by) if unlabelled else column(record, group_by)
             group = None if value in (None, "") else str(value)
-        text = inputs.fill(record)
-        return [Example(inputs=text, targets=wanted, id="", references=labelled(wanted), group=group, source=group)]
+        text, right = inputs.fill(record), wanted if labels else normal(wanted)
+        return [Example(inputs=text, targets=wanted, id="", references=labelled(right), group=group, source=group)]
 
     return cast
 
 
+def _lacks_targets(record: Mapping[str, Any], targets: Template) -> bool:
+    try:
+        return not all(targets.texts(record).values())
+    except ValueError:
+        return True
+
+
 def stripped(prediction: str, example: Example) -> str | None:
-    """The prediction without spaces at its ends; None if nothing is left."""
-    return prediction.strip() or None
+    """The prediction without spaces at its ends, in the form that looks the same; None if nothing is left."""
+    return normal(prediction) or None
 
 
 def squad_or_own(prediction: str, example: Example) -> str | None:
     """The prediction as SQuAD compares it, or in lower case where nothing would be left of it: "A", "the", "+"."""
-    return normalize_squad(prediction) or prediction.strip().lower() or None
+    text = normal(prediction)
+    return normalize_squad(text) or text.lower() or None
 
 
 def f1(answer: Answer, labels: tuple[str, ...] | None) -> Metrics:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from softprompt.base.names import first_line, nearest
-from softprompt.tasks.records import Numbered, place
+from softprompt.tasks.records import Numbered, place, read_records
 from softprompt.tasks.task import SPLITS, Example, Task
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,17 @@ def has_split(task: Task, split: str, data: Data = None) -> bool:
     if isinstance(data, Mapping):
         return bool(data.get(split))
     return any(_found_in(folder, task, split) for folder in _folders(task, Path(data)))
+
+
+def chat_templates(data: Data) -> dict[str, str]:
+    """The templates of inputs and targets for files of chats, whose first record has a list of turns under
+    `messages`; none for other files. ValueError for a file that cannot be read.
+    """
+    files = next(iter(data.values()), ()) if isinstance(data, Mapping) else ()
+    first = files if isinstance(files, str | Path) else next(iter(files), None)
+    if first is None or "messages" not in next(iter(read_records(first)))[1]:
+        return {}
+    return {"inputs": "{messages}", "targets": "{messages}"}
 
 
 def check_split(split: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from softprompt.base.names import normal
 from softprompt.tasks.task import Example, Task
 
 Sides = tuple[list[Example], list[Example]]
@@ -72,8 +73,8 @@ def without_overlap(examples: Sequence[Example], others: Iterable[Example]) -> t
 
 
 def folded(text: str) -> str:
-    """The text's letters and digits, in one case; the text itself if it has none."""
-    return "".join(filter(str.isalnum, text.casefold())) or text.strip()
+    """The text's letters and digits, in one case, those that look the same the same; the text itself if it has none."""
+    return "".join(filter(str.isalnum, normal(text).casefold())) or text.strip()
 
 
 def _stratum(example: Example, task: Task) -> str:

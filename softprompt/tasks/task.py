@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.names import nearest
+from softprompt.base.names import known_as, nearest, normal
 from softprompt.tasks.records import Numbered, read_records
 
 SPLITS = ("train", "dev", "test")
@@ -106,24 +106,31 @@ def headline(metrics: Mapping[str, float]) -> float:
 
 
 def column(record: Mapping[str, Any], *names: str) -> Any:
-    """The value of the first of these columns that the record has.
+    """The value of the first of these columns that the record has, under a name that looks the same at least.
 
     Raises ValueError naming the column wanted and the columns there are.
     """
     for name in names:
-        if name in record:
-            return record[name]
-    raise ValueError(f"no column '{names[0]}'; the columns are {', '.join(map(str, record)) or 'none'}")
+        if (own := known_as(name, record)) is not None:
+            return record[own]
+    there = [str(name) for name in record]
+    near = nearest(names[0], there)
+    hint = near if "\\" in near else ""  # what is listed is seen, unless its letters only look the same
+    raise ValueError(f"no column '{names[0]}'; the columns are {', '.join(there) or 'none'}{hint}")
 
 
 def text_column(record: Mapping[str, Any], *names: str) -> str:
     """As `column`, for text; a number becomes text. Raises ValueError for None, a list or an object too."""
-    value = column(record, *names)
+    return text_of(column(record, *names), names[0])
+
+
+def text_of(value: Any, name: str) -> str:
+    """A column's value as text. Raises ValueError as `text_column` does."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float):
         return str(value)
-    raise ValueError(f"column '{names[0]}' holds no text but {type(value).__name__}")
+    raise ValueError(f"column '{name}' holds no text but {type(value).__name__}")
 
 
 def label_of(record: Mapping[str, Any], split: str, labels: Sequence[str], *names: str) -> str:
@@ -139,8 +146,8 @@ def label_of(record: Mapping[str, Any], split: str, labels: Sequence[str], *name
         return UNLABELLED
     if value in (None, ""):
         raise ValueError(f"column '{names[0]}' is empty")
-    if isinstance(value, str) and value in labels:
-        return value
+    if isinstance(value, str) and (label := known_as(value, labels)) is not None:
+        return label
     number = int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else -1
     if not 0 <= number < len(labels):
         raise unknown_label(value, labels)
@@ -177,10 +184,10 @@ def named(texts: Mapping[str, str]) -> str:
 
 
 def label_answer(labels: Iterable[str]) -> Answer:
-    """An answer that is the prediction without spaces at its ends if that is a label, else None."""
-    legal = frozenset(labels)
+    """An answer that is the label that the prediction is, or looks the same as, else None."""
+    legal = {normal(label): label for label in labels}
 
     def answer(prediction: str, example: Example) -> str | None:
-        return prediction.strip() if prediction.strip() in legal else None
+        return legal.get(normal(prediction))
 
     return answer

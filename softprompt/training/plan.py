@@ -17,6 +17,7 @@ from softprompt.models import (
     FrozenLM,
     Row,
     TextFormat,
+    check_labels,
     check_length,
     default_format,
     encode_examples,
@@ -134,6 +135,7 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
         raise ValueError(f"{task.name} has no training examples left; give more data")
     labels = task.labels or tuple(dict.fromkeys(example.targets for example in examples))
     form = format_of(config, lm, labels)
+    check_labels(task.labels or (), form, lm.tokenizer)
     scoring = config.scoring or PRESETS[config.preset].train.scoring
     are_written = scoring == "generate" or not can_rank(task, examples)
     notes["targets_cut"] = _check_targets(task, examples, form, lm, are_written=are_written)
@@ -153,7 +155,7 @@ def _check_targets(
     task: Task, examples: Sequence[Example], form: TextFormat, lm: FrozenLM, *, are_written: bool
 ) -> int:
     """How many targets are longer than the format's, of which it warns; and where they are written, of those that the
-    tokenizer does not give back as the same answer, as one that makes '1' of '①'.
+    tokenizer does not give back as the same answer, as one that drops accents.
     """
     different: dict[str, Example] = {}
     for example in examples:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.answering import Decoding, candidates_of, form_of, shared_scoring, shared_task, vote
-from softprompt.models import FrozenLM, Rendered, Row, TextFormat, default_format, encode_examples
+from softprompt.models import FrozenLM, Rendered, Row, TextFormat, default_format, encode_examples, room_for
 from softprompt.prompts import Card
 from softprompt.serving import Part, PromptTable, Registered, Request
 from softprompt.tasks import Example, Task, examples_of, file_task
@@ -116,7 +116,9 @@ class Asker:
         )
 
     def classification(self, question: Question, labels: Sequence[str] | None) -> Request:
-        """Asks for the log-probabilities of labels: those given, or the example's own. ValueError without any."""
+        """Asks for the log-probabilities of labels: those given, or the example's own. ValueError without any,
+        and for some that the model cannot tell apart.
+        """
         task, example = question.worn[0].task, question.example
         if labels:
             example = replace(example, choices=tuple(labels))
@@ -125,7 +127,8 @@ class Asker:
             raise ValueError("there are no labels to score: this prompt writes free text; give labels, or complete")
         texts, parts = (), []
         for worn, row in zip(question.worn, question.rows, strict=True):
-            texts, candidates = candidates_of(task, example, worn.form, self.lm.tokenizer, {})
+            form = room_for(labels or (), worn.form, self.lm.tokenizer)
+            texts, candidates = candidates_of(task, example, form, self.lm.tokenizer, {})
             parts.append(Part(ids=row.ids, prompt=worn.sha256, candidates=tuple(map(tuple, candidates))))
         return Request(parts=tuple(parts), labels=tuple(texts), vote=partial(vote, task, example))
 
