@@ -456,7 +456,7 @@ def test_a_p_tuning_adapter_is_read_and_answers_as_in_peft(encoder, is_encoder_d
 def test_another_kind_of_peft_adapter_is_refused(tmp_path):
     config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q"])
     quietly(quietly(peft.get_peft_model, tiny_t5(), config).save_pretrained, tmp_path)
-    refused(tmp_path, "holds a PEFT adapter of type LORA, which is no prompt; wanted PROMPT_TUNING or P_TUNING")
+    refused(tmp_path, "holds a PEFT adapter of type LORA, which is no prompt; wanted one of PROMPT_TUNING, P_TUNING")
     config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
     quietly(quietly(peft.get_peft_model, tiny_t5(), config).save_pretrained, tmp_path)
     refused(tmp_path, "holds a PEFT adapter of type PREFIX_TUNING, which is no prompt")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from softprompt.models import FrozenLM
 from softprompt.prompts import (
     Card,
     SoftPrompt,
@@ -51,6 +52,13 @@ class ManyWords(Characters):
 
     def piece(self, id):
         return f"word{id}"
+
+
+def model(name, fingerprint, width=4):
+    """What a prompt is compared with, and no more of a model."""
+    lm = object.__new__(FrozenLM)
+    lm.name, lm.fingerprint, lm.width = name, fingerprint, width
+    return lm
 
 
 def table(rows=30, width=4):
@@ -180,7 +188,7 @@ def test_a_card_of_another_width_is_refused():
 
 
 def test_a_prompt_fits_its_model_under_any_name():
-    check_fits(prompt(), model_name="another/name", fingerprint="abcd1234" * 8, width=4)
+    check_fits(prompt(), model("another/name", "abcd1234" * 8, width=4))
 
 
 def test_a_prompt_for_another_model_is_refused_with_both_names():
@@ -189,20 +197,20 @@ def test_a_prompt_for_another_model_is_refused_with_both_names():
         r"\(fingerprint 99ff99ff, width 4\) is loaded; load tiny/t5, or train a new prompt for other/t5"
     )
     with pytest.raises(ValueError, match=wanted):
-        check_fits(prompt(), model_name="other/t5", fingerprint="99ff" * 16, width=4)
+        check_fits(prompt(), model("other/t5", "99ff" * 16, width=4))
 
 
 def test_the_same_name_with_another_fingerprint_is_refused():
     with pytest.raises(ValueError, match="fingerprint 99ff99ff"):
-        check_fits(prompt(), model_name="tiny/t5", fingerprint="99ff" * 16, width=4)
+        check_fits(prompt(), model("tiny/t5", "99ff" * 16, width=4))
 
 
 def test_a_prompt_without_a_fingerprint_is_checked_for_width_with_a_warning():
     bare = prompt(model_fingerprint=None, model_name=None)
     with pytest.warns(UserWarning, match=r"an unnamed model.*only its width \(4\) was checked against other/t5"):
-        check_fits(bare, model_name="other/t5", fingerprint="99ff" * 16, width=4)
+        check_fits(bare, model("other/t5", "99ff" * 16, width=4))
     with pytest.raises(ValueError, match=r"trained for an unnamed model \(width 4\), but other/t5 .*width 8"):
-        check_fits(bare, model_name="other/t5", fingerprint="99ff" * 16, width=8)
+        check_fits(bare, model("other/t5", "99ff" * 16, width=8))
 
 
 # The folder
@@ -420,7 +428,7 @@ def test_a_pickle_is_refused_with_the_reason(folder):
 
 def test_another_kind_of_adapter_is_refused(folder):
     set_config(folder, peft_type="LORA")
-    refused(folder, "holds a PEFT adapter of type LORA, which is no prompt; wanted PROMPT_TUNING or P_TUNING")
+    refused(folder, "holds a PEFT adapter of type LORA, which is no prompt; wanted one of PROMPT_TUNING, P_TUNING")
 
 
 def test_another_kind_of_task_is_refused(folder):
@@ -684,14 +692,14 @@ def test_every_way_to_begin_has_a_name_and_an_entry_for_the_card():
 
 
 def test_a_prompt_folder_is_a_way_to_begin_and_its_hash_becomes_the_parent(folder):
-    values, entry = begin(str(folder), model_name="tiny/t5", fingerprint="abcd1234" * 8)
+    values, entry = begin(str(folder), lm=model("tiny/t5", "abcd1234" * 8))
     assert values.tolist() == [[1.0] * 4] * 3
     assert entry == {"kind": "prompt", "seed": 11, "parent": prompt().sha256, "tokens": []}
 
 
 def test_a_prompt_of_another_model_is_no_way_to_begin(folder):
     with pytest.raises(ValueError, match=r"trained for tiny/t5 .* but other/t5"):
-        begin(str(folder), model_name="other/t5", fingerprint="99ff" * 16)
+        begin(str(folder), lm=model("other/t5", "99ff" * 16))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,12 @@ def make_prompt(lm, seed, length=5):
 
 
 def make_prompts(lm, lengths=LENGTHS):
-    return [make_prompt(lm, seed, length) for seed, length in enumerate(lengths)]
+    """Soft prompts, and for a decoder-only model the last one run through it, as keys and values."""
+    prompts = [make_prompt(lm, seed, length) for seed, length in enumerate(lengths)]
+    if not lm.is_encoder_decoder:
+        values = lm.prompt_states([prompts[-1].values]).to_values()
+        prompts[-1] = SoftPrompt(values, replace(prompts[-1].card, width=values[0].numel()))
+    return prompts
 
 
 def make_engine(lm, prompts=(), **options):

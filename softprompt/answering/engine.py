@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.answering.running import generate
@@ -57,15 +56,16 @@ def mean_probabilities(predictions: Sequence[Prediction]) -> dict[str, float]:
 class Engine:
     """One frozen model and the prompts it wears.
 
-    prompts: float32 [p d] each, lengths may differ. A decoder-only model runs each once, here. states: keys and values
-    in their place, which no prompt made (prefix tuning); in an encoder-decoder they stand in front of the decoder's.
+    prompts: float32, soft prompts [p d] or, for a decoder-only model, keys and values [p 2l h e]; lengths may differ. A
+    decoder-only model runs each once, here. states: keys and values in their place; in an encoder-decoder they stand in
+    front of the decoder's (PEFT's prefix tuning).
     """
 
     @torch.no_grad()
     def __init__(
         self,
         lm: FrozenLM,
-        prompts: Sequence[Float[Tensor, "_ d"]],
+        prompts: Sequence[Tensor],
         *,
         max_tokens: int | None = None,
         run_once: bool = True,
@@ -74,12 +74,13 @@ class Engine:
         self.lm = lm
         self.max_tokens = max_tokens or MAX_TOKENS[lm.device.type]
         values = [prompt.detach().to(lm.device) for prompt in prompts] or [torch.zeros(1, lm.width, device=lm.device)]
-        self.prompts, self.lengths = stack(values)
         self.states = states
-        if states is not None:
-            self.lengths = states.lengths
-        elif run_once and not lm.is_encoder_decoder:
-            self.states = lm.run_prompts(self.prompts, self.lengths)
+        if states is None and run_once and not lm.is_encoder_decoder:
+            self.states = lm.prompt_states(values)
+        if self.states is not None:
+            self.lengths = self.states.lengths
+        else:
+            self.prompts, self.lengths = stack(values)
 
     @torch.no_grad()
     def label_scores(

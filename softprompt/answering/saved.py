@@ -106,7 +106,7 @@ def open_prompts(
     if not isinstance(lm, FrozenLM):
         lm = load_for(prompts[0], lm, device=device, dtype=dtype, quantize=quantize)
     for prompt, path in zip(prompts, paths, strict=True):
-        check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
+        check_fits(prompt, lm)
         tell_quantization(prompt.card, path, lm)
     forms = [form_of(card, path, task, lm) for card, path in zip(cards, paths, strict=True)]
     return SavedPrompts(lm, paths, prompts, task, forms, shared_scoring(cards, paths, task, scoring))

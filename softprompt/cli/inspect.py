@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         ablation = _ablated(args, saved)
     else:
         lm = load_for(prompt, args.model)
-        check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
+        check_fits(prompt, lm)
         found = inspect_prompt(prompt, lm, args.nearest)
     if args.json:
         labels = [asdict(label) | {"persists": label.persists} for label in found.labels]

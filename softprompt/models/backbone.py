@@ -143,6 +143,22 @@ class FrozenLM:
         return self.layout().shapes[0]
 
     @property
+    def kv_shape(self) -> tuple[int, int, int]:
+        """Of a token's keys and values as a prompt has them: keys and values of all layers (2 a layer), heads of each,
+        width of a head. ValueError for a model whose prompts cannot be keys and values.
+        """
+        if self.is_encoder_decoder:
+            raise ValueError(
+                f"{self.name} is an encoder-decoder; keys and values as a prompt are for decoder-only models"
+            )
+        shapes = self.layout().shapes
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"the layers of {self.name} differ in heads or their width, so one prompt cannot hold them"
+            )
+        return len(shapes), *shapes[0]
+
+    @property
     def window(self) -> int | None:
         """Positions that layers with a sliding window read, a token's own included; None where no layer has one."""
         if not getattr(self.config, "use_sliding_window", True):
@@ -223,6 +239,30 @@ class FrozenLM:
         self._read(Embedded(prompts, torch.arange(prompts.shape[1], device=prompts.device) < lengths[:, None]), cache)
         layers: list[Any] = cache.layers
         return PromptStates([layer.keys for layer in layers], [layer.values for layer in layers], lengths)
+
+    def prompt_states(self, prompts: Sequence[Float[Tensor, "_ d"] | Float[Tensor, "_ layers h e"]]) -> PromptStates:
+        """Keys and values of prompts of either kind, in a decoder-only model: soft prompts [p d] are run through it
+        once, together; keys and values [p 2l h e] are taken as they are. Gradients flow back to each.
+        """
+        soft = [prompt for prompt in prompts if prompt.ndim == 2]
+        run = None
+        if soft:
+            lengths = torch.tensor([len(prompt) for prompt in soft], device=self.device)
+            run = self.run_prompts(torch.nn.utils.rnn.pad_sequence(soft, batch_first=True), lengths)
+            if len(soft) == len(prompts):
+                return run
+        singles: list[PromptStates | None] = []
+        next_run = 0
+        for prompt in prompts:
+            if prompt.ndim == 2:
+                assert run is not None
+                singles.append(run.prompt(next_run))
+                next_run += 1
+            else:
+                singles.append(PromptStates.of_values(prompt))
+        states, _ = PromptStates.of_rows(singles)
+        assert states is not None, "no prompts"
+        return states
 
     def loss(
         self,

@@ -27,6 +27,18 @@ class PromptStates:
     values: list[Tensor]
     lengths: Int[Tensor, " k"]
 
+    @staticmethod
+    def of_values(values: Float[Tensor, "p layers h e"]) -> PromptStates:
+        """Those of one prompt that is keys and values: each layer's keys and then its values, layer after layer."""
+        layers = values.transpose(0, 1).transpose(1, 2)[:, None]  # [2l 1 h p e]
+        lengths = torch.tensor([len(values)], device=values.device)
+        return PromptStates(list(layers[0::2]), list(layers[1::2]), lengths)
+
+    def to(self, dtype: torch.dtype, *, copy: bool = False) -> PromptStates:
+        """The same in another type."""
+        keys, values = ([layer.to(dtype, copy=copy) for layer in layers] for layers in (self.keys, self.values))
+        return PromptStates(keys, values, self.lengths)
+
     def leaves(self) -> PromptStates:
         """Detached float32 copies that collect gradients over any number of micro-batches."""
 
@@ -66,6 +78,16 @@ class PromptStates:
         if len(self.lengths) == 0:
             return torch.zeros_like(member)
         return torch.where(member >= 0, self.lengths[member.clamp(min=0)], 0)
+
+    def prompt(self, place: int) -> PromptStates:
+        """Those of one of the k prompts, as long as it is."""
+        kept, length = slice(place, place + 1), int(self.lengths[place])
+        keys, values = ([layer[kept, :, :length] for layer in layers] for layers in (self.keys, self.values))
+        return PromptStates(keys, values, self.lengths[kept])
+
+    def to_values(self) -> Float[Tensor, "p layers h e"]:
+        """The first prompt as what `of_values` reads: float32, on the CPU."""
+        return torch.stack([layer[0] for layer in self.by_layer()]).permute(2, 0, 1, 3).to("cpu", torch.float32)
 
     @staticmethod
     def of_rows(worn: Sequence[PromptStates | None]) -> tuple[PromptStates | None, Int[Tensor, " b"] | None]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from softprompt.prompts.export import export_vocabulary
     from softprompt.prompts.folder import CARD, CONFIG, README, WEIGHTS, load_prompt, save_prompt
     from softprompt.prompts.formats import convert, detect_kind, read_prompt
-    from softprompt.prompts.initial import from_uniform, initial_prompt
+    from softprompt.prompts.initial import MAX_LENGTH, from_ids, from_uniform, initial_prompt
     from softprompt.prompts.prompt import SoftPrompt, check_fits, prepend, stack
 
 __getattr__, __all__ = face(
@@ -22,7 +22,7 @@ __getattr__, __all__ = face(
         "export": ("export_vocabulary",),
         "folder": ("CARD", "CONFIG", "README", "WEIGHTS", "load_prompt", "save_prompt"),
         "formats": ("convert", "detect_kind", "read_prompt"),
-        "initial": ("from_uniform", "initial_prompt"),
+        "initial": ("MAX_LENGTH", "from_ids", "from_uniform", "initial_prompt"),
         "prompt": ("SoftPrompt", "check_fits", "prepend", "stack"),
     },
 )

@@ -145,7 +145,7 @@ def _form_of(name: str, prompt: SoftPrompt, lm: FrozenLM) -> TextFormat:
     """The text format of a prompt, which must be one of this model's."""
     card = prompt.card
     try:
-        check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
+        check_fits(prompt, lm)
         form = TextFormat.from_json(card.text)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -30,7 +30,9 @@ WEIGHTS, CONFIG, CARD, README = (
     "README.md",
 )
 KEY = "prompt_embeddings"
-PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING")  # of P-tuning PEFT saves what its encoder made, which is a prompt
+KV_TYPES = ("CARTRIDGE", "PREFIX_TUNING")  # PEFT's names for keys and values of every layer; both are laid out alike
+# Of P-tuning PEFT saves what its encoder made, which is a prompt.
+PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING", *KV_TYPES)
 TASK_TYPES = {True: "SEQ_2_SEQ_LM", False: "CAUSAL_LM"}  # PEFT's words for "is an encoder-decoder"
 STAGING, JOURNAL = ".softprompt-saving-", ".softprompt-saved"
 
@@ -49,7 +51,7 @@ def save_prompt(prompt: SoftPrompt, folder: str | Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a prompt is saved as a folder, so give another name")
     content = {
-        WEIGHTS: to_safetensors({KEY: prompt.values}, metadata={"format": "pt"}),
+        WEIGHTS: to_safetensors({KEY: prompt.values.flatten(1)}, metadata={"format": "pt"}),
         CONFIG: (json.dumps(_adapter_config(prompt), indent=2) + "\n").encode(),
         CARD: prompt.card.to_json().encode(),
         README: _readme(prompt, folder.name).encode(),
@@ -76,7 +78,8 @@ def load_prompt(folder: str | Path) -> SoftPrompt:
     config = _read_adapter_config(folder)
     values = _read_weights(folder)
     length = config.get("num_virtual_tokens") or len(values)
-    if len(values) == 2 * length:
+    is_kv = config["peft_type"] in KV_TYPES
+    if len(values) == 2 * length and not is_kv:
         warnings.warn(
             f"{folder} holds {2 * length} rows, as PEFT gives an encoder-decoder; only the first {length} are "
             "ever used, so the second half was dropped",
@@ -85,6 +88,9 @@ def load_prompt(folder: str | Path) -> SoftPrompt:
         values = values[:length]
     if len(values) != length:
         raise ValueError(f"{folder} holds {len(values)} rows and its {CONFIG} says {length}; copy the folder again")
+    width = values.shape[1]
+    if is_kv:
+        values = _as_kv(values, config, folder)
     path, name = _find(folder, CARD), config.get("base_model_name_or_path")
     try:
         if path:
@@ -93,7 +99,7 @@ def load_prompt(folder: str | Path) -> SoftPrompt:
             model_name=name if isinstance(name, str) and name else None,
             model_fingerprint=None,
             is_encoder_decoder=config["task_type"] == TASK_TYPES[True],
-            width=values.shape[1],
+            width=width,
             num_layers=config.get("num_layers"),
             num_heads=config.get("num_attention_heads"),
         )
@@ -171,11 +177,11 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
     kind, task_type = config.get("peft_type"), config.get("task_type")
     if kind is None:
         raise ValueError(
-            f"{path} names no peft_type, so it is not an adapter of PEFT's; wanted {' or '.join(PEFT_TYPES)}"
+            f"{path} names no peft_type, so it is not an adapter of PEFT's; wanted one of {', '.join(PEFT_TYPES)}"
         )
     if kind not in PEFT_TYPES:
         raise ValueError(
-            f"{folder} holds a PEFT adapter of type {kind}, which is no prompt; wanted {' or '.join(PEFT_TYPES)}"
+            f"{folder} holds a PEFT adapter of type {kind}, which is no prompt; wanted one of {', '.join(PEFT_TYPES)}"
         )
     if task_type not in TASK_TYPES.values():
         wanted = " or ".join(TASK_TYPES.values())
@@ -185,6 +191,22 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
         if count is not None and (type(count) is not int or count < 1):
             raise ValueError(f"{path} says {name} is {count!r}; wanted a whole number from 1")
     return config
+
+
+def _as_kv(values: Float[Tensor, "p n"], config: dict[str, Any], folder: Path) -> Float[Tensor, "p layers h e"]:
+    """PEFT's rows, which hold each layer's keys and then its values, layer after layer.
+
+    It writes what a projection made rather than the projection, so that there is nothing to fold.
+    """
+    counts = [config.get(name) for name in ("num_layers", "num_attention_heads", "token_dim")]
+    if all(type(count) is int and count > 0 for count in counts):
+        layers, heads, width = counts
+        if width % heads == 0 and values.shape[1] == 2 * layers * width:
+            return values.unflatten(1, (2 * layers, heads, width // heads))
+    raise ValueError(
+        f"{folder} holds rows of {values.shape[1]} numbers, but its {CONFIG} says num_layers {counts[0]}, "
+        f"num_attention_heads {counts[1]} and token_dim {counts[2]}, whose keys and values they are not; copy it again"
+    )
 
 
 def _read_weights(folder: Path) -> Float[Tensor, "rows d"]:
@@ -218,7 +240,7 @@ def _adapter_config(prompt: SoftPrompt) -> dict[str, Any]:
     Layers and heads play no part in a prompt, but where they are null PEFT looks for them in the model's configuration,
     and refuses models that name them otherwise. So 1 stands for a number that is not known.
     """
-    return {
+    config = {
         "auto_mapping": None,
         "base_model_name_or_path": prompt.card.model_name,
         "inference_mode": True,
@@ -237,6 +259,12 @@ def _adapter_config(prompt: SoftPrompt) -> dict[str, Any]:
         "tokenizer_kwargs": None,
         "tokenizer_name_or_path": None,
     }
+    if prompt.is_kv:
+        layers, heads, width = prompt.values.shape[1:]
+        config = {name: value for name, value in config.items() if not name.startswith(("prompt_", "tokenizer_"))}
+        config |= {"peft_type": KV_TYPES[0], "num_frozen_tokens": 0}  # PEFT's default is 1
+        config |= {"num_layers": layers // 2, "num_attention_heads": heads, "token_dim": heads * width}
+    return config
 
 
 def _readme(prompt: SoftPrompt, name: str) -> str:
@@ -252,13 +280,18 @@ def _readme(prompt: SoftPrompt, name: str) -> str:
     lines.append(f"tags: {json.dumps(tags)}")
     if card.dev_metrics:
         lines.append(f"metrics: {json.dumps(list(card.dev_metrics))}")
+    what = f"A soft prompt of {prompt.length} tokens (width {prompt.width})"
+    method = "The method is prompt tuning (Lester, Al-Rfou and Constant 2021, arXiv 2104.08691)"
+    if prompt.is_kv:
+        what = f"Trained keys and values of {prompt.length} tokens, in each of {prompt.values.shape[1] // 2} layers,"
+        method = "They stand in front of those of a text, as in prefix tuning (Li and Liang 2021, arXiv 2101.00190)"
     trained = f", trained on `{card.task}`" if card.task else ""
     lines.append(f"""---
 
 # {name}
 
-A soft prompt of {prompt.length} tokens (width {prompt.width}) for the frozen model `{model}`{trained}.
-The method is prompt tuning (Lester, Al-Rfou and Constant 2021, arXiv 2104.08691).""")
+{what} for the frozen model `{model}`{trained}.
+{method}.""")
     if card.dev_metrics:
         lines += ["", "| metric | dev |", "|---|--:|"]
         lines += [f"| {metric} | {value} |" for metric, value in card.dev_metrics.items()]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.base.names import nearest
+from softprompt.models import FrozenLM
 from softprompt.prompts.folder import load_prompt
 from softprompt.prompts.prompt import SoftPrompt, check_fits
 
@@ -146,16 +147,22 @@ def from_text(
     return values, drawn
 
 
-def from_prompt(
-    embeddings: Float[Tensor, "v d"], length: int, *, source: SoftPrompt
+def from_ids(
+    embeddings: Float[Tensor, "v d"], tokenizer: HasPieces, ids: Sequence[int]
 ) -> tuple[Float[Tensor, "p d"], Drawn]:
-    """A copy of another prompt's rows (transfer).
+    """One row for each id. ValueError for none, or more than 500."""
+    _check_length(len(ids))
+    return _rows(embeddings, list(ids)), [_described_row(tokenizer, [id]) for id in ids]
+
+
+def from_prompt(embeddings: Float[Tensor, "v d"], length: int, *, source: SoftPrompt) -> tuple[Tensor, Drawn]:
+    """A copy of another prompt's rows (transfer): of a soft prompt, or of one that is keys and values.
 
     Raises:
         ValueError: another length or width.
     """
     _check_length(length)
-    width = embeddings.shape[1]
+    width = source.width if source.is_kv else embeddings.shape[1]
     if (source.length, source.width) != (length, width):
         raise ValueError(
             f"the prompt to start from has {source.length} tokens of width {source.width}; wanted {length} "
@@ -173,15 +180,14 @@ def initial_prompt(
     generator: torch.Generator,
     labels: Sequence[str] = (),
     low: float = -0.5,
-    model_name: str | None = None,
-    fingerprint: str | None = None,
-) -> tuple[Float[Tensor, "p d"], dict[str, Any]]:
-    """The values [p d] that `init` asks for, float32 on the CPU, and the card's `init` entry.
+    lm: FrozenLM | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The values [p d] that `init` asks for, float32 on the CPU, and the card's `init` entry; [p 2l h e] from a prompt
+    that is keys and values.
 
     `init` is class-labels, vocab, uniform (from `low` to 0.5), text:WORDS, or the folder of a prompt. The
     entry has kind, seed and tokens (one item a row, empty where no tokens were drawn); from a prompt
-    also its parent's sha256. With `model_name` and `fingerprint` given, a prompt to start from must
-    belong to that model.
+    also its parent's sha256. With `lm` given, a prompt to start from must belong to that model.
 
     Raises:
         ValueError: an unknown `init` (the nearest name is offered), or whatever the initialiser refuses.
@@ -200,8 +206,8 @@ def initial_prompt(
         entry |= {"kind": "text", "text": text}
     elif os.path.exists(init):
         source = load_prompt(init)
-        if model_name is not None and fingerprint is not None:
-            check_fits(source, model_name=model_name, fingerprint=fingerprint, width=embeddings.shape[1])
+        if lm is not None:
+            check_fits(source, lm)
         values, drawn = from_prompt(embeddings, length, source=source)
         entry |= {"kind": "prompt", "parent": source.sha256}
     else:

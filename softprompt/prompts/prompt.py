@@ -1,4 +1,4 @@
-"""A soft prompt: rows of numbers to put in front of embedded text.
+"""A prompt: rows of numbers to put in front of embedded text, or keys and values to put in front of a text's own.
 
 Shapes, in every file: b rows, k prompts, p prompt tokens, t input tokens, l target tokens,
 c candidates, d width, v vocabulary. In a mask True means attend.
@@ -15,18 +15,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from softprompt.models import FrozenLM
 from softprompt.prompts.card import Card
 
 
 @dataclass(frozen=True, eq=False)
 class SoftPrompt:
-    """One soft prompt: `values` [p d], kept as a contiguous float32 copy on the CPU, and its card.
+    """One prompt: `values`, kept as a contiguous float32 copy on the CPU, and its card.
+
+    A soft prompt is [p d]. Trained keys and values of every layer of a decoder-only model (`--method kv`) are
+    [p 2l h e]: each layer's keys, rotated, and then its values, layer after layer, of h key heads.
 
     Raises:
         ValueError: no row, a NaN or an infinity among the values, or a card of another width.
     """
 
-    values: Float[Tensor, "p d"]
+    values: Float[Tensor, "p d"] | Float[Tensor, "p layers h e"]
     card: Card
 
     def __post_init__(self) -> None:
@@ -54,8 +58,13 @@ class SoftPrompt:
 
     @property
     def width(self) -> int:
-        """Width d of the model it belongs to."""
-        return self.values.shape[1]
+        """Numbers of a row: the width d of the model it belongs to, or of a token's keys and values."""
+        return self.values[0].numel()
+
+    @property
+    def is_kv(self) -> bool:
+        """Whether it is keys and values."""
+        return self.values.ndim == 4
 
     @property
     def sha256(self) -> str:
@@ -64,7 +73,7 @@ class SoftPrompt:
         return hashlib.sha256(f"{self.length}x{self.width}:".encode() + content).hexdigest()
 
 
-def check_fits(prompt: SoftPrompt, *, model_name: str, fingerprint: str, width: int) -> None:
+def check_fits(prompt: SoftPrompt, lm: FrozenLM) -> None:
     """Refuse a prompt that was trained for another model. The fingerprint decides, not the name.
 
     A prompt without a recorded fingerprint is checked for its width only, with a warning.
@@ -74,25 +83,34 @@ def check_fits(prompt: SoftPrompt, *, model_name: str, fingerprint: str, width: 
     """
     card = prompt.card
     theirs = card.model_name or "an unnamed model"
-    if card.model_fingerprint == fingerprint and prompt.width == width:
+    shape = lm.kv_shape if prompt.is_kv else (lm.width,)
+    has_shape = tuple(prompt.values.shape[1:]) == shape
+    if card.model_fingerprint == lm.fingerprint and has_shape:
         return
-    if card.model_fingerprint is not None or prompt.width != width:
-        wanted = _described(theirs, card.model_fingerprint, prompt.width)
-        loaded = _described(model_name, fingerprint, width)
+    if card.model_fingerprint is not None or not has_shape:
+        wanted = _described(theirs, card.model_fingerprint, tuple(prompt.values.shape[1:]))
+        loaded = _described(lm.name, lm.fingerprint, shape)
         raise ValueError(
             f"the prompt was trained for {wanted}, but {loaded} is loaded; load {theirs}, or train a new prompt "
-            f"for {model_name}"
+            f"for {lm.name}"
         )
+    checked = "layers and heads were" if prompt.is_kv else f"width ({prompt.width}) was"
     warnings.warn(
-        f"the prompt (for {theirs}) records no model fingerprint, so only its width ({width}) was checked "
-        f"against {model_name}",
+        f"the prompt (for {theirs}) records no model fingerprint, so only its {checked} checked against {lm.name}",
         stacklevel=2,
     )
 
 
-def _described(name: str, fingerprint: str | None, width: int) -> str:
+def _described(name: str, fingerprint: str | None, shape: tuple[int, ...]) -> str:
     known = f"fingerprint {fingerprint[:8]}, " if fingerprint else ""
-    return f"{name} ({known}width {width})"
+    return f"{name} ({known}{_shape_in_words(shape)})"
+
+
+def _shape_in_words(shape: tuple[int, ...]) -> str:
+    """Of a row of a prompt."""
+    if len(shape) == 1:
+        return f"width {shape[0]}"
+    return f"keys and values of {shape[0] // 2} layers with {shape[1]} heads of {shape[2]}"
 
 
 def stack(

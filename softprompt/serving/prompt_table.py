@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from softprompt.models import FrozenLM, Layout, PromptStates
-from softprompt.prompts import Card, SoftPrompt, check_fits, load_prompt, stack
+from softprompt.prompts import Card, SoftPrompt, check_fits, load_prompt
 
 VALUES, STATES, KEPT = "values", "states", "kept"
 
@@ -26,6 +26,8 @@ class Registered:
     """Its content hash, by which requests name it."""
     length: int
     """Prompt tokens."""
+    width: int
+    """Numbers of each."""
     folder: Path | None
     """Where it is read from; None for one that is kept in memory."""
     card_json: str
@@ -85,9 +87,9 @@ class PromptTable:
         """
         folder = None if isinstance(prompt, SoftPrompt) else Path(prompt)
         loaded = prompt if isinstance(prompt, SoftPrompt) else load_prompt(prompt)
-        check_fits(loaded, model_name=self.lm.name, fingerprint=self.lm.fingerprint, width=self.lm.width)
+        check_fits(loaded, self.lm)
         sha256, slim = loaded.sha256, _slim(loaded)
-        registered = Registered(sha256, loaded.length, folder, slim.card.to_json())
+        registered = Registered(sha256, loaded.length, loaded.width, folder, slim.card.to_json())
         with self._lock:
             entry = self._entries.get(sha256) or _Entry(registered)
             if folder is None and entry.registered.folder is None and entry.kept is None:
@@ -217,15 +219,9 @@ class PromptTable:
 
     @torch.no_grad()
     def _run(self, values: list[torch.Tensor]) -> list[PromptStates]:
-        prompts, lengths = stack([value.to(self.lm.device) for value in values])
-        run = self.lm.run_prompts(prompts, lengths)
-        made = []
-        for i, length in enumerate(lengths.tolist()):
-            # Copies: a slice would keep all prompts that were run with it.
-            keys = [states[i : i + 1, :, :length].clone() for states in run.keys]
-            rows = [states[i : i + 1, :, :length].clone() for states in run.values]
-            made.append(PromptStates(keys, rows, lengths[i : i + 1].clone()))
-        return made
+        run = self.lm.prompt_states([value.to(self.lm.device) for value in values])
+        # Copies: a slice would keep all prompts that were run with it.
+        return [run.prompt(place).to(self.lm.dtype, copy=True) for place in range(len(values))]
 
     def _entry(self, sha256: str, *, is_worn: bool = False) -> _Entry:
         """What stands under a hash; is_worn: also where it was removed, and stays for those who wear it."""
@@ -304,7 +300,7 @@ class PromptTable:
 
     def _size(self, entry: _Entry, kind: str) -> int:
         """Bytes of an entry's float32 values, or of its keys and values."""
-        return entry.registered.length * (self.layout.token_bytes if kind == STATES else 4 * self.lm.width)
+        return entry.registered.length * (self.layout.token_bytes if kind == STATES else 4 * entry.registered.width)
 
 
 def _slim(prompt: SoftPrompt) -> SoftPrompt:

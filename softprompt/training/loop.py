@@ -87,8 +87,8 @@ class Member:
     config: TrainConfig
     seed: int
     """Draws the data order and the dropout masks."""
-    values: Float[Tensor, "p d"] | Float[Tensor, " n"]
-    """Where it starts: a prompt, or the weights of another method."""
+    values: Float[Tensor, "p d"] | Float[Tensor, "p layers h e"] | Float[Tensor, " n"]
+    """Where it starts: a prompt of either kind, or the weights of another method."""
     rows: list[Row]
     """What it trains on."""
     selection: list[Example] = field(default_factory=list)
@@ -113,7 +113,7 @@ class Member:
 class Fitted:
     """A member after training."""
 
-    values: Float[Tensor, "p d"] | Float[Tensor, " n"]
+    values: Float[Tensor, "p d"] | Float[Tensor, "p layers h e"] | Float[Tensor, " n"]
     """The values of the best step."""
     step: int = 0
     """The best step, counted from 1; 0 is the start."""

@@ -55,7 +55,9 @@ class Method(Protocol):
 
 
 class PromptTuning:
-    """Soft prompts in front of the input: values are [p d], any number of members."""
+    """Prompts in front of the input, any number of members: values are soft prompts [p d], or keys and values
+    [p 2l h e] for a decoder-only model.
+    """
 
     name = "prompt-tuning"
     noun = "prompt"
@@ -77,7 +79,7 @@ class PromptTuning:
 
 def gradients(
     lm: FrozenLM,
-    prompts: Sequence[Float[Tensor, "_ d"]],
+    prompts: Sequence[Tensor],
     rows: Sequence[Row],
     member: Sequence[int],
     *,
@@ -91,21 +93,24 @@ def gradients(
 
     The rows of all members are sorted by length and cut into micro-batches; the sums are those of the whole batch.
     In a decoder-only model each prompt runs once, and with it the ids that all its rows begin with; the rows read
-    keys and values. `run_once=False` puts the prompts in front of every row, which is the same but for rounding.
+    keys and values. `run_once=False` puts the prompts in front of every row, which is the same but for rounding; not so
+    with prompts that are keys and values, which have none to put there.
     """
-    values, lengths = stack([prompt.detach() for prompt in prompts])
-    values = values.to(lm.device).requires_grad_()
-    lengths = lengths.to(lm.device)
-    states = None
+    values = [prompt.detach().to(lm.device) for prompt in prompts]
+    states = leaves = front = None
     if run_once and not lm.is_encoder_decoder and not dropout and not lm.is_checkpointed:
-        states, rows = _run_shared(lm, values, lengths, rows, member)
-    leaves = states.leaves() if states else None
+        values = [value.clone().requires_grad_() for value in values]
+        states, rows = _run_shared(lm, values, rows, member)
+        leaves = states.leaves()
+    else:
+        stacked, lengths = stack(values)
+        front = stacked.requires_grad_(), lengths
     sums, computed = gradients_of_rows(
         lm,
         rows,
         member,
         num_members=len(prompts),
-        front=None if states else (values, lengths),
+        front=front,
         states=leaves,
         max_tokens=max_tokens,
         dropout=dropout,
@@ -115,8 +120,8 @@ def gradients(
     if states and leaves:
         states.backward(leaves)
         computed += int(states.lengths.sum())
-    assert values.grad is not None
-    return [values.grad[i, : len(prompt)].clone() for i, prompt in enumerate(prompts)], sums, computed
+    collected = [value.grad for value in values] if front is None else list(front[0].grad)
+    return [grad[: len(value)] for grad, value in zip(collected, values, strict=True)], sums, computed
 
 
 def gradients_of_rows(
@@ -159,13 +164,19 @@ def gradients_of_rows(
 
 
 def _run_shared(
-    lm: FrozenLM, values: Tensor, lengths: Tensor, rows: Sequence[Row], member: Sequence[int]
+    lm: FrozenLM, values: Sequence[Tensor], rows: Sequence[Row], member: Sequence[int]
 ) -> tuple[PromptStates, list[Row]]:
-    """The states of each prompt and of the ids that its rows share at their start, and the rows without those."""
-    starts = [shared_start([r for r, m in zip(rows, member, strict=True) if m == i]) for i in range(len(values))]
-    worn = [
-        torch.cat([values[i, : int(lengths[i])], lm.embed(torch.tensor([start], device=lm.device).long())[0].float()])
-        for i, start in enumerate(starts)
-    ]
+    """The states of each prompt and, behind a soft prompt, of the ids that its rows share at their start; and the rows
+    without those.
+    """
+    starts: list[tuple[int, ...]] = []
+    worn = []
+    for i, prompt in enumerate(values):
+        starts.append(())
+        if prompt.ndim == 2:
+            starts[i] = shared_start([row for row, m in zip(rows, member, strict=True) if m == i])
+            start = lm.embed(torch.tensor([starts[i]], device=lm.device).long())[0].float()
+            prompt = torch.cat([prompt, start])
+        worn.append(prompt)
     shorter = [replace(row, ids=row.ids[len(starts[m]) :]) for row, m in zip(rows, member, strict=True)]
-    return lm.run_prompts(*stack(worn)), shorter
+    return lm.prompt_states(worn), shorter

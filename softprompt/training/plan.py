@@ -24,7 +24,7 @@ from softprompt.models import (
     encode_target,
     target_lengths,
 )
-from softprompt.prompts import initial_prompt
+from softprompt.prompts import from_ids, initial_prompt
 from softprompt.tasks import (
     Example,
     Task,
@@ -36,9 +36,10 @@ from softprompt.tasks import (
     read_split,
     without_overlap,
 )
+from softprompt.training.demonstrations import choose_demonstrations
 from softprompt.training.loop import Member, TrainConfig
 from softprompt.training.optimizers import kind_of
-from softprompt.training.presets import PRESETS
+from softprompt.training.presets import KV_RATE, PRESETS
 from softprompt.training.settings import RunConfig
 
 SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
@@ -216,6 +217,10 @@ class Plan:
     train: TrainConfig
     values: Tensor
     init: dict[str, Any]
+    demonstrated: tuple[int, ...] = ()
+    """Places of the training examples that the prompt starts from; it is not trained on them."""
+    of_folds: tuple[tuple[Tensor, tuple[int, ...]], ...] = ()
+    """The same two of each fold, whose demonstrations are its own."""
     run: str = ""
     """Which of the runs that train together it belongs to; '' for one alone."""
     judging: dict[str, Any] = field(default_factory=dict)
@@ -234,21 +239,75 @@ def plan_prompts(config: RunConfig, data: TaskData, lm: FrozenLM) -> list[Plan]:
     init = config.init or ("vocab" if preset.init == "class-labels" and not texts else preset.init)
     plans = []
     for length, rate, seed in itertools.product(lengths, rates, config.seeds):
-        values, start = initial_prompt(
-            init,
-            embeddings=lm.embeddings,
-            tokenizer=lm.tokenizer,
-            length=length,
-            labels=texts,
-            generator=torch.Generator().manual_seed(seed),
-            low=preset.uniform_low,
-            model_name=lm.name,
-            fingerprint=lm.fingerprint,
-        )
-        name = f"{data.task.name} p{length} lr{rate:g} seed{seed}"
+        more: dict[str, Any] = {}
+        if init == "demonstrations":
+            rows, _ = data.encoded(lm)
+            values, start, more["demonstrated"] = _from_demonstrations(config, data, data.train, rows, lm, seed)
+            folds = []
+            for kept, _ in data.folds:
+                kept_rows = encode_examples(kept, data.form, lm.tokenizer)
+                of_fold, _, places = _from_demonstrations(config, data, kept, kept_rows, lm, seed)
+                folds.append((_as_method(config, of_fold, lm), places))
+            more["of_folds"] = tuple(folds)
+        elif init == "special":
+            values, drawn = from_ids(lm.embeddings, lm.tokenizer, _special_ids(data.form, lm))
+            start = {"kind": init, "seed": seed, "tokens": drawn}
+        else:
+            values, start = initial_prompt(
+                init,
+                embeddings=lm.embeddings,
+                tokenizer=lm.tokenizer,
+                length=length,
+                labels=texts,
+                generator=torch.Generator().manual_seed(seed),
+                low=preset.uniform_low,
+                lm=lm,
+            )
+        values = _as_method(config, values, lm)
+        # The number of shots is the same for all seeds, the number of tokens is not.
+        size = config.shots or 0 if init == "demonstrations" else len(values)
+        name = f"{data.task.name} p{len(values)} lr{rate:g} seed{seed}"
         trained = replace(base, optimizer=replace(base.optimizer, learning_rate=rate))
-        plans.append(Plan(name, data, (length, rate), seed, trained, values, start, judging=judging))
+        plans.append(Plan(name, data, (size, rate), seed, trained, values, start, judging=judging, **more))
     return plans
+
+
+def _from_demonstrations(
+    config: RunConfig, data: TaskData, examples: Sequence[Example], rows: Sequence[Row], lm: FrozenLM, seed: int
+) -> tuple[Tensor, dict[str, Any], tuple[int, ...]]:
+    """Values that are training examples with their answers, the card's `init` entry, and the examples' places."""
+    has_labels = data.task.labels is not None
+    places = choose_demonstrations(examples, rows, shots=config.shots, has_labels=has_labels, seed=seed)
+    ids = [id for place in places for id in (*rows[place].ids, *rows[place].target)]
+    values, _ = from_ids(lm.embeddings, lm.tokenizer, ids)
+    digest = hashlib.sha256(repr(ids).encode()).hexdigest()
+    # The card does not say which tokens: they are the user's training text.
+    start = {"kind": "demonstrations", "seed": seed, "shots": len(places), "sha256": digest, "tokens": []}
+    return values, start, tuple(places)
+
+
+def _special_ids(form: TextFormat, lm: FrozenLM) -> list[int]:
+    """The model's begin and end of sequence and the end of the separator, as far as there are such, each once."""
+    ids = [lm.tokenizer.bos_id, lm.tokenizer.eos_id, *lm.tokenizer.encode(form.separator)[-2:]]
+    return list(dict.fromkeys(id for id in ids if id is not None))
+
+
+@torch.no_grad()
+def _as_method(config: RunConfig, values: Tensor, lm: FrozenLM) -> Tensor:
+    """Where the method is kv, the keys and values [p 2l h e] that the model makes of rows [p d]."""
+    if config.method == "kv":
+        if lm.is_checkpointed:
+            raise ValueError(
+                "--method kv reads keys and values from a cache, which checkpointed activations cannot; leave "
+                "--checkpoint-activations out"
+            )
+        shape = lm.kv_shape  # refuses models without
+        if values.ndim == 2:
+            return lm.prompt_states([values.to(lm.device)]).to_values()
+        assert tuple(values.shape[1:]) == shape
+    elif values.ndim == 4:
+        raise ValueError(f"{config.init} holds keys and values; go on from it with --method kv")
+    return values
 
 
 def _train_config(config: RunConfig, data: TaskData, lm: FrozenLM) -> TrainConfig:
@@ -274,6 +333,8 @@ def _train_config(config: RunConfig, data: TaskData, lm: FrozenLM) -> TrainConfi
     usual = paper if config.preset == "fast" and lm.is_encoder_decoder else preset.optimizer
     wanted = type(usual) if config.optimizer is None else kind_of(config.optimizer)
     optimizer = next(one for one in (usual, paper, fast) if isinstance(one, wanted))
+    if config.method == "kv" and optimizer is fast:
+        optimizer = replace(fast, learning_rate=KV_RATE)
     changed = replace(preset, optimizer=optimizer, **given)
     return replace(changed, evaluate_every=min(changed.evaluate_every, changed.steps))
 
@@ -295,7 +356,7 @@ def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
             config=plan.train,
             seed=plan.seed,
             values=plan.values,
-            rows=rows,
+            rows=_without(rows, plan.demonstrated),
             selection=data.selection,
             selection_rows=selection_rows,
             run=plan.run,
@@ -304,11 +365,25 @@ def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
         if data.folds and setting not in folds_of:
             folds_of[setting] = tuple(range(len(members), len(members) + len(data.folds)))
             for number, (kept, held) in enumerate(data.folds):
-                rows, held_rows = (encode_examples(part, data.form, lm.tokenizer) for part in (kept, held))
-                name = f"{plan.name} fold{number}"
-                members.append(replace(member, name=name, rows=rows, selection=held, selection_rows=held_rows))
+                kept_rows, held_rows = (encode_examples(part, data.form, lm.tokenizer) for part in (kept, held))
+                values, demonstrated = plan.of_folds[number] if plan.of_folds else (plan.values, ())
+                members.append(
+                    replace(
+                        member,
+                        name=f"{plan.name} fold{number}",
+                        values=values,
+                        rows=_without(kept_rows, demonstrated),
+                        selection=held,
+                        selection_rows=held_rows,
+                    )
+                )
         members.append(replace(member, folds=folds_of.get(setting, ())))
     return members
+
+
+def _without(rows: list[Row], places: Sequence[int]) -> list[Row]:
+    """The rows but for those at these places; all of them where none would be left."""
+    return [row for place, row in enumerate(rows) if place not in places] or rows if places else rows
 
 
 def check_plans(plans: Sequence[Plan], lm: FrozenLM) -> None:

@@ -225,7 +225,7 @@ def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: t
         record = {
             "name": plan.name,
             "task": plan.data.task.name,
-            "prompt_length": plan.setting[0],
+            "prompt_length": len(plan.values),
             "learning_rate": plan.setting[1],
             "seed": plan.seed,
             "chosen": plan.setting == chosen,
@@ -262,14 +262,24 @@ def _score_once(
 
 def _card(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Evaluation | None) -> Card:
     task = plan.data.task
-    recipe = {**asdict(plan.train), "metric": config.metric, "group_by": config.group_by, "quantize": lm.quantization}
+    recipe = {
+        **asdict(plan.train),
+        "method": config.method,
+        "metric": config.metric,
+        "group_by": config.group_by,
+        "quantize": lm.quantization,
+    }
     return Card(
         model_name=lm.name,
         model_fingerprint=lm.fingerprint,
         is_encoder_decoder=lm.is_encoder_decoder,
+<<<<<<< HEAD
         width=lm.width,
         num_layers=lm.num_layers,
         num_heads=lm.num_heads,
+=======
+        width=fitted.values[0].numel(),
+>>>>>>> 308e757 (Prompts may be trained keys and values of every layer: --method kv; demonstrations and special rows as starts)
         task=task.name,
         task_version=task.version,
         labels=task.labels or (),
@@ -289,7 +299,7 @@ def _result(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Ev
     own |= {"fingerprint": lm.fingerprint}
     return Result(
         experiment="train",
-        config={**own, "train": json.loads(json.dumps(asdict(plan.train))), "prompt_length": plan.setting[0]},
+        config={**own, "train": json.loads(json.dumps(asdict(plan.train))), "prompt_length": len(plan.values)},
         model=model_of_row(lm.name),
         task=plan.data.task.name,
         split="dev",

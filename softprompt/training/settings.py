@@ -33,10 +33,22 @@ class RunConfig:
         metavar="DIR|SPLIT=FILE",
     )
     out: Path = setting("folder for prompts, result rows, checkpoint and logs", Path("runs/prompt"), metavar="DIR")
+    method: str = setting(
+        "prompt: rows in front of the embedded input. kv: keys and values in front of every layer's own, decoder-only "
+        "models",
+        "prompt",
+        choices=("prompt", "kv"),
+    )
     prompt_length: tuple[int, ...] | None = setting("prompt tokens; of several the selection chooses", shown=OF_PRESET)
     init: str | None = setting(
-        "class-labels, vocab, uniform, text:WORDS, or the folder of a prompt",
+        "class-labels, vocab, uniform, demonstrations (training examples with their answers), special (the model's own "
+        "begin, end and separator), text:WORDS, or the folder of a prompt",
         shown=f"{OF_PRESET}; vocab without labels",
+    )
+    shots: int | None = setting(
+        "training examples that --init demonstrations writes; they set the prompt's length",
+        shown="two of each label, 4 to 16 in all",
+        at_least=1,
     )
     seeds: tuple[int, ...] = setting("one prompt for each seed, all trained together", (0,))
 
@@ -113,6 +125,11 @@ class RunConfig:
         for name in ("labels", "metric", "group_by"):
             if self.task and getattr(self, name) is not None:
                 raise ValueError(f"{name} is for files of your own, but the task is {self.task[0]}; leave {name} out")
+        if self.shots is not None and self.init != "demonstrations":
+            raise ValueError("shots are for --init demonstrations; give that too, or leave shots out")
+        if self.prompt_length is not None and self.init in ("demonstrations", "special"):
+            way = "--shots" if self.init == "demonstrations" else "the model's tokens"
+            raise ValueError(f"with --init {self.init} {way} set the length; leave prompt_length out")
         if not self.seeds:
             raise ValueError("give at least one seed")
         if len(set(self.seeds)) != len(self.seeds):

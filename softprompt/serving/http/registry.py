@@ -189,7 +189,7 @@ class Registry:
             if self.folder is None:
                 raise Conflict("this server keeps no prompts; start it with --prompts-dir DIR to upload some")
             lm = self.table.lm
-            check_fits(prompt, model_name=lm.name, fingerprint=lm.fingerprint, width=lm.width)
+            check_fits(prompt, lm)
             folder = self.folder / name / prompt.sha256
             save_prompt(prompt, folder)
             version = Version(self.table.get(self.table.add(folder)), folder, is_upload=True)
