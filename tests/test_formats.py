@@ -459,6 +459,8 @@ def test_another_kind_of_peft_adapter_is_refused(tmp_path):
     refused(tmp_path, "holds a PEFT adapter of type LORA, which is no prompt; wanted one of PROMPT_TUNING, P_TUNING")
     config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
     quietly(quietly(peft.get_peft_model, tiny_t5(), config).save_pretrained, tmp_path)
-    refused(tmp_path, "holds a PEFT adapter of type PREFIX_TUNING, which is no prompt")
+    refused(
+        tmp_path, r"holds keys and values for an encoder-decoder \(PREFIX_TUNING\); only decoder-only models take them"
+    )
     (tmp_path / "adapter_config.json").write_text('{"config": {"architecture": "lora"}}')  # of another library
     refused(tmp_path, "adapter_config.json names no peft_type, so it is not an adapter of PEFT's")

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import make_model, tiny_lm
 
-from softprompt.answering import Engine, open_prompts
+from softprompt.answering import Engine, inspect_prompt, open_prompts
 from softprompt.models import Row
 from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
+from softprompt.prompts.formats import write_prompt
 from softprompt.training import RunConfig, gradients, train
 
 KINDS = ["llama", "gpt2", "gemma3"]
@@ -179,9 +180,21 @@ def test_checkpointed_activations_are_refused_with_the_reason(llama, tmp_path):
         train(own_task(tmp_path), lm=llama)
 
 
+def test_what_has_no_place_for_keys_and_values_says_so(llama, tmp_path):
+    values = keys_and_values(llama)
+    prompt = SoftPrompt(values, card(llama, values))
+    for kind in ("t5x", "tgis"):
+        with pytest.raises(ValueError, match=f"keys and values of every layer, which {kind} has no place for"):
+            write_prompt(prompt, tmp_path / kind, kind)
+    with pytest.raises(ValueError, match="which are near no token; inspect takes soft prompts"):
+        inspect_prompt(prompt, llama)
+
+
 def test_keys_and_values_of_another_number_of_layers_are_refused(llama, tmp_path):
     values = torch.zeros(3, 8, 1, 8)
     named = replace(card(llama, values), model_fingerprint=None)
     save_prompt(SoftPrompt(values, named), tmp_path / "kv")
-    with pytest.raises(ValueError, match=r"keys and values of 4 layers with 1 heads of 8.* keys and values of 2 layers"):
+    with pytest.raises(
+        ValueError, match=r"keys and values of 4 layers with 1 heads of 8.* keys and values of 2 layers"
+    ):
         open_prompts(tmp_path / "kv", model=llama, task="glue/sst2", scoring="rank")

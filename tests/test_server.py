@@ -446,7 +446,7 @@ LYING = (1 << 60).to_bytes(8, "little") + b'{"prompt_embeddings": {}}'
         (hostile({f"{i}.txt": b"" for i in range(200)}), "more than 100 files"),
         (
             hostile({"adapter_model.safetensors": LYING, "adapter_config.json": b"{}"}),
-            "a PEFT adapter of type None; wanted PROMPT_TUNING",
+            "names no peft_type, so it is not an adapter of PEFT",
         ),
     ],
 )

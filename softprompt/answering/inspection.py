@@ -99,7 +99,11 @@ class Inspection:
 
 
 def inspect_prompt(prompt: SoftPrompt, lm: FrozenLM, count: int = NUM_NEAREST) -> Inspection:
-    """Look at a prompt. count: nearest tokens of each row. ValueError as `nearest_tokens` has it."""
+    """Look at a prompt. count: nearest tokens of each row. ValueError for keys and values, and as
+    `nearest_tokens` has it.
+    """
+    if prompt.is_kv:
+        raise ValueError("the prompt is keys and values, which are near no token; inspect takes soft prompts")
     rows = tuple(nearest_tokens(prompt.values, lm, count))
     table = lm.embeddings.detach()[torch.tensor(lm.tokenizer.ordinary_ids(), device=lm.device)].float()
     vocabulary_norm = float(table.norm(dim=1).median())

@@ -146,6 +146,8 @@ def _form_of(name: str, prompt: SoftPrompt, lm: FrozenLM) -> TextFormat:
     card = prompt.card
     try:
         check_fits(prompt, lm)
+        if prompt.is_kv:
+            raise ValueError("it is keys and values of every layer, which no token of a vocabulary can stand for")
         form = TextFormat.from_json(card.text)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

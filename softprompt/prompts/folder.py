@@ -186,6 +186,10 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
     if task_type not in TASK_TYPES.values():
         wanted = " or ".join(TASK_TYPES.values())
         raise ValueError(f"{folder} holds a prompt for the PEFT task type {task_type}; wanted {wanted}")
+    if kind in KV_TYPES and task_type == TASK_TYPES[True]:
+        raise ValueError(
+            f"{folder} holds keys and values for an encoder-decoder ({kind}); only decoder-only models take them"
+        )
     for name in ("num_virtual_tokens", "num_layers", "num_attention_heads"):
         count = config.get(name)
         if count is not None and (type(count) is not int or count < 1):
@@ -198,7 +202,7 @@ def _as_kv(values: Float[Tensor, "p n"], config: dict[str, Any], folder: Path) -
 
     It writes what a projection made rather than the projection, so that there is nothing to fold.
     """
-    counts = [config.get(name) for name in ("num_layers", "num_attention_heads", "token_dim")]
+    counts: list[Any] = [config.get(name) for name in ("num_layers", "num_attention_heads", "token_dim")]
     if all(type(count) is int and count > 0 for count in counts):
         layers, heads, width = counts
         if width % heads == 0 and values.shape[1] == 2 * layers * width:

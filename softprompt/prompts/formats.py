@@ -60,7 +60,12 @@ def write_prompt(prompt: SoftPrompt, path: str | Path, kind: str) -> None:
         ValueError: an unknown kind, or a place that cannot take it.
         OSError: it cannot be written.
     """
-    WRITERS[_known(kind, WRITERS)](prompt, Path(path))
+    write = WRITERS[_known(kind, WRITERS)]
+    if prompt.is_kv and kind != "peft":
+        raise ValueError(
+            f"this prompt is keys and values of every layer, which {kind} has no place for; keep it as peft"
+        )
+    write(prompt, Path(path))
 
 
 def convert(

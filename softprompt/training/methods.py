@@ -120,8 +120,12 @@ def gradients(
     if states and leaves:
         states.backward(leaves)
         computed += int(states.lengths.sum())
-    collected = [value.grad for value in values] if front is None else list(front[0].grad)
-    return [grad[: len(value)] for grad, value in zip(collected, values, strict=True)], sums, computed
+    found = []
+    for place, value in enumerate(values):
+        grad = value.grad if front is None else front[0].grad
+        assert grad is not None
+        found.append(grad if front is None else grad[place, : len(value)].clone())
+    return found, sums, computed
 
 
 def gradients_of_rows(

@@ -273,13 +273,9 @@ def _card(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Eval
         model_name=lm.name,
         model_fingerprint=lm.fingerprint,
         is_encoder_decoder=lm.is_encoder_decoder,
-<<<<<<< HEAD
-        width=lm.width,
+        width=fitted.values[0].numel(),
         num_layers=lm.num_layers,
         num_heads=lm.num_heads,
-=======
-        width=fitted.values[0].numel(),
->>>>>>> 308e757 (Prompts may be trained keys and values of every layer: --method kv; demonstrations and special rows as starts)
         task=task.name,
         task_version=task.version,
         labels=task.labels or (),
