@@ -191,7 +191,7 @@ def test_uniform_numbers_are_those_of_seed_and_part():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_tokens": 0}, "max_tokens is 0, but must be 1 or more"),
+        ({"max_tokens": -1}, "max_tokens is -1, but must be 0 or more"),
         ({"temperature": -0.5}, "temperature is -0.5, but must be 0 or more"),
         ({"temperature": float("nan")}, "temperature is nan, but must be 0 or more"),
         ({"top_p": 0.0}, "top_p is 0.0, but must be above 0 and at most 1"),

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import math
 import tarfile
 import threading
 import time
@@ -16,16 +17,20 @@ from hashlib import sha256
 import pytest
 import torch
 import uvicorn
-from conftest import lossy_lm, tiny_lm
+from conftest import lossy_lm, make_tokenizer, tiny_lm
 from fastapi.testclient import TestClient
 
-from softprompt.answering import open_prompts, predict_records
+from softprompt.answering import Decoding, Prediction, open_prompts, predict_records
 from softprompt.answering.evaluation import vote
+from softprompt.models import Tokenizer, load_tokenizer
 from softprompt.models.text import default_format, encode_examples
 from softprompt.prompts import Card, SoftPrompt, save_prompt
+from softprompt.serving import Part, PartAnswer
+from softprompt.serving import Request as Asked
 from softprompt.serving.http.access import Access, Key, read_keys
 from softprompt.serving.http.app import Server, make_app
 from softprompt.serving.http.asking import Asker
+from softprompt.serving.http.logprobs import columns, entries, tokens_of
 from softprompt.serving.http.registry import Registry
 from softprompt.serving.http.wire import Limits
 from softprompt.serving.scheduler import Scheduler
@@ -230,12 +235,178 @@ def test_sampling_with_a_seed_repeats_itself_and_the_seed_is_told(client):
     assert len({choice["text"] for choice in first}) > 1
 
 
-def test_log_probs_are_those_of_the_tokens_written(client):
-    asked = {"model": "p0", "prompt": TEXT, "max_tokens": 5, "logprobs": 0}
-    (choice,) = client.post("/v1/completions", json=asked).json()["choices"]
-    found = choice["logprobs"]
-    assert len(found["tokens"]) == len(found["token_logprobs"]) == len(found["text_offset"])
-    assert all(value <= 0 for value in found["token_logprobs"])
+def test_log_probs_are_those_of_the_tokens_written_and_add_up_to_what_the_label_scores(llama, tmp_path):
+    with served(make_server(llama, tmp_path)) as client:
+        asked = {"model": "p0", "prompt": TEXT, "max_tokens": 5, "logprobs": 3}
+        (choice,) = client.post("/v1/completions", json=asked).json()["choices"]
+        told = choice["logprobs"]
+        scored = client.post(
+            "/v1/classify", json={"model": "p0", "input": TEXT, "labels": [choice["text"], "x"]}
+        ).json()
+    assert len(told["tokens"]) == len(told["token_logprobs"]) == len(told["text_offset"]) == len(told["top_logprobs"])
+    if choice["finish_reason"] == "stop":
+        assert told["tokens"][-1] == "</s>"
+        assert sum(told["token_logprobs"]) == pytest.approx(scored["results"][0]["log_probs"][choice["text"]], abs=1e-4)
+    for token, log_prob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+        assert top[token] == log_prob == max(top.values()) and len(top) == 3
+    assert "".join(told["tokens"]).removesuffix("</s>").lstrip() == choice["text"]
+
+
+@pytest.mark.parametrize("prompt", ["sentence: warm é", [40, 41, 300, 4], [[40, 41, 300, 4], [40]]])
+def test_an_echo_is_the_input_as_it_stands_with_its_tokens_log_probabilities(llama, tmp_path, prompt):
+    asked = {"model": "p1", "prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0, "seed": 1}
+    with served(make_server(llama, tmp_path)) as client:
+        written = client.post("/v1/completions", json=asked).json()
+        only_read = client.post("/v1/completions", json=asked | {"max_tokens": 0}).json()
+        silent = client.post("/v1/completions", json=asked | {"echo": False, "max_tokens": 0, "logprobs": None}).json()
+        stream = client.post("/v1/completions", json=asked | {"stream": True}).text
+    inputs = prompt if isinstance(prompt[0], list) else [prompt]
+    for place, item in enumerate(inputs):
+        ids = llama.tokenizer.encode(item) if isinstance(item, str) else item
+        choice, read = written["choices"][place], only_read["choices"][place]
+        told = choice["logprobs"]
+        assert choice["input_tokens"] == len(ids) == len(told["tokens"]) - 1 == len(read["logprobs"]["tokens"])
+        assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
+        assert told["token_logprobs"][:-1] == pytest.approx(read["logprobs"]["token_logprobs"], abs=1e-5)
+        for token, log_prob, top in list(
+            zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True)
+        )[1:]:
+            assert top[token] == log_prob <= max(top.values()) and 1 <= len(top) <= 2
+        assert choice["text"].startswith(read["text"])
+        assert read["text"] == (item if isinstance(item, str) else llama.tokenizer.text_of(ids))
+        assert (read["finish_reason"], silent["choices"][place]["text"]) == ("length", "")
+    events = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: {")]
+    for place, choice in enumerate(written["choices"]):
+        parts = [part for event in events for part in event["choices"] if part["index"] == place]
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        assert parts[-1]["logprobs"]["tokens"] == choice["logprobs"]["tokens"]
+    assert only_read["usage"] == {
+        "prompt_tokens": written["usage"]["prompt_tokens"], "completion_tokens": 0,
+        "total_tokens": written["usage"]["prompt_tokens"],
+    }  # fmt: skip
+
+
+def test_token_ids_get_what_a_text_with_nothing_around_it_gets(lm, tmp_path):
+    ids = lm.tokenizer.encode("sentence: a dull film")
+    with served(make_server(lm, tmp_path)) as client:
+        asked = {"model": "p0", "max_tokens": 4, "logprobs": 0}
+        (choice,) = client.post("/v1/completions", json=asked | {"prompt": ids}).json()["choices"]
+        reason = why(client.post("/v1/completions", json=asked | {"prompt": [4, 99_999]}), 400)
+    assert reason == f"an id is not one of {lm.name}'s 340: 4 to 99999"
+    scheduler = Scheduler(lm, max_memory=MEMORY)
+    hashed = scheduler.table.add(tmp_path / "p0")
+    ticket = scheduler.submit(Asked(parts=(Part(ids=tuple(ids), prompt=hashed),), decoding=Decoding(max_tokens=4)))
+    while scheduler.step():
+        pass
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx(ticket.result(0.0).parts[0].log_probs, abs=1e-5)
+    assert choice["input_tokens"] == len(ids)
+
+
+def test_what_cannot_be_echoed_or_told_is_refused_by_name(lm, tmp_path):
+    asked = {"model": "p0", "prompt": "x"}
+    cases = [
+        ({"echo": True, "prompt": None, "fields": {"sentence": "x"}}, "echo takes an input as it stands; give prompt"),
+        ({"echo": True, "model": "both"}, "logprobs and echo are of one prompt's tokens, but an ensemble has several"),
+        ({"logprobs": 0, "model": "both"}, "logprobs and echo are of one prompt's tokens, but an ensemble has several"),
+        ({"logprobs": 2, "num_beams": 2}, "the most probable tokens are not kept in a beam search; give num_beams 1"),
+    ]
+    if lm.is_encoder_decoder:
+        cases.append(({"echo": True}, f"echo: {lm.name} is an encoder-decoder, which reads an input without"))
+    with served(make_server(lm, tmp_path)) as client:
+        client.put("/v1/ensembles/both", json={"members": ["p0", "p1"]})
+        for change, wanted in cases:
+            assert why(client.post("/v1/completions", json=asked | change), 400).startswith(wanted)
+        chat = {"model": "p0", "messages": [{"role": "user", "content": TEXT}], "top_logprobs": 2}
+        assert why(client.post("/v1/chat/completions", json=chat), 400).startswith("top_logprobs stand beside logprobs")
+        assert client.post("/v1/completions", json=asked | {"logprobs": 0, "num_beams": 2}).status_code == 200
+
+
+def test_chat_tells_log_probs_in_openais_form(llama, tmp_path):
+    import openai
+
+    asked = {"model": "p0", "messages": [{"role": "user", "content": TEXT}], "max_tokens": 4}
+    with served(make_server(llama, tmp_path)) as client:
+        theirs = openai.OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client)
+        (said,) = theirs.chat.completions.create(**asked, logprobs=True, top_logprobs=2).choices
+        (plain,) = theirs.chat.completions.create(**asked, logprobs=False).choices
+        chunks = list(theirs.chat.completions.create(**asked, logprobs=True, top_logprobs=2, stream=True))
+    assert plain.logprobs is None
+    content = said.logprobs.content
+    written = b"".join(bytes(token.bytes or ()) for token in content)
+    assert written.decode(errors="ignore").lstrip() == said.message.content
+    for token in content:
+        assert token.top_logprobs[0].logprob == token.logprob and len(token.top_logprobs) == 2
+    last = chunks[-1].choices[0].logprobs.content
+    assert [token.token for token in last] == [token.token for token in content]
+
+
+EMOJI = "naïve 😀👍🏽 日本 é fin"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "letters for bytes", "pieces and bytes"])
+def test_offsets_are_characters_of_the_text_and_halves_are_bytes(kind):
+    from transformers import ByT5Tokenizer
+
+    tokenizer = {
+        "bytes": lambda: Tokenizer(ByT5Tokenizer()),
+        "letters for bytes": lambda: Tokenizer(make_tokenizer()),
+        "pieces and bytes": lambda: load_tokenizer("softprompt/bundled/t5-mini"),
+    }[kind]()
+    ids = tokenizer.encode(EMOJI)
+    text = tokenizer.decode(ids)
+    part = PartAnswer(
+        prediction=Prediction(text, 0.0), text=text, ids=tuple(ids), log_probs=(*[-1.0] * len(ids), -math.inf),
+        finish_reason="stop", prompt=None, end=tokenizer.eos_id,
+    )  # fmt: skip
+    tokens = tokens_of(part, tokenizer)
+    told = columns(tokens, text, tokenizer)
+    assert b"".join(token.text for token in tokens).decode().lstrip() == text == EMOJI
+    assert told["tokens"][-1] == "</s>" and told["token_logprobs"][-1] == -9999.0
+    assert told["text_offset"][-1] == len(text)
+    halves = 0
+    for name, begin, end in zip(told["tokens"][:-1], told["text_offset"][:-1], told["text_offset"][1:], strict=True):
+        assert 0 <= begin <= end <= len(text)
+        halves += name.startswith("bytes:\\x")
+        assert name.startswith("bytes:") or name.lstrip() == text[begin:end].lstrip()
+    assert halves >= 8
+    said = entries(tokens, 1, tokenizer)["content"]
+    assert bytes(byte for entry in said for byte in entry["bytes"] or ()).decode().lstrip() == text
+    assert said[-1]["bytes"] is None
+    cut = columns(tokens, text[:7], tokenizer)
+    assert max(cut["text_offset"]) == 7
+
+
+def test_tokens_that_read_alike_have_an_entry_each():
+    tokenizer = load_tokenizer("softprompt/bundled/t5-mini")
+    letter, byte = tokenizer.id_of("A"), tokenizer.id_of("<0x41>")
+    assert tokenizer.name(letter) == tokenizer.name(byte) == "A"
+    for own, other in ((letter, byte), (byte, letter)):
+        part = PartAnswer(
+            prediction=Prediction("A", 0.0), text="A", ids=(own,), log_probs=(-1.5,), finish_reason="length",
+            prompt=None, alternatives=({other: -0.5, own: -1.5},),
+        )  # fmt: skip
+        (top,) = columns(tokens_of(part, tokenizer), "A", tokenizer)["top_logprobs"]
+        assert top == {f"token_id:{other}": -0.5, "A": -1.5}
+
+
+def test_the_tokenizer_can_be_asked_as_lm_evals_client_asks(lm, tmp_path):
+    with served(make_server(lm, tmp_path)) as client:
+        info = client.get("/tokenizer_info").json()
+        assert (info["eos_token"], info["pad_token"], info["bos_token"]) == ("</s>", "<pad>", "<s>")
+        assert info["chat_template"] is None and info["tokenizer_class"]
+        asked = {"prompt": "warm é</s>", "add_special_tokens": False}
+        told = client.post("/tokenize", json=asked).json()
+        assert told == {
+            "count": len(told["tokens"]), "max_model_len": lm.max_length or 4096, "token_strs": None,
+            "tokens": lm.tokenizer.encode("warm é</s>"),
+        }  # fmt: skip
+        assert told["tokens"][-1] == lm.tokenizer.eos_id
+        assert client.post("/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "warm é</s>"}
+        added = client.post("/tokenize", json={"prompt": "warm", "return_token_strs": True, "model": "p0"}).json()
+        assert (added["token_strs"][0] == "<s>") == (lm.tokenizer.bos_id is not None)
+        assert why(client.post("/detokenize", json={"tokens": [99_999]}), 400) == (
+            f"tokens: 99999 is no id; {lm.name} has {lm.tokenizer.size}, from 0 on"
+        )
 
 
 def test_chat_takes_one_message_as_a_prompts_input(client):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer, tiny_lm
+from conftest import ENCODER_DECODERS, make_model, make_tokenizer, tiny_lm
 
 from softprompt.answering import running
 from softprompt.answering.decoding import Decoding
@@ -140,6 +140,50 @@ def test_greedy_answers_are_the_models_own_whatever_they_are_batched_with(kind):
         assert part.text == lm.tokenizer.decode(part.ids)
         assert part.finish_reason == ("stop" if len(part.log_probs) > len(part.ids) else "length")
         assert part.num_input_tokens == len(ids)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL_KINDS if kind not in ENCODER_DECODERS])
+def test_the_inputs_own_tokens_are_scored_as_transformers_scores_them_whatever_they_are_batched_with(kind):
+    lm = tiny_lm(kind)
+    prompts = make_prompts(lm)
+    engine = make_engine(lm, prompts)
+    asked = []
+    for number, length in enumerate((12, 1, 90, 2, 7)):
+        prompt = [None, *prompts][number % 3]
+        part = Part(ids=ids_of(length), prompt=None if prompt is None else prompt.sha256)
+        decoding = Decoding(max_tokens=number % 3)
+        asked.append((prompt, engine.submit(Request(parts=(part,), decoding=decoding, num_alternatives=3, echo=True))))
+        engine.submit(ask(ids_of(length + 3), prompts[0], max_tokens=4))
+    finish(engine)
+    for prompt, ticket in asked:
+        (part,), ids = ticket.result(0.0).parts, ticket.request.parts[0].ids
+        values = torch.zeros(0, lm.width) if prompt is None else prompt.values
+        written = lm.embed(torch.tensor([[*ids, *part.ids]]))[0]
+        with torch.no_grad():
+            logits = lm.model(inputs_embeds=torch.cat([values, written])[None]).logits[0, len(values) :]
+        wanted = logits.log_softmax(-1)
+        assert len(part.read) == len(ids) - 1
+        assert len(part.alternatives) == len(part.log_probs) <= ticket.request.decoding.max_tokens
+        chosen = [*part.ids, *([] if part.end is None else [part.end])]
+        for place, told in enumerate([*part.read, *part.alternatives]):
+            token = [*ids[1:], *chosen][place]
+            assert list(told)[:3] == wanted[place].topk(3).indices.tolist()
+            assert set(told) == {*list(told)[:3], token}
+            assert told == pytest.approx({id: float(wanted[place, id]) for id in told}, abs=TOLERANCE)
+        assert [told[token] for told, token in zip(part.alternatives, chosen, strict=True)] == list(part.log_probs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_tokens_may_be_asked_for(kind):
+    lm = tiny_lm(kind)
+    engine = make_engine(lm, make_prompts(lm))
+    tickets = [engine.submit(ask(ids_of(9), make_prompts(lm)[0], max_tokens=count)) for count in (0, 5, 0)]
+    finish(engine)
+    for ticket in (tickets[0], tickets[2]):
+        (part,) = ticket.result(0.0).parts
+        assert (part.ids, part.log_probs, part.text, part.finish_reason) == ((), (), "", "length")
+    assert_same(tickets[1].result(0.0), alone(lm, make_prompts(lm), tickets[1].request))
+    assert engine.stats().num_rows == 0
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Draw,
         TextStream,
         Writer,
+        alternatives,
         choose,
         uniforms,
     )
@@ -69,6 +70,7 @@ __getattr__, __all__ = face(
             "MAX_STOPS",
             "TextStream",
             "Writer",
+            "alternatives",
             "choose",
             "uniforms",
         ),

@@ -28,7 +28,7 @@ class Decoding:
     """How text is chosen: greedy unless told otherwise. ValueError for settings that make no sense."""
 
     max_tokens: int = 64
-    """New tokens at most, the end of sequence included."""
+    """New tokens at most, the end of sequence included; 0 reads the input and writes nothing."""
     temperature: float = 0.0
     """0 is greedy; otherwise logits are divided by it and a token is drawn."""
     top_p: float = 1.0
@@ -43,7 +43,7 @@ class Decoding:
     """Strings at which an answer ends; they are not part of it."""
 
     def __post_init__(self) -> None:
-        _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
+        _check(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
         _check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _check(self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "from 0 to 2**64 - 1")
@@ -87,6 +87,17 @@ def choose(logits: Float[Tensor, "b v"], draws: Sequence[Draw | None]) -> tuple[
         taken = [draw for draw in draws if draw is not None]
         tokens[drawn] = sample(logits[drawn], *(list(column) for column in zip(*taken, strict=True)))
     return tokens, -nn.functional.cross_entropy(logits, tokens, reduction="none")
+
+
+def alternatives(logits: Float[Tensor, "b v"], tokens: Sequence[int], count: int) -> list[dict[int, float]]:
+    """log p of each row's `count` most probable tokens, the first in front, and of its own token."""
+    log_probs = logits.log_softmax(-1)
+    top, ids = log_probs.topk(min(count, logits.shape[1]))
+    own = log_probs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+    told = []
+    for token, log_prob, row_ids, row in zip(tokens, own.tolist(), ids.tolist(), top.tolist(), strict=True):
+        told.append(dict(zip(row_ids, row, strict=True)) | {token: log_prob})
+    return told
 
 
 def sample(
@@ -258,6 +269,10 @@ class Writer:
     """Where text is wanted as it comes, or must be looked at for stop strings."""
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    alternatives: list[dict[int, float]] = field(default_factory=list)
+    """Those of each token in `log_probs`, where they are wanted."""
+    end: int | None = None
+    """The end of sequence, where it came."""
     text: str = ""
     """As far as it is final."""
     finish_reason: str | None = None
@@ -268,7 +283,7 @@ class Writer:
         self.log_probs.append(log_prob)
         piece = ""
         if token in self.tokenizer.end_ids:
-            self.finish_reason = "stop"
+            self.finish_reason, self.end = "stop", token
         else:
             self.ids.append(token)
             piece = self.stream.push(token) if self.stream else ""

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softprompt.answering.decoding import alternatives
 from softprompt.models import NO_PROMPT, Embedded, FrozenLM, Layout, PromptStates, RowStates, begin_rows, pad, step_rows
 from softprompt.prompts import prepend, stack
 
@@ -20,6 +21,7 @@ ROOM = 32  # ours: columns that a group's buffer has after its end; moving a gro
 SPARE = 8  # ours: rows a small group has room for, so that rows that come one by one share a buffer
 SIMILAR = 1.5  # ours: rows of one group read each other's columns as padding, so their lengths are no further apart
 MAX_GROUPS = 8  # ours: above this many, groups that rows have left are joined
+READ_AT_ONCE = 64  # ours: logits of an input's tokens in memory; 150,000 ids of 64 tokens are 38 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class Start:
     """Rows it will be: one for each beam."""
     max_tokens: int
     """New tokens at most."""
+    alternatives: int | None = None
+    """How many of the most probable tokens to tell beside each of the input's own; None: its tokens are not scored."""
 
     @property
     def length(self) -> int:
@@ -54,6 +58,8 @@ class Slot:
     """Columns it will have at most."""
     num_rows: int
     """Rows it is going to be."""
+    read: list[dict[int, float]] = field(default_factory=list)
+    """log p of each token of the input but the first, and of its alternatives, where it is scored (decoder-only)."""
 
 
 @dataclass(eq=False)
@@ -168,19 +174,22 @@ class RunningBatch:
         promised = sum(start.num_rows for start in starts)
         capacity = len(starts) if self.lm.is_encoder_decoder else self._capacity(starts, promised, max_bytes)
         room = 1 if self.lm.is_encoder_decoder else min(max(tokens), ROOM)
-        states, logits = begin_rows(self.lm, self.layout, rows, lengths, capacity=capacity, room=room)
+        states, hidden = begin_rows(self.lm, self.layout, rows, lengths, capacity=capacity, room=room)
         group = Group(states)
         first = self.lm.config.decoder_start_token_id if self.lm.is_encoder_decoder else 0
         for row, start in enumerate(starts):
             final = states.end - states.starts[row] + start.max_tokens
-            group.slots.append(Slot(group, row, first, final, start.num_rows))
+            slot = Slot(group, row, first, final, start.num_rows)
+            group.slots.append(slot)
+            if hidden is not None and start.alternatives is not None:
+                slot.read = self._scored(hidden[row], start.ids, start.alternatives)
         slots = list(group.slots)
         host = self._host(group.length, group.num_rows, group.final)
         if host is None:
             self.groups.append(group)
         else:
             self._join(host, group)
-        return slots, logits
+        return slots, None if hidden is None else self.lm.logits(hidden[:, -1])
 
     def decode(self) -> Float[Tensor, "b v"]:
         """The logits after every row's last token, in the order of `slots`."""
@@ -240,6 +249,15 @@ class RunningBatch:
             last.row = slot.row
         if not group.slots:
             self.groups.remove(group)
+
+    def _scored(self, hidden: Float[Tensor, "q d"], ids: Sequence[int], count: int) -> list[dict[int, float]]:
+        """log p of the ids from the second on, by the states that end with theirs, and of `count` alternatives."""
+        scored = []
+        for first in range(1, len(ids), READ_AT_ONCE):
+            some = ids[first : first + READ_AT_ONCE]
+            begin = len(hidden) - len(ids) + first - 1
+            scored += alternatives(self.lm.logits(hidden[begin : begin + len(some)]), some, count)
+        return scored
 
     def _capacity(self, starts: Sequence[Start], rows: int, max_bytes: int) -> int:
         """Rows of a new group: a few more than it has, if nothing else will take it in and memory allows."""

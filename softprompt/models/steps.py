@@ -17,11 +17,11 @@ from softprompt.models.states import Embedded, Layout, RowGroups, RowStates
 
 def begin_rows(
     lm: FrozenLM, layout: Layout, rows: Embedded, lengths: Sequence[int], *, capacity: int, room: int
-) -> tuple[RowStates, Float[Tensor, "b v"] | None]:
-    """Read rows in one pass: their keys and values, and the logits of their first tokens.
+) -> tuple[RowStates, Float[Tensor, "b q d"] | None]:
+    """Read rows in one pass: their keys and values, and the last hidden states of their inputs, which end together.
 
     lengths: tokens of prompt and input of each row. capacity: rows to have room for. room: columns to have room for
-    after the input. An encoder-decoder gives no logits: its first step reads the token that its decoder starts with.
+    after the input. An encoder-decoder gives no states: its first step reads the token that its decoder starts with.
     """
     fronts = [0] * len(lengths)
     if rows.states is not None and rows.member is not None:
@@ -49,7 +49,7 @@ def begin_rows(
     structure = torch.ones(q, s, dtype=torch.bool, device=x.device).tril(s - q)
     hidden = lm.forward(x, lm.allowed(structure, states.real(0, s), queries_at, keys_at), queries_at, states)
     states.prompts, states.end = [], s
-    return states, lm.logits(hidden[:, -1])
+    return states, hidden
 
 
 def step_rows(lm: FrozenLM, tokens: Int[Tensor, " b"], groups: Sequence[RowStates]) -> Float[Tensor, "b v"]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from softprompt.base.names import first_line
 
 SENTINEL = "<extra_id_0>"  # T5's first sentinel, the last id of its vocabulary
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies of pieces write a byte that no piece has
 
 
 class Rendered(str):
@@ -89,8 +92,61 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out. Sentinels stay: an answer that holds one is not legal."""
         left_out = self._special_ids
-        kept = [id for id in ids if id not in left_out]
-        return self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.text_of([id for id in ids if id not in left_out])
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """All that ids stand for, special tokens too: what a model reads."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def encode_with_added(self, text: str) -> list[int]:
+        """The ids of a text with what the tokenizer itself puts around it, such as a begin of sequence."""
+        return self._tokenizer(text, verbose=False).input_ids
+
+    def bytes_of(self, id: int) -> bytes | None:
+        """What a token adds to the text in UTF-8, half a character too; None where `decode` leaves it out."""
+        token = self._tokenizer.convert_ids_to_tokens(int(id)) if id < self.size else None
+        if token is None or id in self._special_ids:
+            return None
+        backend, added, byte_of = self._spelling
+        if id in added:
+            return token.encode()
+        if backend is None:  # of those without one, ByT5 has a token for each byte
+            return self._tokenizer.decode([id]).encode() or token.encode("latin-1", "replace")
+        if "ByteLevel(" in backend and all(character in byte_of for character in token):
+            return bytes(byte_of[character] for character in token)
+        if "ByteFallback(" in backend and (byte := BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(byte[1])
+        return token.replace("▁", " ").encode()
+
+    def name(self, id: int) -> str:
+        """One token in OpenAI's writing: its text, `bytes:\\xf0` for half a character, a special one's own name."""
+        text = self.bytes_of(id)
+        if text is None:
+            return self._tokenizer.convert_ids_to_tokens(int(id)) if id < self.size else f"token_id:{id}"
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in text)
+
+    @cached_property
+    def _spelling(self) -> tuple[str | None, frozenset[int], dict[str, int]]:
+        """How its backend puts tokens together, the ids added to its vocabulary, and the byte of each letter where a
+        vocabulary spells bytes in letters.
+        """
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        added = frozenset(self._tokenizer.get_added_vocab().values())
+        return backend and repr(backend.decoder), added, {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What tools ask of a tokenizer from afar: its special tokens by name, its chat template, its class."""
+        told = {f"{kind}_token": getattr(self._tokenizer, f"{kind}_token") for kind in ("bos", "eos", "pad", "unk")}
+        told["eos_token"] = self._tokenizer.convert_ids_to_tokens(self.eos_id)
+        return told | {
+            "chat_template": self._tokenizer.chat_template,
+            "tokenizer_class": type(self._tokenizer).__name__,
+        }
 
     def id_of(self, token: str) -> int | None:
         """The id of a token of the vocabulary, None if it has no such token."""

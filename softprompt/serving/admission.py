@@ -34,6 +34,12 @@ def check(request: Request, lm: FrozenLM) -> None:
         raise ValueError("labels repeat; give different ones")
     if request.timeout is not None and not request.timeout > 0:
         raise ValueError(f"timeout is {request.timeout}, but must be above 0 seconds")
+    if request.echo and lm.is_encoder_decoder:
+        raise ValueError(
+            f"echo: {lm.name} is an encoder-decoder, which reads an input without predicting it; leave echo out"
+        )
+    if request.num_alternatives and request.decoding.num_beams > 1:
+        raise ValueError("the most probable tokens are not kept in a beam search; give num_beams 1, or ask for 0")
     for part in request.parts:
         if not part.ids:
             raise ValueError("an input is empty; every input needs some tokens")
@@ -54,6 +60,7 @@ def start_of(request: Request, part: Part, table: PromptTable, room: Room) -> St
         prompt_length=0 if part.prompt is None else table.get(part.prompt).length,
         num_rows=1 if part.candidates else decoding.num_beams,
         max_tokens=sum(map(len, part.candidates)) or decoding.max_tokens,
+        alternatives=request.num_alternatives if request.echo else None,
     )
     new = max(map(len, part.candidates), default=decoding.max_tokens)
     if lm.max_length is not None and start.length + new > lm.max_length:

@@ -25,6 +25,8 @@ class Job:
     """Parts that went first while memory lacked for it."""
     slots: list[Slot] = field(default_factory=list)
     """Its rows of the running batch, one for each beam."""
+    read: list[dict[int, float]] = field(default_factory=list)
+    """Its input's tokens with their log p, as `PartAnswer` has them."""
     uniforms: list[float] = field(default_factory=list)
     """What its tokens are drawn with, as far as it has come."""
 

@@ -61,6 +61,10 @@ class Request:
     """How text is chosen; part i of a sampled ensemble draws from (seed, i)."""
     labels: tuple[str, ...] = ()
     """The candidates' texts, for label scoring; each part has their ids."""
+    num_alternatives: int = 0
+    """How many of the most probable tokens to tell beside each one that was chosen; not with beams."""
+    echo: bool = False
+    """Whether the input's own tokens are scored too, with as many alternatives (decoder-only models)."""
     vote: Vote | None = None
     """The ensemble's rule: `partial(evaluation.vote, task, example)`; None: the majority of equal texts, ties to
     the higher summed log-probability."""
@@ -95,6 +99,12 @@ class PartAnswer:
     """The tokens generated, without the end of sequence; with a stop string, to the token that completed it."""
     log_probs: tuple[float, ...]
     """log p of each token chosen, at temperature 1; one more than `ids` where the end of sequence came."""
+    alternatives: tuple[dict[int, float], ...] = ()
+    """For each of `log_probs` the log p of the most probable tokens and of the chosen one, where they were wanted."""
+    read: tuple[dict[int, float], ...] = ()
+    """The same for the input's tokens from the second on, with `echo`."""
+    end: int | None = None
+    """The end of sequence that came."""
     finish_reason: str
     """stop (end of sequence or stop string) or length; stop with label scoring."""
     prompt: str | None

@@ -18,6 +18,7 @@ from softprompt.answering import (
     RunningBatch,
     Slot,
     Start,
+    alternatives,
     best,
     choose,
     embedded,
@@ -138,7 +139,7 @@ class Stepper:
         # A new group is as wide as its longest row, and has room for rows to come: prompts give way to that, too.
         self.table.give(self.batch.projection().num_bytes - promised.num_bytes)
         for job, slot in zip(jobs, slots, strict=True):
-            job.slots = [slot]
+            job.slots, job.read = [slot], slot.read
             self.running[slot] = job
             self._count(job, num_read=len(job.part.ids))
         if logits is not None:
@@ -176,10 +177,18 @@ class Stepper:
             if slot not in self.running or slot is not job.slots[0]:  # it has failed; or the first beam takes for all
                 continue
             try:
+                if not (job.beams or math.isfinite(log_prob)):
+                    raise _no_numbers(job)
+                if not job.writer.decoding.max_tokens:  # the input was all that was to be read
+                    job.writer.finish_reason = "length"
+                    self._tell(job, "")
+                    continue
                 if job.beams is None:
-                    if not math.isfinite(log_prob):
-                        raise _no_numbers(job)
                     slot.token = token
+                    if count := job.ticket.request.num_alternatives:
+                        told = alternatives(logits[[row_of[slot]]], [token], count)
+                        log_prob = told[0][token]  # the very number that stands among them
+                        job.writer.alternatives += told
                     text = job.writer.take(token, log_prob)
                 else:
                     text = self._advance(job, job.beams, logits[[row_of[beam] for beam in job.slots]].log_softmax(-1))
@@ -216,7 +225,7 @@ class Stepper:
         job.ticket.tell(Piece(job.index, text))
         if job.writer.finish_reason is not None:
             self._leave(job)
-            self._answer(job, Prediction(job.part.answer_of(job.writer.text), sum(job.writer.log_probs)))
+            self._answer(job, Prediction(job.part.answer_of(job.writer.text), sum(job.writer.log_probs, 0.0)))
 
     def _answer(self, job: Job, prediction: Prediction) -> None:
         """Keep a part's answer; with the last one, the request has its own."""
@@ -226,6 +235,9 @@ class Stepper:
             text=writer.text,
             ids=tuple(writer.ids),
             log_probs=tuple(writer.log_probs),
+            alternatives=tuple(writer.alternatives),
+            read=tuple(job.read),
+            end=writer.end,
             finish_reason=str(writer.finish_reason),
             prompt=job.part.prompt,
             num_input_tokens=len(job.part.ids),

@@ -10,11 +10,15 @@ from softprompt.answering import MAX_BEAMS, MAX_STOPS
 from softprompt.serving.http.registry import MAX_MEMBERS
 
 MAX_CHOICES = 16  # completions of one input at most; ours
+MAX_ALTERNATIVES = 20  # most probable tokens told in each place at most; as OpenAI's chat and vLLM have it
 Text = Annotated[str, Field(max_length=1_000_000)]
 Texts = Text | Annotated[list[Text], Field(min_length=1)] | None
 Record = dict[str, Any]
 Records = Record | Annotated[list[Record], Field(min_length=1)] | None
-MaxTokens = Annotated[int | None, Field(ge=1, le=100_000, description="the prompt's longest target if left out")]
+Id = Annotated[int, Field(ge=0)]
+Ids = Annotated[list[Id], Field(min_length=1)]
+MaxTokens = Annotated[int | None, Field(ge=0, le=100_000, description="the prompt's longest target if left out")]
+NumAlternatives = Annotated[int | None, Field(ge=0, le=MAX_ALTERNATIVES)]
 
 
 class Strict(BaseModel):
@@ -59,11 +63,11 @@ class Writing(Question):
 class CompletionRequest(Writing):
     """Text for finished inputs (`prompt`) or for records that the prompt's task casts (`fields`)."""
 
-    prompt: Texts = None
+    prompt: Texts | Ids | Annotated[list[Ids], Field(min_length=1)] = None
     fields: Records = None
     max_tokens: MaxTokens = None
-    logprobs: int | None = Field(None, ge=0, le=0, description="0: those of the tokens chosen")
-    echo: Literal[False] | None = None
+    logprobs: NumAlternatives = Field(None, description="log-probabilities of the tokens, and of so many most probable")
+    echo: bool | None = Field(None, description="the input too, which is then read as it stands; decoder-only models")
     best_of: Literal[1] | None = None
     suffix: None = None
 
@@ -94,6 +98,24 @@ class ChatRequest(Writing):
     messages: list[Message] = Field(min_length=1, max_length=1_000)
     max_tokens: MaxTokens = None
     max_completion_tokens: MaxTokens = None
+    logprobs: bool | None = None
+    top_logprobs: NumAlternatives = Field(None, description="the most probable tokens in each place, with logprobs")
+
+
+class TokenizeRequest(Strict):
+    """A text to cut into tokens."""
+
+    prompt: Text
+    model: str | None = Field(None, description="all names share one tokenizer")
+    add_special_tokens: bool = Field(True, description="with what the tokenizer itself puts around a text")
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Strict):
+    """Token ids to join."""
+
+    tokens: list[Id]
+    model: str | None = None
 
 
 class ClassifyRequest(Question):
@@ -154,12 +176,33 @@ class _Told(BaseModel):
 
 
 class LogProbs(BaseModel):
-    """As OpenAI has it, of the tokens chosen."""
+    """As OpenAI has it, a column for each; None for the first token of an input, before which nothing stands."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: None = None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+class TokenLogProb(BaseModel):
+    """A token in a chat's answer, as OpenAI has it."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChosenLogProb(TokenLogProb):
+    """The one written, and the most probable in its place."""
+
+    top_logprobs: list[TokenLogProb]
+
+
+class ChatLogProbs(BaseModel):
+    """Those of a chat's answer."""
+
+    content: list[ChosenLogProb]
+    refusal: None = None
 
 
 class _Choice(_Told):
@@ -204,7 +247,7 @@ class ChatChoice(_Choice):
     """One answer."""
 
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogProbs | None = None
 
 
 class ChatCompletion(_Answered):
@@ -229,6 +272,21 @@ class Classification(_Answered):
 
     object: Literal["classification"] = "classification"
     results: list[ClassifyResult]
+
+
+class Tokenized(BaseModel):
+    """The answer of /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(BaseModel):
+    """The answer of /detokenize."""
+
+    prompt: str
 
 
 class Model(BaseModel):

@@ -28,6 +28,7 @@ from softprompt.serving.http.prompts import add_prompts
 from softprompt.serving.http.questions import add_questions
 from softprompt.serving.http.state import Server
 from softprompt.serving.http.telemetry import CONTENT_TYPE
+from softprompt.serving.http.tokenizing import add_tokenizer
 from softprompt.serving.http.wire import Wire
 
 __all__ = ["Server", "make_app"]
@@ -77,6 +78,7 @@ def make_app(server: Server) -> FastAPI:
         app.add_exception_handler(kind, refuse)
     add_questions(app, server)
     add_prompts(app, server)
+    add_tokenizer(app, server)
     _add_machine(app, server)
     make_openapi = app.openapi
 

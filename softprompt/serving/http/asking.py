@@ -91,6 +91,22 @@ class Asker:
                 questions.append(Question(number, example, worn, rows, len(examples) > 1))
         return questions
 
+    def as_they_stand(self, worn: Sequence[Worn], items: Sequence[str | list[int]]) -> list[Question]:
+        """Token ids, and texts of which nothing but their own ids is read: no template, separator, begin or end.
+
+        So tools that score texts count tokens as they read them. ValueError for one that is too long to be read.
+        """
+        questions = []
+        for number, item in enumerate(items):
+            ids = tuple(self.lm.tokenizer.encode(item) if isinstance(item, str) else item)
+            if self.lm.max_length is None and len(ids) > MAX_INPUT:
+                raise ValueError(f"input {number} has {len(ids)} tokens, but {MAX_INPUT} are read; give fewer")
+            text = item if isinstance(item, str) else ""
+            example = Example(inputs=text, targets="", id=str(number), references=())
+            rows = tuple(Row(ids, (), False, number) for _ in worn)
+            questions.append(Question(number, example, worn, rows, False))
+        return questions
+
     def turns(self, worn: Sequence[Worn], messages: Sequence[dict[str, str]]) -> Question:
         """A conversation as one question. A prompt takes one message of the user's: what it was trained on."""
         if worn[0].sha256 is None:

@@ -17,12 +17,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from softprompt.answering import Decoding, mean_probabilities
+from softprompt.models import Tokenizer
 from softprompt.serving import Answer, Cancelled, PartAnswer, Piece, Ticket
 from softprompt.serving import Request as Asked
 from softprompt.serving.http import api
 from softprompt.serving.http.access import Key
 from softprompt.serving.http.asking import Question, Worn, shown
 from softprompt.serving.http.errors import error_of
+from softprompt.serving.http.logprobs import columns, entries, tokens_of
 from softprompt.serving.http.state import Server
 from softprompt.serving.http.wire import REQUEST_ID
 
@@ -39,14 +41,21 @@ def add_questions(app: FastAPI, server: Server) -> None:
         """Text for each input. OpenAI's endpoint: `model` is a prompt's name, `prompt` is its finished input."""
         items = items_of(body.prompt, body.fields, "prompt", server.limits.max_inputs)
         call = Call(server, request, key, body)
-        return await written(call, body, lambda worn: asker.questions(worn, items), body.max_tokens)
+        ask = partial(asker.questions, items=items)
+        if body.echo and body.prompt is None:
+            raise ValueError("echo takes an input as it stands; give prompt, not fields")
+        if body.echo or isinstance(items[0], list):
+            ask = partial(asker.as_they_stand, items=items)
+        return await written(call, body, ask, body.max_tokens)
 
     @app.post("/v1/chat/completions", response_model=api.ChatCompletion, tags=["ask"])
     async def chat(body: api.ChatRequest, request: Request, key: Key = use) -> Any:
         """OpenAI's endpoint: one message of the user's is a prompt's input; the bare model takes a conversation."""
         messages = [{"role": message.role, "content": message.text} for message in body.messages]
         call = Call(server, request, key, body)
-        max_tokens = body.max_tokens or body.max_completion_tokens
+        if body.top_logprobs and not body.logprobs:
+            raise ValueError("top_logprobs stand beside logprobs; give logprobs true, or leave top_logprobs out")
+        max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
         return await written(call, body, lambda worn: [asker.turns(worn, messages)], max_tokens)
 
     @app.post("/v1/classify", response_model=api.Classification, tags=["ask"])
@@ -177,15 +186,19 @@ async def written(
 
     ValueError for settings that do not go together.
     """
-    asker = call.server.asker
+    asker, tokenizer = call.server.asker, call.server.asker.lm.tokenizer
+    echo, count = is_echoed(body), num_alternatives(body)
 
     def make(question: Question, choice: int) -> Asked:
         if body.n > 1 and body.temperature == 0:
             raise ValueError(
                 f"n is {body.n} with temperature 0, which gives {body.n} equal answers; give a temperature"
             )
+        if len(question.worn) > 1 and (echo or count is not None):
+            raise ValueError("logprobs and echo are of one prompt's tokens, but an ensemble has several; ask a member")
+        longest = max(worn.form.max_target_length for worn in question.worn)
         decoding = Decoding(
-            max_tokens=max_tokens or max(worn.form.max_target_length for worn in question.worn),
+            max_tokens=longest if max_tokens is None else max_tokens,
             temperature=body.temperature,
             top_p=body.top_p,
             seed=None if body.seed is None else (body.seed + choice) % 2**63,
@@ -193,18 +206,18 @@ async def written(
             length_penalty=body.length_penalty,
             stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         )
-        return asker.completion(question, decoding)
+        asked = asker.completion(question, decoding)
+        return replace(asked, echo=echo, num_alternatives=count or 0)
 
     def choice_of(question: Question, answer: Answer) -> dict[str, Any]:
-        part, text, members = answer.parts[0], text_of(question, answer), None
+        part, members = answer.parts[0], None
+        text = text_of(body, tokenizer, question, answer)
         if len(answer.parts) > 1:
             votes = [(part.prompt, part.prediction) for part in answer.parts]
             members = [{"prompt_hash": worn, "text": own.text, "log_prob": own.log_prob} for worn, own in votes]
-        choice: dict[str, Any] = {"finish_reason": part.finish_reason, "members": members}
-        if isinstance(body, api.ChatRequest):
-            return choice | {"message": {"content": text}}
-        has_log_probs = isinstance(body, api.CompletionRequest) and body.logprobs is not None and not members
-        return choice | {"text": text, "logprobs": log_probs_of(asker.lm.tokenizer, part) if has_log_probs else None}
+        log_probs = log_probs_of(body, tokenizer, question, part, text)
+        choice: dict[str, Any] = {"finish_reason": part.finish_reason, "members": members, "logprobs": log_probs}
+        return choice | ({"message": {"content": text}} if isinstance(body, api.ChatRequest) else {"text": text})
 
     await call.submit(ask, make, count=body.n, stream=bool(body.stream))
     if body.stream:
@@ -214,7 +227,7 @@ async def written(
 
 async def stream(call: Call, body: api.Writing) -> AsyncIterator[str]:
     """Server-sent events: pieces as they are written, each choice's end, the usage if asked for, and [DONE]."""
-    is_chat = isinstance(body, api.ChatRequest)
+    is_chat, echo, tokenizer = isinstance(body, api.ChatRequest), is_echoed(body), call.server.asker.lm.tokenizer
     kind = "chat.completion.chunk" if is_chat else "text_completion"
     head = {"id": call.id, "object": kind, "created": call.created, "model": body.model}
 
@@ -232,12 +245,15 @@ async def stream(call: Call, body: api.Writing) -> AsyncIterator[str]:
         if is_chat:
             for index in range(len(call.tickets)):
                 yield event(choice(index, {"role": "assistant", "content": ""}))
+        elif echo:
+            for index, question in enumerate(call.questions):
+                yield event(choice(index, {"content": echoed(tokenizer, question)}))
         while len(answers) < len(call.tickets):
             index, outcome = await call.events.get()
             question = call.questions[index]
             form = question.worn[0].form
             # Known at its end only: a vote, or an answer with a sentinel to strip.
-            comes_whole = len(question.worn) > 1 or form.sentinel != "none"
+            comes_whole = len(question.worn) > 1 or (form.sentinel != "none" and not echo)
             if isinstance(outcome, Exception):
                 status, error = error_of(outcome, call.id)
                 log.warning("%s: %s after the stream began: %s", call.id, status, error.message)
@@ -245,17 +261,19 @@ async def stream(call: Call, body: api.Writing) -> AsyncIterator[str]:
                 return
             text = ""
             if isinstance(outcome, Piece) and not comes_whole:
-                is_first = form.leading_space and index not in begun
+                is_first = form.leading_space and not echo and index not in begun
                 text = outcome.text.lstrip() if is_first else outcome.text
             elif isinstance(outcome, Answer) and comes_whole:
-                text = text_of(question, outcome)
+                text = text_of(body, tokenizer, question, outcome)
             if text:
                 begun.add(index)
                 yield event(choice(index, {"content": text}))
             if isinstance(outcome, Answer):
                 answers.append(outcome)
                 call.note_wait(outcome)
-                yield event(choice(index, {}, outcome.parts[0].finish_reason) | told(question, outcome))
+                part, whole = outcome.parts[0], text_of(body, tokenizer, question, outcome)
+                end = choice(index, {}, part.finish_reason) | told(question, outcome)
+                yield event(end | {"logprobs": log_probs_of(body, tokenizer, question, part, whole)})
         if body.stream_options and body.stream_options.include_usage:
             yield event(usage=usage_of(answers))
         yield "data: [DONE]\n\n"
@@ -282,9 +300,12 @@ def told(question: Question, answer: Answer) -> dict[str, Any]:
     }
 
 
-def text_of(question: Question, answer: Answer) -> str:
-    """The answer's text: the only prompt's as it wrote it, or the vote's."""
-    return shown(question.worn[0].form, answer.parts[0].text) if len(answer.parts) == 1 else answer.prediction.text
+def text_of(body: api.Writing, tokenizer: Tokenizer, question: Question, answer: Answer) -> str:
+    """The answer's text: the only prompt's, as it wrote it behind its input with echo, or the vote's."""
+    text = answer.parts[0].text
+    if is_echoed(body):
+        return echoed(tokenizer, question) + text
+    return shown(question.worn[0].form, text) if len(answer.parts) == 1 else answer.prediction.text
 
 
 def result_of(_: Question, answer: Answer) -> dict[str, Any]:
@@ -302,22 +323,43 @@ def result_of(_: Question, answer: Answer) -> dict[str, Any]:
     }
 
 
-def log_probs_of(tokenizer: Any, part: PartAnswer) -> dict[str, Any]:
-    """The chosen tokens' log-probabilities; the end of sequence is the last where there is one more."""
-    tokens = [tokenizer.piece(id) for id in part.ids]
-    tokens += ["</s>"] * (len(part.log_probs) - len(tokens))
-    offsets = [0]
-    for token in tokens:
-        offsets.append(offsets[-1] + len(token))
-    return {"tokens": tokens, "token_logprobs": list(part.log_probs), "text_offset": offsets[:-1]}
+def is_echoed(body: api.Writing) -> bool:
+    """Whether the input stands in front of the answer."""
+    return isinstance(body, api.CompletionRequest) and bool(body.echo)
 
 
-def items_of(texts: str | list[str] | None, records: Any, name: str, max_inputs: int) -> list[Any]:
-    """The inputs of a request: finished texts or records. ValueError unless exactly one kind is given."""
+def num_alternatives(body: api.Writing) -> int | None:
+    """How many of the most probable tokens are wanted in each place; None: no log-probabilities are."""
+    if isinstance(body, api.ChatRequest):
+        return (body.top_logprobs or 0) if body.logprobs else None
+    return body.logprobs if isinstance(body, api.CompletionRequest) else None
+
+
+def echoed(tokenizer: Tokenizer, question: Question) -> str:
+    """The text of an input that was read as it stands."""
+    return question.example.inputs or tokenizer.text_of(question.rows[0].ids)
+
+
+def log_probs_of(
+    body: api.Writing, tokenizer: Tokenizer, question: Question, part: PartAnswer, text: str
+) -> dict[str, Any] | None:
+    """Those of the tokens of an answer's text, in the endpoint's form; None unless asked for."""
+    count = num_alternatives(body)
+    if count is None:
+        return None
+    if isinstance(body, api.ChatRequest):
+        return entries(tokens_of(part, tokenizer), count, tokenizer)
+    read = question.rows[0].ids if is_echoed(body) else ()
+    return columns(tokens_of(part, tokenizer, read), text, tokenizer)
+
+
+def items_of(texts: str | list[Any] | None, records: Any, name: str, max_inputs: int) -> list[Any]:
+    """The inputs of a request: finished texts, token ids or records. ValueError unless exactly one kind is given."""
     if (texts is None) == (records is None):
         raise ValueError(f"give either {name} (finished text) or fields (a record of the prompt's task)")
     given = records if texts is None else texts
-    items = given if isinstance(given, list) else [given]
+    is_one = not isinstance(given, list) or isinstance(given[0], int)  # the ids of one input
+    items = [given] if is_one else given
     if len(items) > max_inputs:
         raise ValueError(f"{len(items)} inputs, but a request takes {max_inputs}; send more requests")
     for number, item in enumerate(items):
