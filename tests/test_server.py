@@ -941,7 +941,7 @@ def test_keys_are_kept_as_hashes(tmp_path):
         ("completions", {"model": "p0", "prompt": "x", "fields": {}}, 400, "give either prompt"),
         ("completions", {"model": "p0", "prompt": 5}, 400, "valid string"),
         ("completions", {"model": "p0", "prompt": "x", "max_tokens": "5"}, 400, "max_tokens: input should be a valid"),
-        ("completions", {"model": "p0", "prompt": "x", "max_tokens": -1}, 400, "greater than or equal to 1"),
+        ("completions", {"model": "p0", "prompt": "x", "max_tokens": -1}, 400, "greater than or equal to 0"),
         ("completions", {"model": "p0", "prompt": "x", "max_token": 1}, 400, "did you mean 'max_tokens'?"),
         ("completions", {"model": "p0", "prompt": "x", "top_p": 0}, 400, "greater than 0"),
         ("completions", {"model": "p0", "prompt": "x", "n": 2}, 400, "n is 2 with temperature 0"),

@@ -358,8 +358,7 @@ def items_of(texts: str | list[Any] | None, records: Any, name: str, max_inputs:
     if (texts is None) == (records is None):
         raise ValueError(f"give either {name} (finished text) or fields (a record of the prompt's task)")
     given = records if texts is None else texts
-    is_one = not isinstance(given, list) or isinstance(given[0], int)  # the ids of one input
-    items = [given] if is_one else given
+    items = given if isinstance(given, list) and not isinstance(given[0], int) else [given]  # ids are one input
     if len(items) > max_inputs:
         raise ValueError(f"{len(items)} inputs, but a request takes {max_inputs}; send more requests")
     for number, item in enumerate(items):
