@@ -923,3 +923,33 @@ def test_the_three_commands_of_readme_for_a_task_of_your_own_do_what_they_say(ru
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(asked[0].encode() + b"\n")))
     code, out, err = run(*asked[1].split())
     assert code == 0 and set(json.loads(out)["probabilities"]) == {"positive", "negative"}, err
+
+
+def test_labels_with_commas_are_given_one_at_a_time(run, here):
+    records = [{"text": f"row {i}", "label": ("New York, NY", "Boston, MA")[i % 2]} for i in range(12)]
+    write(here / "towns.jsonl", records)
+    own = ["--data", "train=towns.jsonl", "--inputs", "msg: {text}", "--targets", "{label}"]
+    code, out, err = run("tasks", *own, "--label", "New York, NY", "--label", "Boston, MA")
+    assert code == 0 and "labels: New York, NY (6), Boston, MA (6)" in out, err
+    both = [*own, "--labels", "a,b", "--label", "c"]
+    assert "argument --label: not allowed with argument --labels" in run("tasks", *both)[2]
+    few = ["--model", "./llama", "--steps", "2", "--batch-size", "2", "--prompt-length", "2", "--out", "towns"]
+    code, out, err = run("train", *own, *few, "--label", "New York, NY", "--label", "Boston, MA")
+    assert code == 0, err
+    assert json.loads(Path("towns/softprompt.json").read_text())["labels"] == ["New York, NY", "Boston, MA"]
+
+
+def test_a_file_of_chats_needs_no_template(run, here):
+    turns = [{"role": "user", "content": "Wet?"}, {"role": "assistant", "content": "no"}]
+    others = [[{"role": "user", "content": f"Wet {i}?"}, turns[1]] for i in range(12)]
+    write(here / "chats.jsonl", [{"messages": chat} for chat in (turns, *others)])
+    code, out, err = run("tasks", "--data", "train=chats.jsonl")
+    assert code == 0 and "inputs:  Wet?\ntargets: no" in out, err
+    few = ["--steps", "2", "--batch-size", "2", "--prompt-length", "2", "--out", "chats"]
+    code, out, err = run("train", "--model", "./llama", "--data", "train=chats.jsonl", *few)
+    assert code == 0, err
+    write(here / "asked.jsonl", [{"messages": turns[:1]}])
+    code, out, err = run("predict", "--prompt", "chats", "--input", "asked.jsonl")
+    assert code == 0 and "prediction" in json.loads(out), err
+    code, out, err = run("train", "--model", "./llama", "--data", "train=train.jsonl", *few)
+    assert code == 2 and "which task? give --task" in err

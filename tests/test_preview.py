@@ -45,6 +45,14 @@ def test_what_the_limit_cuts_is_what_encoding_cuts(lm):
     assert found.num_cut == sum(encode_inputs(text, form, lm.tokenizer).was_cut for text in texts)
 
 
+def test_a_preview_shows_what_is_lost(lm):
+    examples = [example("sea " * 40 + "is it warm?")]
+    assert token_lengths(examples, lm, max_input_length=30).lost["1"].endswith("sea is it warm?")
+    assert token_lengths(examples, lm, max_input_length=30, truncate="start").lost["1"].startswith("sea sea")
+    assert "warm" not in token_lengths(examples, lm, max_input_length=30, truncate="start").lost["1"]
+    assert token_lengths(examples, lm).lost == {}
+
+
 def test_unlabelled_examples_have_no_target_lengths(lm):
     assert token_lengths([example("warm", UNLABELLED)], lm).targets is None
 

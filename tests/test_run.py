@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -210,10 +211,48 @@ def test_cut_inputs_are_counted_and_told(tmp_path, llama):
     records[3]["text"] = records[9]["text"] = "sea " * 60
     told, config = [], own(tmp_path, {"train": records, "dev": []}, max_input_length=50)
     train(config, lm=llama, watch=Watch(message=told.append))
-    assert "own: 2 of 30 training inputs are cut to 50 tokens; --max-input-length takes more of them" in told
+    cut = (
+        "own: 2 of 30 training inputs are cut to 50 tokens; --max-input-length takes more of them; of the first is lost"
+    )
+    (line,) = [line for line in told if line.startswith(cut)]
+    assert re.search(r"at the end \(--truncate\): sea( sea)+$", line)
     told.clear()
     train(replace(config, max_input_length=200), lm=llama, watch=Watch(message=told.append), overwrite=True)
     assert not [line for line in told if "cut" in line]
+
+
+def test_truncation_at_the_start_keeps_the_question_at_the_end_here_and_in_use(tmp_path, llama):
+    def asked(word, number=0):
+        return {"text": f"{number} {'sea ' * 60}is it {word}?"}
+
+    records = [asked(word, i) | {"label": word} for i, word in enumerate(("warm", "dull") * 16)]
+    changes = {"max_input_length": 50, "labels": ("warm", "dull"), "truncate": "start"}
+    told, config = [], own(tmp_path, {"train": records[2:], "dev": records[:2]}, **changes)
+    train(config, lm=llama, watch=Watch(message=told.append))
+    assert any("at the start (--truncate): text: 2 sea" in line for line in told)
+    saved = open_prompts(config.out, model=llama)
+    assert saved.forms[0].truncation_side == "start"
+    (rows,) = saved.encode(saved.task.cast(asked("warm"), "asked"))
+    assert llama.tokenizer.decode(rows[0].ids).endswith(" sea is it warm?\nanswer:") and rows[0].was_cut
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (
+            ("good",),
+            "all 30 training examples have the target 'good', and so will every answer; give examples of others",
+        ),
+        (
+            ("good", "bad", "so-so", "odd"),
+            "no training example has the label 'so-so', 'odd'; give some, or leave it out",
+        ),
+    ],
+)
+def test_a_file_of_one_class_and_a_label_without_an_example_are_told(tmp_path, llama, labels, words):
+    records = films("train", 30, labels[:2])
+    with pytest.warns(UserWarning, match=f"^{words}$"):
+        data_of(own(tmp_path, {"train": records, "dev": []}, labels=labels), llama)
 
 
 def test_what_stands_in_dev_or_test_is_not_trained_on_and_is_counted_and_told(tmp_path, llama):

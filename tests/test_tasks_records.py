@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from softprompt.tasks import read_records
+from softprompt.tasks import read_items, read_records
 from softprompt.tasks.records import place
 
 
@@ -144,3 +144,38 @@ def test_importing_the_tasks_imports_no_heavy_library():
     code = f"import sys, softprompt.tasks; print([name for name in {heavy} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        ("a.csv", "text;label", "has semicolons between its columns, but should have commas"),
+        ("a.csv", "text\tlabel", "has tabs between its columns, but should have commas"),
+        ("a.tsv", "text,label", "has commas between its columns, but should have tabs"),
+    ],
+)
+def test_another_separator_is_told_at_the_column_names(tmp_path, name, head, words):
+    path = tmp_path / name
+    path.write_text(f"{head}\nrow, number 1;yes\n")
+    with pytest.raises(ValueError, match=f"{name} {words}"):
+        list(read_records(path))
+
+
+def test_a_folder_of_texts_gets_the_line_that_makes_a_file_of_it(tmp_path):
+    for label, text in (("good", "a warm film"), ("bad", "a dull one")):
+        (tmp_path / "films" / label).mkdir(parents=True)
+        (tmp_path / "films" / label / "1.txt").write_text(text)
+    with pytest.raises(ValueError, match="films is a folder of texts; make one file of them") as told:
+        read_records(tmp_path / "films")
+    command = str(told.value).split("labels: ")[1]
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    records = [record for _, record in read_records(tmp_path / "films.jsonl")]
+    assert records == [{"text": "a dull one", "label": "bad"}, {"text": "a warm film", "label": "good"}]
+
+
+def test_a_spreadsheet_gets_the_line_that_makes_a_file_of_it(tmp_path):
+    path = tmp_path / "films.xlsx"
+    path.write_bytes(b"PK")
+    for reader in (read_records, lambda path: list(read_items(path))):
+        with pytest.raises(ValueError, match=r"films.xlsx is a spreadsheet; save it as CSV .*films.csv', index=False"):
+            reader(path)

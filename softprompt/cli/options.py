@@ -43,7 +43,12 @@ def add_settings(command: argparse.ArgumentParser, settings: Mapping[str, Settin
             options |= {"action": "extend", "type": split_names}
         if name == "data":  # is read by `read_data`
             options["nargs"] = "+"
-        groups[heading].add_argument(f"--{name.replace('_', '-')}", **options)
+        place = groups[heading]
+        if name == "labels":  # or one at a time, as those with commas in them must be
+            place = place.add_mutually_exclusive_group()
+            one = {"metavar": "A", "action": "append", "type": str.strip, "help": "one of them; repeat it"}
+            place.add_argument("--label", dest="labels", **one)
+        place.add_argument(f"--{name.replace('_', '-')}", **options)
 
 
 def _text_of(default: Any) -> str:
@@ -81,7 +86,8 @@ def add_shared(
 
 def flags_of(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """Those of these flags that stand on the command line."""
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def split_names(text: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from softprompt.base.terminal import counted, say
 from softprompt.cli.options import add_prompt, opened
+from softprompt.tasks import check_kind
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """Answer what comes in, a line for each, and say how many."""
     if args.resume and not args.output:
         raise ValueError("--resume goes on with a file, so it needs --output")
+    if args.input:
+        check_kind(Path(args.input))
     if args.input and not Path(args.input).is_file():
         raise ValueError(f"no file {args.input}; name a file of records or of lines, or leave --input for stdin")
     saved = opened(args, args.scoring or ("rank" if args.scores else None))

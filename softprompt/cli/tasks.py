@@ -23,15 +23,17 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", default="train", metavar="S", help="train, dev or test (default: train)")
     command.add_argument("--limit", type=int, default=3, metavar="N", help="examples shown (default: 3)")
     command.add_argument("--model", metavar="M", help="also measure lengths in this model's tokens")
-    add_shared(command, ["max_input_length"], title="")
+    add_shared(command, ["max_input_length", "truncate"], title="")
     add_shared(command, OWN_FILES)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the list of tasks, or one task's examples and their lengths."""
-    task = own_task(args)
-    from softprompt.tasks import TASKS, get_task, read_split
+    task, data = own_task(args), read_data(args.data, split=args.split)
+    from softprompt.tasks import TASKS, chat_templates, file_task, get_task, read_split
 
+    if task is None and (templates := chat_templates(data)):
+        task = file_task(**templates)
     if task is None:
         rows = [["task", "labels", "metrics"]]
         for name, known in TASKS.items():
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{table(rows)}\n\nsoftprompt tasks T --data DIR shows a task's examples as the model will read them")
         return 0
     task = get_task(task) if isinstance(task, str) else task
-    reading = read_split(task, args.split, read_data(args.data, split=args.split))
+    reading = read_split(task, args.split, data)
     share = f" ({reading.share:.1%} of them)" if reading.share not in (None, 1) else ""
     print(f"{task.name} {args.split}: {reading.note}{share}\nmetrics: {_metrics_of(task)}")
     if task.labels:
@@ -70,11 +72,13 @@ def _length_table(args: argparse.Namespace, examples: Sequence[Any]) -> str:
     from softprompt.training import token_lengths
 
     say_if_slow(args.model)
-    found = token_lengths(examples, load(args.model), **flags_of(args, ["max_input_length"]))
+    found = token_lengths(examples, load(args.model), **flags_of(args, ["max_input_length", "truncate"]))
     rows = [["tokens", "min", "median", "95 %", "max"]]
     for name, lengths in (("inputs", found.inputs), ("targets", found.targets)):
         if lengths is not None:
             rows.append([name, *(f"{n:,}" for n in (lengths.min, lengths.median, lengths.p95, lengths.max))])
     count = counted(len(examples), "input")
     cut = f"{found.num_cut:,} of {count} longer than {found.max_input_length:,} tokens, and so cut"
-    return f"{table(rows)}\n{cut}"
+    if found.lost:
+        cut += f" at the {args.truncate or 'end'} (--truncate); lost are, of the first:"
+    return "\n".join([table(rows), cut, *(f"  {id}: {lost}" for id, lost in found.lost.items())])

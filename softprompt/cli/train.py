@@ -30,6 +30,7 @@ from softprompt.cli.options import (
     set_up,
     split_names,
 )
+from softprompt.tasks import chat_templates
 from softprompt.training import RunConfig, check_out
 
 
@@ -92,6 +93,8 @@ def run_config(args: argparse.Namespace) -> RunConfig:
         raise ValueError(
             "which model? give --model with a hub id, a local folder, a GGUF file, smollm2-135m or bundled/t5-mini"
         )
+    if not settings.get("task") and not settings.get("inputs") and not settings.get("targets"):
+        settings |= chat_templates(settings.get("data"))
     if not settings.get("task") and not settings.get("inputs"):
         raise ValueError("which task? give --task (see `softprompt tasks`), or --inputs and --targets for your files")
     if settings.get("inputs") and settings.get("data") is None:

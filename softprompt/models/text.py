@@ -102,6 +102,8 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     was_cut: bool
+    lost: list[int]
+    """What was cut off."""
 
 
 def encode_inputs(text: str, form: TextFormat, tokenizer: Tokenizer) -> Encoded:
@@ -131,9 +133,17 @@ def encode_all_inputs(texts: Sequence[str], form: TextFormat, tokenizer: Tokeniz
         raise ValueError(f"max_input_length {form.max_input_length} leaves no room for the input; make it longer")
     encoded = []
     for ids in tokenizer.encode_text(texts):
-        kept = ids[:room] if form.truncation_side == "end" else ids[-room:]
-        encoded.append(Encoded(head + kept + tail, len(ids) > room))
+        kept, lost = ids[:room], ids[room:]
+        if form.truncation_side == "start":
+            kept, lost = ids[-room:], ids[:-room]
+        encoded.append(Encoded(head + kept + tail, len(ids) > room, lost))
     return encoded
+
+
+def lost_part(text: str, form: TextFormat, tokenizer: Tokenizer) -> str:
+    """What the length limit cuts off an input, in one line, without its middle if it is long; '' for nothing."""
+    lost = " ".join(tokenizer.decode(encode_inputs(text, form, tokenizer).lost).split())
+    return lost if len(lost) <= 100 else f"{lost[:40]} … {lost[-50:]}"
 
 
 def encode_target(text: str, form: TextFormat, tokenizer: Tokenizer) -> list[int]:
@@ -217,8 +227,8 @@ def encode_examples(
     distinct = list({example.targets: None for example in examples}) if with_targets else []
     ids_of = dict(zip(distinct, map(tuple, _encode_targets(distinct, form, tokenizer)), strict=True))
     rows = []
-    for index, (example, (ids, was_cut)) in enumerate(zip(examples, encoded, strict=True)):
-        rows.append(Row(tuple(ids), ids_of.get(example.targets, ()), was_cut, index))
+    for index, (example, read) in enumerate(zip(examples, encoded, strict=True)):
+        rows.append(Row(tuple(read.ids), ids_of.get(example.targets, ()), read.was_cut, index))
     return rows
 
 

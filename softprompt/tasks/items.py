@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.tasks.own_file import ASKED
-from softprompt.tasks.records import COMPRESSIONS, READERS, decoded, open_bytes, plain_suffix, read_object, read_rows
+from softprompt.tasks.records import (
+    COMPRESSIONS,
+    READERS,
+    check_kind,
+    decoded,
+    open_bytes,
+    plain_suffix,
+    read_object,
+    read_rows,
+)
 from softprompt.tasks.task import UNLABELLED, Example, Task, text_column
 
 Item = str | dict[str, Any] | ValueError
@@ -29,6 +38,7 @@ def read_items(path: str | Path) -> Iterator[tuple[int, Item]]:
     that is missing or not of its format.
     """
     path = Path(path)
+    check_kind(path)
     if not path.is_file():
         raise ValueError(f"no file {path}; name a file of records or of lines")
     if plain_suffix(path) in READERS:

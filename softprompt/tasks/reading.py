@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from softprompt.base.names import first_line, nearest
-from softprompt.tasks.records import Numbered, place, read_records
+from softprompt.tasks.records import Numbered, check_kind, place, read_records
 from softprompt.tasks.task import SPLITS, Example, Task
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,8 @@ def _official_files(task: Task, split: str, data: Path) -> list[Path]:
     for folder in folders:
         if found := _found_in(folder, task, split):
             return found
+    if task.template is not None:
+        check_kind(data)
     looked, wanted = folders[0], [*task.files.get(split, ()), *task.parts.get(split, ())]
     raise ValueError(f"no {split} file of {task.name} in {looked}; looked for {', '.join(wanted[:6])}")
 

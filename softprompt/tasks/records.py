@@ -59,6 +59,7 @@ def read_tsv(path: str | Path, *, columns: Sequence[str] = (), known: Sequence[s
 def opened(path: str | Path, reader: Callable[[Path], Rows] | None) -> Numbered:
     """What `reader` yields for the file, once it is known to be there, of a known format, sound and not empty."""
     path = Path(path)
+    check_kind(path)
     if not path.is_file():
         names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ValueError(f"no file {path}{nearest(path.name, names)}")
@@ -76,6 +77,22 @@ def opened(path: str | Path, reader: Callable[[Path], Rows] | None) -> Numbered:
             raise ValueError(f"{path} is empty: it holds no records")
 
     return records()
+
+
+def check_kind(path: Path) -> None:
+    """ValueError, with the line that makes one of our files of it, for a spreadsheet or a folder of texts."""
+    if path.is_file() and path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise ValueError(
+            f"{path} is a spreadsheet; save it as CSV where it was made, or: pip install pandas openpyxl && python -c "
+            f"\"import pandas; pandas.read_excel('{path}').to_csv('{path.with_suffix('.csv')}', index=False)\""
+        )
+    if path.is_dir() and next(path.rglob("*.txt"), None):
+        record = "{'text': p.read_text(), 'label': p.parent.name}"
+        raise ValueError(
+            f'{path} is a folder of texts; make one file of them, their folders the labels: python -c "import json, '
+            f"pathlib; [print(json.dumps({record})) for p in sorted(pathlib.Path('{path}').rglob('*.txt'))]\" > "
+            f"{path.with_suffix('.jsonl')}"
+        )
 
 
 def file_format(path: str | Path) -> str:
@@ -283,11 +300,24 @@ def _separated(path: Path, rows: Fields, *, columns: Sequence[str] = (), known: 
             headed = not columns or set(row) <= {*columns, *known}
             names = row if headed else columns
             if headed:
+                _check_separator(path, names)
                 continue
         if len(row) == len(names):
             yield number, dict(zip(names, row, strict=True))
         else:
             yield number, ValueError(f"{len(row)} fields, but there are {len(names)} columns")
+
+
+def _check_separator(path: Path, names: Sequence[str]) -> None:
+    """ValueError for a lone column whose name has another separator in it."""
+    kind = file_format(path)
+    for separator, what in {";": "semicolons", ",": "commas", "\t": "tabs"}.items():
+        if len(names) == 1 and separator in names[0]:
+            wanted = {
+                ".csv": "commas (a name that ends in .tsv has tabs)",
+                ".tsv": "tabs (one that ends in .csv has commas)",
+            }
+            raise ValueError(f"{path} has {what} between its columns, but should have {wanted[kind]}; save it so")
 
 
 def parquet_rows(path: Path) -> Rows:

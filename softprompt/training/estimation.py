@@ -12,7 +12,7 @@ import numpy as np
 
 from softprompt.base.memory import peak_bytes
 from softprompt.base.watch import Progress, Watch
-from softprompt.models import FrozenLM, default_format, encode_all_inputs, target_lengths
+from softprompt.models import FrozenLM, default_format, encode_all_inputs, lost_part, target_lengths
 from softprompt.tasks import UNLABELLED, Example
 from softprompt.training.loop import Member, fit
 from softprompt.training.plan import check_plans, members_of, plan_prompts, prepare, tasks_of
@@ -20,6 +20,7 @@ from softprompt.training.run import load_model
 from softprompt.training.settings import RunConfig
 
 NUM_TIMED = 2  # ours: steps timed after the first, which warms caches up and compiles
+NUM_SHOWN = 3  # ours: cut inputs of which a preview shows what is lost
 NUM_SCORED = 32  # ours: selection rows scored, of all members together, to know the time of the others
 
 
@@ -43,10 +44,14 @@ class TokenLengths:
     max_input_length: int
     num_cut: int
     """Inputs longer than `max_input_length`."""
+    lost: dict[str, str]
+    """What of the first of them is cut off, by the example's id."""
 
 
-def token_lengths(examples: Sequence[Example], lm: FrozenLM, *, max_input_length: int = 512) -> TokenLengths:
-    """How long the examples are in the model's tokens, and how many a length limit cuts.
+def token_lengths(
+    examples: Sequence[Example], lm: FrozenLM, *, max_input_length: int = 512, truncate: str = "end"
+) -> TokenLengths:
+    """How long the examples are in the model's tokens, how many a length limit cuts at which end, and what is lost.
 
     Raises ValueError for an empty input, and if there are no examples.
     """
@@ -58,11 +63,14 @@ def token_lengths(examples: Sequence[Example], lm: FrozenLM, *, max_input_length
     texts = list({example.targets: None for example in examples if example.targets != UNLABELLED})
     by_text = dict(zip(texts, target_lengths(texts, form, lm.tokenizer), strict=True))
     targets = [by_text[example.targets] for example in examples if example.targets in by_text]
+    cut = [example for example, length in zip(examples, inputs, strict=True) if length > max_input_length]
+    used = replace(form, max_input_length=max_input_length, truncation_side=truncate)
     return TokenLengths(
         inputs=_lengths(inputs),
         targets=_lengths(targets) if targets else None,
         max_input_length=max_input_length,
-        num_cut=sum(length > max_input_length for length in inputs),
+        num_cut=len(cut),
+        lost={example.id: lost_part(example.inputs, used, lm.tokenizer) for example in cut[:NUM_SHOWN]},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,7 +106,7 @@ def tasks_of(config: RunConfig) -> list[Task]:
 
 def format_of(config: RunConfig, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
     """How a run's text becomes ids; the target length is that of the longest label or training target, up to 512."""
-    changes: dict[str, Any] = {"max_input_length": config.max_input_length}
+    changes: dict[str, Any] = {"max_input_length": config.max_input_length, "truncation_side": config.truncate}
     if config.sentinel != "none":
         changes["sentinel"] = config.sentinel
     if config.separator is not None:
@@ -134,7 +135,10 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
         examples = [examples[i] for i in order[: config.max_train]]
     if not examples:
         raise ValueError(f"{task.name} has no training examples left; give more data")
-    labels = task.labels or tuple(dict.fromkeys(example.targets for example in examples))
+    counts = Counter(example.targets for example in examples)
+    if config.inputs:
+        _warn_of_classes(task, counts)
+    labels = task.labels or tuple(counts)
     form = format_of(config, lm, labels)
     check_labels(task.labels or (), form, lm.tokenizer)
     scoring = config.scoring or PRESETS[config.preset].train.scoring
@@ -150,6 +154,21 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
         return TaskData(task, form, examples, [], parts, dev, "cross-validation", notes)
     kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
     return TaskData(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+
+
+def _warn_of_classes(task: Task, counts: Counter[str]) -> None:
+    """Warn of what a file of one's own teaches nothing about. counts: how many training examples have each target."""
+    if len(counts) == 1 and counts.total() > 1:
+        warnings.warn(
+            f"all {counts.total():,} training examples have the target {next(iter(counts))!r}, and so will every "
+            "answer; give examples of others",
+            stacklevel=3,
+        )
+    elif missing := [label for label in task.labels or () if not counts[label]]:
+        warnings.warn(
+            f"no training example has the label {', '.join(map(repr, missing))}; give some, or leave it out",
+            stacklevel=3,
+        )
 
 
 def _check_targets(

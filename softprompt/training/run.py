@@ -19,7 +19,7 @@ from typing import Any
 from softprompt.answering import Evaluation, Result, evaluate, model_of_row, read_rows, surroundings, write_rows
 from softprompt.base.files import write_whole
 from softprompt.base.watch import Watch
-from softprompt.models import FrozenLM, encode_examples, load
+from softprompt.models import FrozenLM, encode_examples, load, lost_part
 from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks import Task
 from softprompt.training.loop import Fitted, fit
@@ -96,9 +96,12 @@ def train_together(
     members = members_of([plan for own in plans for plan in own], lm)
     for data in known.values():
         if num_cut := data.notes["train_cut"]:
+            cut = next(row.index for row in data.encoded(lm)[0] if row.was_cut)
+            lost = lost_part(data.train[cut].inputs, data.form, lm.tokenizer)
             watch.message(
                 f"{data.task.name}: {num_cut:,} of {data.notes['train_used']:,} training inputs are cut to "
-                f"{data.form.max_input_length} tokens; --max-input-length takes more of them"
+                f"{data.form.max_input_length} tokens; --max-input-length takes more of them; of the first is lost, at "
+                f"the {data.form.truncation_side} (--truncate): {lost}"
             )
     watch.begin(max(member.config.steps for member in members), sum(member.config.batch_size for member in members))
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +166,7 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Task
     """A task's data; runs that see it alike share it. What there is of it is told."""
     fields = (
         "inputs", "targets", "labels", "metric", "group_by", "select", "max_train", "max_dev", "max_input_length",
-        "separator", "sentinel", "chat",
+        "truncate", "separator", "sentinel", "chat",
     )  # fmt: skip
     key = (task.name, repr(config.data), *(getattr(config, name) for name in fields))
     if key in known:

@@ -94,6 +94,7 @@ class RunConfig:
     patience: int | None = setting("stop a prompt after so many scores without a better one", shown="never", at_least=1)
 
     max_input_length: int = setting("tokens of an input, where longer ones are cut", 512, title="text")
+    truncate: str = setting("which end of a longer input is cut off", "end", choices=("end", "start"))
     separator: str | None = setting(
         "text between input and answer, decoder-only models", shown="a new line and 'answer:'"
     )

@@ -115,6 +115,9 @@ class Asker:
             text = self.lm.tokenizer.conversation(messages)
             form = replace(worn[0].form, starts_with_bos=False)
             return self.questions([replace(worn[0], form=form)], [text])[0]
+        template = worn[0].task.template
+        if template is not None and "{messages}" in template[0]:  # it was trained on chats
+            return self.questions(worn, [{"messages": list(messages)}])[0]
         if [message["role"] for message in messages] != ["user"]:
             raise ValueError(
                 f"{len(messages)} messages, but a prompt takes one, of role user: its input, as in training"
