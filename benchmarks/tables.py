@@ -379,6 +379,19 @@ def paper_transfer(results: Path) -> str:
     return "\n".join(lines)
 
 
+def admission(results: Path) -> str:
+    """What deciding who may run costs by how many wait; the newest row of each."""
+    rows = read(results / "admission.jsonl")
+    if not rows:
+        return nothing_yet("benchmarks/admission.py")
+    lines = ["| model | waiting parts are | waiting | ms a turn | µs a part |", "|---|---|--:|--:|--:|"]
+    for row in {(row["model"], row["is_admitted"], row["num_waiting"]): row for row in rows}.values():
+        what = "let in" if row["is_admitted"] else "passed over"
+        turn = f"{1e3 * row['seconds']:.1f} | {row['microseconds_per_part']:.1f}"
+        lines.append(f"| {row['model']} | {what} | {row['num_waiting']:,} | {turn} |")
+    return "\n".join([*lines, "", f"Processor time, medians; {where(rows)}."])
+
+
 def nothing_yet(command: str) -> str:
     """What stands where no row has been committed."""
     return f"No rows yet: `python {command}` makes them."
@@ -423,6 +436,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "serve_mixed": serve_mixed,
     "serve_load": serve_load,
     "serve_memory": serve_memory,
+    "admission": admission,
     "released": released,
     "paper_figure_1": paper_figure_1,
     "paper_transfer": paper_transfer,

@@ -437,7 +437,7 @@ def test_an_unfinished_run_of_an_earlier_version_is_refused_in_one_line(here, ru
     code, out, err = run(*words)
     line = (
         f"checkpoints/{name}/checkpoint.safetensors is a checkpoint of softprompt 0.1.0, from which later versions do "
-        "not go on; end that run with softprompt 0.1.0, or start again without --resume"
+        "not go on; end that run with softprompt 0.1.0, or remove it to start again"
     )
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].endswith(line)

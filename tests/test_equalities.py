@@ -18,10 +18,11 @@ from torch import nn
 
 from softprompt.answering.engine import Engine
 from softprompt.answering.evaluation import ensemble, predict
-from softprompt.answering.running import generate
+from softprompt.answering.running import RunningBatch, Start, generate
 from softprompt.models.backbone import NO_PROMPT, FrozenLM
 from softprompt.models.layers import use_written_out_attention, written_out_attention
 from softprompt.models.states import Embedded
+from softprompt.models.t5 import CrossAttention
 from softprompt.models.text import Row, collate, default_format, encode_examples, shared_start
 from softprompt.prompts import Card, SoftPrompt, prepend, save_prompt
 from softprompt.prompts.initial import from_text
@@ -601,6 +602,29 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(kind):
         new = theirs[0, 1:] if lm.is_encoder_decoder else theirs[0, batch.ids.shape[1] :]
         new = new.tolist()
         assert ours.ids[0] == (new[: new.index(1)] if 1 in new else new)
+
+
+@torch.no_grad()
+def test_a_batch_that_no_row_joins_keeps_what_t5_reads_of_its_inputs_and_gives_the_same(t5, monkeypatch):
+    rows = [Row((*range(9, 9 + length), 1), (), False, 0) for length in (12, 3, 7, 1)]
+    entering = Engine(t5, []).inputs(rows, [NO_PROMPT] * len(rows))
+    starts = [Start(ids=(), prompt_length=len(row.ids), max_tokens=40) for row in rows]
+
+    def logits(is_closed):
+        batch, found = RunningBatch(t5, t5.layout()), []
+        slots, _ = batch.begin(entering, starts)
+        batch.groups[0].states.is_closed = is_closed
+        for step in range(40):  # more than a buffer has room for
+            found.append(batch.decode())
+            if step in (1, 35):
+                batch.drop(slots[0 if step == 1 else 2])  # the longest row first
+            for place, slot in enumerate(batch.slots):
+                slot.token = 5 + step + place
+        return found
+
+    assert apart(logits(True), logits(False)) < TOLERANCE
+    monkeypatch.setattr(CrossAttention, "_folded", lambda *given: pytest.fail("the inputs were read anew"))
+    assert len(generate(t5, entering, max_tokens=6).ids) == len(rows)
 
 
 @torch.no_grad()

@@ -855,6 +855,35 @@ def test_an_error_in_a_step_ends_the_request_it_belongs_to(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["step_rows", "choose"])
+def test_an_error_in_a_step_leaves_the_beams_beside_it_alone(kind, place, monkeypatch):
+    lm = tiny_lm(kind)
+    asked = [ask(ids_of(4, i), max_tokens=6, num_beams=3) for i in range(2)]
+    asked += [ask(ids_of(4, 2), max_tokens=6), ask(ids_of(9, 3), max_tokens=6, num_beams=2)]
+    wanted = [alone(lm, [], request) for request in asked]
+    engine = make_engine(lm)
+    first = engine.submit(asked[0])
+    engine.step()
+    tickets = [first, *(engine.submit(request) for request in asked[1:])]
+    for _ in range(2):
+        engine.step()
+    module = running if place == "step_rows" else sys.modules["softprompt.serving.stepping"]
+    real, calls = getattr(module, place), []
+
+    def fails_once(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise RuntimeError("bad step")
+        return real(*given)
+
+    monkeypatch.setattr(module, place, fails_once)
+    finish(engine)
+    assert len(calls) > 4
+    for ticket, answer in zip(tickets, wanted, strict=True):
+        assert_same(ticket.result(0.0), answer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_step_that_runs_out_of_memory_at_its_logits_is_taken_again_from_the_same_states(kind):
     lm = tiny_lm(kind)
     wanted = alone(lm, [], ask(ids_of(4), max_tokens=6))
@@ -1028,7 +1057,7 @@ def test_an_error_that_belongs_to_no_request_ends_those_there_are_and_the_engine
     engine = make_engine(llama)
     with monkeypatch.context() as patch:
         patch.setattr(engine.stepper.batch, "decode", lambda: 1 / 0)
-        patch.setattr(engine.stepper.batch, "isolate", lambda: 1 / 0)
+        patch.setattr(engine.stepper.batch, "isolate", lambda answers: 1 / 0)
         ticket = engine.submit(ask(ids_of(4), max_tokens=9))
         engine.start()
         with pytest.raises(ZeroDivisionError):

@@ -480,8 +480,8 @@ def test_a_command_goes_on_with_the_threads_of_the_first_and_says_so(capsys):
         Display().watch().threads(3)
         assert torch.get_num_threads() == 3
         assert capsys.readouterr().err == (
-            "going on with as many threads as this run began with, 3 and not 1, so that sums round alike; start again "
-            "without --resume for another number\n"
+            "going on with as many threads as this run began with, 3 and not 1, so that sums round alike; remove its "
+            "checkpoint to start again with another number\n"
         )
     finally:
         torch.set_num_threads(threads)
@@ -519,7 +519,7 @@ def test_a_command_goes_on_with_the_threads_of_the_first_and_says_so(capsys):
 def test_a_checkpoint_of_another_run_is_refused_by_the_difference(llama, tmp_path, change, words):
     own = member(llama)
     interrupted(llama, own, tmp_path, at=2)
-    with pytest.raises(ValueError, match=words + "; give the same settings, or start again without --resume"):
+    with pytest.raises(ValueError, match=words + "; give the same settings, or remove it to start again"):
         fit(llama, [change(own)], folder=tmp_path, resume=True)
 
 

@@ -205,20 +205,22 @@ class RunningBatch:
                 break
         return self._step(self.groups)
 
-    def decode_alone(self, slot: Slot) -> Float[Tensor, "1 v"]:
-        """The same for one row, which must have been isolated."""
-        assert len(slot.group.slots) == 1
-        return self._step([slot.group])
+    def decode_alone(self, slots: Sequence[Slot]) -> Float[Tensor, "_ v"]:
+        """The same for the rows of one answer, which must have been isolated."""
+        return self._step([slots[0].group])
 
-    def isolate(self) -> None:
-        """Give every row a group of its own, to see which of them a step fails for."""
-        slots, self.groups = self.slots, []
-        for slot in slots:
-            states = slot.group.states
-            length, wide = states.end - states.starts[slot.row], states.encoded_lengths[slot.row]
-            slot.group = Group(states.moved([slot.row], 1, length, 1, wide), [slot])
-            slot.row = 0
-            self.groups.append(slot.group)
+    def isolate(self, answers: Sequence[Sequence[Slot]]) -> None:
+        """Give the rows of each answer a group of their own, to see which of them a step fails for."""
+        self.groups = []
+        for slots in answers:
+            states, first = slots[0].group.states, slots[0].row  # beams are as long as one another
+            length, wide = states.end - states.starts[first], states.encoded_lengths[first]
+            group = Group(states.moved([first], len(slots), length, 1, wide), list(slots))
+            for row, slot in enumerate(slots):
+                if row:
+                    group.states.take_in(states, [slot.row])
+                slot.group, slot.row = group, row
+            self.groups.append(group)
 
     def fan_out(self, slot: Slot) -> list[Slot]:
         """As many copies of a row as it was promised, itself the first."""
@@ -329,6 +331,7 @@ def generate(lm: FrozenLM, rows: Embedded, *, max_tokens: int) -> Generated:
     batch = RunningBatch(lm, lm.layout())
     starts = [Start(ids=(), prompt_length=length, max_tokens=max_tokens) for length in lengths.tolist()]
     slots, logits = batch.begin(rows, starts)
+    batch.groups[0].states.is_closed = True
     row_of = {slot: row for row, slot in enumerate(slots)}
     answers = Generated([[] for _ in slots], [0.0] * len(slots))
     for _ in range(max_tokens):

@@ -49,7 +49,7 @@ def keep_threads(began: int) -> None:
 
     say(
         f"going on with as many threads as this run began with, {began} and not {torch.get_num_threads()}, so that "
-        "sums round alike; start again without --resume for another number"
+        "sums round alike; remove its checkpoint to start again with another number"
     )
     torch.set_num_threads(began)
 

@@ -168,6 +168,8 @@ class RowStates:
         self.prompts: Sequence[tuple[int, Sequence[Tensor]]] = []
         """(row, its prompt's keys and values [h p e], as in `Layout.shapes`) that `update` is to put in place."""
         self.encoded_lengths: list[int] = []
+        self.is_closed = False
+        """Whether no row will join: then keys and values of the encoder's states are made once and kept."""
         self._cross: Any = None
         # Zeros, because what is masked is multiplied by 0, and 0 times what memory happens to hold may be NaN.
         like: dict[str, Any] = {"dtype": layout.dtype, "device": layout.device}
@@ -232,7 +234,7 @@ class RowStates:
         return self.encoded[: self.num_rows, :widest], columns < lengths[:, None]
 
     def cross_attention(self) -> Any:
-        """transformers' own cache for keys and values of the encoder's states; empty after rows have come or gone."""
+        """transformers' own cache for keys and values of the encoder's states; empty after rows have come."""
         from transformers import DynamicCache, EncoderDecoderCache
 
         if self._cross is None:
@@ -263,7 +265,11 @@ class RowStates:
                 state[row, :, start : self.end] = state[last, :, start : self.end]
             self.encoded[row, :encoded_length] = self.encoded[last, :encoded_length]
             self.starts[row], self.encoded_lengths[row] = start, encoded_length
-        self._cross = None
+        widest = max(self.encoded_lengths, default=0)
+        for layer in () if self._cross is None else self._cross.cross_attention_cache.layers:
+            for states in (layer.keys, layer.values):
+                states[row] = states[last]
+            layer.keys, layer.values = layer.keys[:last, :, :widest], layer.values[:last, :, :widest]
 
     def reorder(self, rows: Sequence[int], sources: Sequence[int], num_tokens: int) -> None:
         """Give each of `rows` the last `num_tokens` columns of the row named in `sources`."""
@@ -280,8 +286,10 @@ class RowStates:
         before the end and `right` after it.
         """
         new = RowStates(self.layout, capacity, left + right, encoder_columns=encoder_columns)
-        new.end = left
+        new.end, new.is_closed = left, self.is_closed
         new.take_in(self, rows)
+        if len(rows) == self.num_rows:
+            new._cross = self._cross
         return new
 
 

@@ -82,6 +82,8 @@ def step_rows(lm: FrozenLM, tokens: Int[Tensor, " b"], groups: Sequence[RowState
 def _flush(rows: Embedded, lengths: Sequence[int], *, at_end: bool) -> tuple[Tensor, Tensor]:
     """The embedded input with padding on one side only, as wide as the longest row, and its mask."""
     device, width = rows.x.device, max(lengths)
+    if not at_end and rows.x.shape[1] == width and bool(rows.mask[:, 0].all()):
+        return rows.x, rows.mask
     before = torch.tensor([width - length if at_end else 0 for length in lengths], device=device)[:, None]  # [b 1]
     column = torch.arange(width, device=device) - before
     source = (column + rows.mask.int().argmax(1)[:, None]).clamp(0, rows.x.shape[1] - 1)

@@ -93,7 +93,7 @@ class CrossAttention(nn.Module):
         # Weights that are quantised, or that PEFT adds to, cannot be moved to the other side of a product.
         is_plain = type(plain.k) is nn.Linear and type(plain.v.projection) is nn.Linear
         are_few = hidden_states.shape[1] < plain.key_value_proj_dim
-        if is_plain and are_few and (cache is None or isinstance(cache, RowStates)):
+        if is_plain and are_few and (cache is None or (isinstance(cache, RowStates) and not cache.is_closed)):
             output = self._folded(hidden_states, mask, x)
             return (output, given["position_bias"], None) if is_t5 else (output, None)
         if isinstance(cache, RowStates):

@@ -69,23 +69,24 @@ class Stepper:
                 self._read_pass([group[place] for place in places], read)
 
     def decode(self) -> None:
-        """One token more of every row; where that fails, of each row alone, so that only what fails alone ends."""
+        """One token more of every row; where that fails, of each part alone, so that only what fails alone ends."""
         if not self.running:
             return
         self.counts["num_steps"] += 1
         try:
             logits = self.batch.decode()
         except Exception:
-            self.batch.isolate()
-            for slot in self.batch.slots:
-                if (job := self.running.get(slot)) is None:
+            jobs = list(dict.fromkeys(self.running.values()))
+            self.batch.isolate([job.slots for job in jobs])
+            for job in jobs:
+                if not job.slots:  # its request has ended with another of its parts
                     continue
                 try:
-                    alone = self.batch.decode_alone(slot)
+                    alone = self.batch.decode_alone(job.slots)
                 except Exception as error:
                     self.fail(job.ticket, error)
                 else:
-                    self._take([slot], alone)
+                    self._take(job.slots, alone)
             return
         self._take(self.batch.slots, logits)
 
@@ -162,17 +163,17 @@ class Stepper:
     def _take(self, slots: Sequence[Slot], logits: Tensor) -> None:
         """Choose the rows' next tokens."""
         jobs = [self.running[slot] for slot in slots]
+        row_of = {slot: row for row, slot in enumerate(slots)}
         try:
             tokens, log_probs = choose(logits, [job.draw() for job in jobs])
         except Exception as error:
-            if len(slots) == 1:
+            if len(set(jobs)) == 1:
                 self.fail(jobs[0].ticket, error)
                 return
-            for row, slot in enumerate(slots):
-                if slot in self.running:
-                    self._take([slot], logits[row : row + 1])
+            for job in dict.fromkeys(jobs):
+                if job.slots:
+                    self._take(job.slots, logits[[row_of[slot] for slot in job.slots]])
             return
-        row_of = {slot: row for row, slot in enumerate(slots)}
         for slot, job, token, log_prob in zip(slots, jobs, tokens.tolist(), log_probs.tolist(), strict=True):
             if slot not in self.running or slot is not job.slots[0]:  # it has failed; or the first beam takes for all
                 continue

@@ -65,15 +65,15 @@ def read_checkpoint(
         if metadata.keys() & KEYS_OF_0_1_0:
             raise ValueError(
                 f"{path} is a checkpoint of softprompt 0.1.0, from which later versions do not go on; end that run "
-                "with softprompt 0.1.0, or start again without --resume"
+                "with softprompt 0.1.0, or remove it to start again"
             ) from None
         raise ValueError(
-            f"{path} is no checkpoint of {of}, or a damaged one ({error}); start again without --resume"
+            f"{path} is no checkpoint of {of}, or a damaged one ({error}); remove it to start again"
         ) from None
     for name, was, now in _differences(saved, json.loads(json.dumps(identity)), ""):
         raise ValueError(
-            f"{path} is of another run: {name} was {was!r}, and is {now!r}; give the same settings, or start again "
-            "without --resume"
+            f"{path} is of another run: {name} was {was!r}, and is {now!r}; give the same settings, or remove it to "
+            "start again"
         )
     now = torch.get_num_threads()
     if threads != now and on_threads:
