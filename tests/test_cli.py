@@ -579,7 +579,9 @@ def test_a_recipe_that_is_not_there_is_one_line(run, here):
 def test_a_table_of_prompts_average_best_chosen_and_ensemble(run, prompts):
     code, out, err = run("eval", "--model", "./llama", "--prompt", *prompts, "--ensemble", "--data", "dev=dev.jsonl")
     assert code == 0, err
-    head, columns, *rows = out.splitlines()
+    scores, *wrong = out.split("\n\n")
+    assert [part.split()[0] for part in wrong] == [*prompts, "ensemble"]
+    head, columns, *rows = scores.splitlines()
     assert head == "own dev: 12 examples from dev.jsonl; 12 examples scored, labels ranked"
     assert columns.split() == ["prompt", "accuracy", "illegal"]
     values = [float(row.split()[-2]) for row in rows]
@@ -587,6 +589,25 @@ def test_a_table_of_prompts_average_best_chosen_and_ensemble(run, prompts):
     assert values[3] == pytest.approx(sum(values[:3]) / 3, abs=1e-4)
     assert values[4] == max(values[:3])
     assert rows[5].startswith("chosen by selection: p2 ") and values[5] == values[2]
+
+
+def test_eval_tells_where_it_is_wrong(run, prompts):
+    words = ["--model", "./llama", "--prompt", "p0", "--data", "dev=dev.jsonl", "--errors", "wrong.jsonl"]
+    code, out, err = run("eval", *words)
+    assert code == 0, err
+    told = json.loads(run("eval", *words, "--json")[1])["prompts"][0]
+    confusion = told["confusion"]
+    assert list(confusion) == ["good", "bad"] and sum(sum(row.values()) for row in confusion.values()) == 12
+    hits = sum(confusion[label].get(label, 0) for label in confusion)
+    assert told["metrics"]["accuracy"] == pytest.approx(hits / 12)
+    for label in confusion:
+        score = told["labels"][label]
+        assert score["count"] == 6 and score["recall"] == pytest.approx(confusion[label].get(label, 0) / 6)
+    wrong = [json.loads(line) for line in Path("wrong.jsonl").read_text().splitlines()]
+    assert len(wrong) == 12 - hits and set(wrong[0]) == {"prompt", "id", "inputs", "targets", "prediction", "log_prob"}
+    assert all(row["prediction"] != row["targets"] and row["prompt"] == "p0" for row in wrong)
+    taken = max((n, a, b) for a, row in confusion.items() for b, n in row.items() if a != b)
+    assert f"most often wrong: {taken[1]} as {taken[2]} ({taken[0]})" in out
 
 
 def test_json_and_rows_say_the_same_as_the_table(run, prompts):

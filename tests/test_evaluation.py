@@ -2,6 +2,7 @@
 
 import pytest
 
+from softprompt.answering.confusion import LabelScore, added, by_label, commonest
 from softprompt.answering.engine import Prediction
 from softprompt.answering.evaluation import ensemble, judge, vote
 from softprompt.models.text import Row
@@ -96,3 +97,24 @@ def test_what_is_followed_along_training_is_spread_over_the_set(most, kept):
     rows = [Row(ids=(n,), target=(), was_cut=False, index=n) for n in range(10)]
     few = Other(task=get_task("glue/sst2"), part="dev", examples=examples, rows=rows).spread(most)
     assert [int(example.id) for example in few.examples] == [row.ids[0] for row in few.rows] == list(kept)
+
+
+def test_each_label_has_its_precision_recall_and_count():
+    task = get_task("superglue/cb")
+    pairs = [
+        ("entailment", "entailment"), ("entailment", "neutral"), ("entailment", "neutral"), ("neutral", "entailment"),
+        ("contradiction", "gibberish"),
+    ]  # fmt: skip
+    examples = [example(right, str(i)) for i, (right, _) in enumerate(pairs)]
+    confusion = judge(task, examples, written(*((answer, 0) for _, answer in pairs))).confusion
+    assert confusion == {
+        "entailment": {"entailment": 1, "neutral": 2}, "contradiction": {"": 1}, "neutral": {"entailment": 1},
+    }  # fmt: skip
+    scores = by_label(confusion)
+    assert scores["entailment"] == LabelScore(precision=0.5, recall=1 / 3, count=3)
+    assert scores["contradiction"] == LabelScore(precision=None, recall=0.0, count=1)
+    assert commonest(confusion, 1) == [("entailment", "neutral", 2)]
+    assert by_label({"a": {}})["a"] == LabelScore(precision=None, recall=None, count=0)
+    assert added([confusion, {"neutral": {"entailment": 2}}])["neutral"] == {"entailment": 3}
+    free = judge(get_task("mrqa/squad"), [example("sea")], written(("sea", 0)))
+    assert free.confusion == {}

@@ -162,6 +162,34 @@ def test_the_same_rows_make_the_same_bytes(page, tmp_path):
     assert again.read_bytes() == page.read_bytes()
 
 
+CONFUSION = {"good": {"good": 30, "bad": 10}, "bad": {"bad": 15, "good": 4, "": 1}}
+
+
+def test_the_page_of_a_run_tells_where_it_is_wrong(tmp_path):
+    runs = [row("train", task="own", frozen="mini", seed=seed) for seed in (0, 1)]
+    runs = [replace(run, notes={"confusion": CONFUSION}) for run in runs]
+    text = write_report(runs, tmp_path).read_text()
+    assert "What prompts score, and where they are wrong" in text and "Lester" not in text
+    assert "Where answers are wrong: own dev, mini" in text
+    assert (
+        "The answers of 2 rows together. Most often wrong: good as bad (20), bad as good (8), bad as no label (2)."
+        in text
+    )
+    assert "<tr><td>bad</td><td>0.600</td><td>0.750</td><td>40</td></tr>" in text
+    assert (tmp_path / "where-wrong-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_shows_the_confusions_of_its_rows(tmp_path):
+    text = write_report([*ROWS, replace(row(seed=7), notes={"confusion": CONFUSION})], tmp_path).read_text()
+    assert "Where answers are wrong: glue/sst2 dev, micro" in text and "run again" in text
+
+
+def test_the_picture_of_very_many_labels_has_the_worst(tmp_path):
+    many = {f"intent {i}": {f"intent {i}": 9, f"intent {i * 7 % 90}": i % 5 + 1} for i in range(90)}
+    run = replace(row("eval", task="own"), notes={"confusion": many})
+    assert "The picture has the 30 of 90 labels that are wrong most often." in write_report([run], tmp_path).read_text()
+
+
 def test_the_command(tmp_path, capsys):
     append_rows(tmp_path / "rows.jsonl", ROWS)
     assert main(["report", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]) == 0
@@ -171,7 +199,10 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "none of the 0 rows is of an experiment; make some with softprompt experiment NAME"),
+        (
+            "",
+            "none of the 0 rows is of an experiment, a training or an eval; make some with softprompt experiment NAME",
+        ),
         (ROWS[0].to_json()[:50], "rows.jsonl, line 1: half a row, or none"),
         (
             ROWS[0].to_json().replace('"task"', '"colour"'),

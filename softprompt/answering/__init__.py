@@ -10,6 +10,7 @@ from softprompt.base.faces import face
 
 if TYPE_CHECKING:
     from softprompt.answering.answer_file import Written, to_line
+    from softprompt.answering.confusion import Confusion, added, by_label, commonest
     from softprompt.answering.decoding import (
         MAX_BEAMS,
         MAX_STOPS,
@@ -62,6 +63,7 @@ __getattr__, __all__ = face(
     __name__,
     {
         "answer_file": ("Written", "to_line"),
+        "confusion": ("Confusion", "added", "by_label", "commonest"),
         "decoding": (
             "Beams",
             "Decoding",

@@ -18,6 +18,7 @@ from softprompt.base.watch import Progress
 from softprompt.tasks import Item, read_lines, read_object
 
 ANSWER_COLUMNS = {"prediction", "predictions", "log_prob", "truncated", "probabilities", "error", "line"}
+NUM_DIGITS = 6  # ours: digits after the point of log-probabilities and probabilities
 KEPT_AS = "input_"  # what the name of a record's own column begins with in the answer, where it is one of those
 
 

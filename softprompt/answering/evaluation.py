@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from softprompt.answering.confusion import Confusion, confusion_of
 from softprompt.answering.engine import Engine, Prediction
 from softprompt.base.watch import Progress, Watch
 from softprompt.models import FrozenLM, Row, TextFormat, encode_examples, encode_target
@@ -30,6 +31,8 @@ class Evaluation:
     """Metric values in 0..1."""
     illegal_rate: float
     """The share of answers that the task's labels do not contain (or that are empty, for free text)."""
+    confusion: Confusion = field(default_factory=dict)
+    """Which label was taken for which."""
 
     @property
     def headline(self) -> float:
@@ -117,7 +120,12 @@ def judge(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
     """What predictions are worth."""
     texts = [prediction.text for prediction in predictions]
     illegal = sum(task.answer(t, e) is None for t, e in zip(texts, examples, strict=True))
-    return Evaluation(list(predictions), task.metrics(texts, examples), illegal / max(len(texts), 1))
+    return Evaluation(
+        list(predictions),
+        task.metrics(texts, examples),
+        illegal / max(len(texts), 1),
+        confusion_of(task, examples, texts),
+    )
 
 
 def right_answers(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> str:

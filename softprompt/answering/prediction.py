@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompt.answering.answer_file import AnswerFile, Written, columns_of
+from softprompt.answering.answer_file import NUM_DIGITS, AnswerFile, Written, columns_of
 from softprompt.answering.engine import mean_probabilities
 from softprompt.answering.evaluation import vote
 from softprompt.answering.saved import SavedPrompts
@@ -21,7 +21,6 @@ from softprompt.models import Row
 from softprompt.tasks import Example, Item, examples_of, read_items, read_lines
 
 CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
-NUM_DIGITS = 6  # ours: digits after the point of log-probabilities and probabilities in a prediction's line
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
-from softprompt.answering.evaluation import Evaluation, judge
+from softprompt.answering.answer_file import NUM_DIGITS
+from softprompt.answering.evaluation import Evaluation, judge, right_answers
 from softprompt.answering.evaluation import ensemble as vote_all
 from softprompt.answering.rows import Result, surroundings
 from softprompt.answering.saved import SavedPrompts
@@ -55,6 +57,22 @@ class PromptScores:
             return None
         return scores.index(max(scores))
 
+    def errors(self) -> list[dict[str, Any]]:
+        """The examples that a prompt, or the ensemble, answers wrongly, and its answers."""
+        folders = [str(folder) for folder in self.saved.folders]
+        scored = list(zip(folders, self.evaluations, strict=True))
+        if self.ensemble is not None:
+            scored.append(("ensemble", self.ensemble))
+        errors = []
+        for prompt, evaluation in scored:
+            right = right_answers(self.saved.task, self.examples, evaluation.predictions)
+            for is_right, example, prediction in zip(right, self.examples, evaluation.predictions, strict=True):
+                if is_right == "0":
+                    own = {"id": example.id, "inputs": example.inputs, "targets": example.targets}
+                    answer = {"prediction": prediction.text, "log_prob": round(prediction.log_prob, NUM_DIGITS)}
+                    errors.append({"prompt": prompt, **own, **answer})
+        return errors
+
     def rows(self) -> list[Result]:
         """Result rows: one for each prompt, and one for the ensemble."""
         scored = [(evaluation, [place]) for place, evaluation in enumerate(self.evaluations)]
@@ -86,7 +104,12 @@ class PromptScores:
                     steps_run=card.recipe.get("steps", 0),
                     seconds=0.0,
                     seed=card.seed or 0,
-                    notes={"source": self.note, "num_cut": self.num_cut, "evaluation_s": round(self.seconds, 2)},
+                    notes={
+                        "source": self.note,
+                        "num_cut": self.num_cut,
+                        "evaluation_s": round(self.seconds, 2),
+                        **({"confusion": evaluation.confusion} if evaluation.confusion else {}),
+                    },
                     **surroundings(self.saved.lm.device, self.saved.lm.dtype),
                 )
             )

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from softprompt.answering import Confusion
 from softprompt.study.paper import Point
 
 COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#ca8a04", "#ec4899", "#06b6d4", "#78350f", "#1f2937")
 MARKERS = "os^Dvp"  # one for each family of models
 WIDTH, HEIGHT, DPI = 9.0, 4.2, 160
 LEGEND_COLUMNS = 4
+MOST_LABELS, MOST_LETTERS = 30, 28  # of a confusion's picture
 MOST_TICKS = 4  # sizes of models that an axis names one by one
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -48,7 +50,7 @@ class Course:
 
 
 @contextmanager
-def picture(png: io.BytesIO) -> Iterator[Any]:
+def picture(png: io.BytesIO, size: tuple[float, float] = (WIDTH, HEIGHT)) -> Iterator[Any]:
     """A figure to draw on, which is then written: the same bytes each time. ValueError without matplotlib."""
     try:
         from matplotlib import rc_context
@@ -56,7 +58,7 @@ def picture(png: io.BytesIO) -> Iterator[Any]:
     except ModuleNotFoundError as error:
         raise ValueError(f"a report needs {error.name}; pip install 'softprompt[report]'") from error
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         yield figure
         figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
 
@@ -99,6 +101,41 @@ def courses_of_training(courses: Sequence[Course]) -> bytes:
         axes.set(xlabel="score on the task that is trained on", ylabel="mean score on the others")
         axes.set_aspect("equal")
         _legend(figure, colours, markers if len(markers) > 1 else {})
+    return png.getvalue()
+
+
+def matrix(confusion: Confusion) -> bytes:
+    """Which label was taken for which: a row for each right one, shaded by the share of its examples.
+
+    Of very many labels those that are wrong most often.
+    """
+    labels = list(confusion)
+    if len(labels) > MOST_LABELS:
+        wrong = {right: sum(answers.values()) - answers.get(right, 0) for right, answers in confusion.items()}
+        worst = sorted(labels, key=lambda label: -wrong[label])[:MOST_LABELS]
+        labels = [label for label in labels if label in worst]
+    answered = [*labels, *([""] if any("" in answers for answers in confusion.values()) else [])]
+    counts = [[confusion[right].get(answer, 0) for answer in answered] for right in labels]
+    sums = [max(sum(confusion[right].values()), 1) for right in labels]
+    shares = [[count / whole for count in row] for row, whole in zip(counts, sums, strict=True)]
+    names = [label if len(label) <= MOST_LETTERS else f"{label[: MOST_LETTERS - 1]}…" for label in labels]
+    font, cell = (9, 0.42) if len(labels) <= 15 else (7, 0.27)
+    side = 2.0 + cell * len(labels)
+    png = io.BytesIO()
+    with picture(png, (side + 2.0, side + 0.6)) as figure:
+        axes = figure.subplots()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        columns = [*names, *(["no label"] if len(answered) > len(labels) else [])]
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor", fontsize=font)
+        axes.set_yticks(range(len(names)), names, fontsize=font)
+        axes.set(xlabel="answered", ylabel="right")
+        for y, row in enumerate(counts):
+            for x, count in enumerate(row):
+                if count:
+                    colour = "white" if shares[y][x] > 0.55 else "#1b1f24"
+                    axes.text(x, y, f"{count:,}", ha="center", va="center", color=colour, fontsize=font - 1)
     return png.getvalue()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from softprompt.answering import Result
+from softprompt.answering import Result, added, by_label, commonest
 from softprompt.base.files import write_whole
 from softprompt.study.claims import MAJORITY, along_training, as_table, decide, matched_differences
 from softprompt.study.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING
@@ -37,7 +37,16 @@ from softprompt.study.paper import (
     Point,
 )
 from softprompt.study.params import METHODS, figure_4, figure_4_cells, t5, table_4
-from softprompt.study.pictures import COLOURS, Course, Line, courses_of_training, picture, two_panels
+from softprompt.study.pictures import (
+    COLOURS,
+    MOST_LABELS,
+    Course,
+    Line,
+    courses_of_training,
+    matrix,
+    picture,
+    two_panels,
+)
 from softprompt.study.rows import VOTE, family_of, grouped, newest, short_name, spread, table_cells
 
 PAGE = "index.html"
@@ -49,6 +58,13 @@ PAPER_FIGURES: dict[str, Mapping[Any, Mapping[str, Point]]] = {
     "figure-3d": FIGURE_3D,
 }
 PAPER_TRANSFERS = {"table-1": TABLE_1, "table-2": TABLE_2}
+RUNS = ("train", "eval", "ensemble")  # rows of a run or an evaluation of one's own
+STUDY = (
+    "The Power of Scale for Parameter-Efficient Prompt Tuning, run again",
+    "Ours beside the numbers of Lester, Al-Rfou and Constant (2021). Where a model here is far smaller than theirs, a "
+    "shared axis is no comparison of scores.",
+)
+RUN = ("What prompts score, and where they are wrong", "Made of the rows that softprompt train and eval wrote.")
 TUNED = (PROMPT_TUNING, MODEL_TUNING)  # the methods of both, in the order of their colours in figure 1
 SUPERGLUE = {f"superglue/{name}" for name in TABLE_3}  # the paper's eight tasks
 
@@ -68,11 +84,29 @@ class Section:
 def write_report(rows: Sequence[Result], out: Path) -> Path:
     """The page, self-contained, and a PNG for each figure beside it; the page's path.
 
-    ValueError for no rows of any experiment. Raises OSError where they cannot be written.
+    Rows of training and of eval alone give the page of a run: its scores, and where its answers are wrong. ValueError
+    for no rows of either. Raises OSError where they cannot be written.
     """
     known = newest([row for row in rows if row.experiment in EXPERIMENTS])
-    if not known:
-        raise ValueError(f"none of the {len(rows)} rows is of an experiment; make some with softprompt experiment NAME")
+    runs = [row for row in rows if row.experiment in RUNS]
+    if not known and not runs:
+        raise ValueError(
+            f"none of the {len(rows)} rows is of an experiment, a training or an eval; make some with softprompt "
+            "experiment NAME, or name a run's results.jsonl"
+        )
+    sections = _study(known, rows) if known else []
+    if runs:
+        sections.append(Section("scores", "What the prompts score", tables=[_scores(runs)]))
+    sections += _where_wrong([*known, *runs])
+    for section in sections:
+        if section.png is not None:
+            write_whole(out / f"{section.name}.png", section.png)
+    write_whole(out / PAGE, _page(sections, [*known, *runs], STUDY if known else RUN))
+    return out / PAGE
+
+
+def _study(known: Sequence[Result], rows: Sequence[Result]) -> list[Section]:
+    """The claims, and each figure and table of the paper."""
     majority = [row for row in rows if row.config.get("method") == MAJORITY]
     claims = Section(
         "claims",
@@ -89,12 +123,50 @@ def write_report(rows: Sequence[Result], out: Path) -> Path:
     for name in EXPERIMENTS:
         made = name in by_experiment
         sections.append(_run(name, by_experiment[name]) if made else _not_run(name))
-    sections += [_figure_4(), _table_4()]
-    for section in sections:
-        if section.png is not None:
-            write_whole(out / f"{section.name}.png", section.png)
-    write_whole(out / PAGE, _page(sections, known))
-    return out / PAGE
+    return [*sections, _figure_4(), _table_4()]
+
+
+def _scores(runs: Sequence[Result]) -> list[list[str]]:
+    """A line for each row of a training or an eval."""
+    names = list(dict.fromkeys(name for row in runs for name in row.metrics))
+    cells = [["task", "split", "model", "made by", "seed", "step", "examples", *names, "illegal"]]
+    for row in runs:
+        scores = ["" if name not in row.metrics else f"{row.metrics[name]:.4f}" for name in names]
+        about = [
+            row.task,
+            row.split,
+            row.model,
+            row.experiment,
+            f"{row.seed}",
+            f"{row.step:,}",
+            f"{row.num_examples:,}",
+        ]
+        cells.append([*about, *scores, f"{row.illegal_rate:.4f}"])
+    return cells
+
+
+def _where_wrong(rows: Sequence[Result]) -> list[Section]:
+    """The confusion of each task, split and model, of all its prompts together, as a picture and by label."""
+    with_labels = [row for row in rows if row.notes.get("confusion")]
+    sections = []
+    for (task, split, model), own in grouped(with_labels, lambda row: (row.task, row.split, row.model)).items():
+        confusion = added(row.notes["confusion"] for row in own)
+        cells = [["label", "precision", "recall", "count"]]
+        for label, score in by_label(confusion).items():
+            shares = ("-" if share is None else f"{share:.3f}" for share in (score.precision, score.recall))
+            cells.append([label, *shares, f"{score.count:,}"])
+        name = f"where-wrong-{len(sections) + 1}"
+        section = Section(name, f"Where answers are wrong: {task} {split}, {model}", tables=[cells])
+        section.png = matrix(confusion)
+        wrong = [f"{right} as {answer or 'no label'} ({count:,})" for right, answer, count in commonest(confusion)]
+        together = f"The answers of {len(own)} rows together. " if len(own) > 1 else ""
+        section.text.append(f"{together}Most often wrong: {', '.join(wrong) or 'nothing'}.")
+        if len(confusion) > MOST_LABELS:
+            section.text.append(
+                f"The picture has the {MOST_LABELS} of {len(confusion):,} labels that are wrong most often."
+            )
+        sections.append(section)
+    return sections
 
 
 def _not_run(name: str) -> Section:
@@ -361,24 +433,25 @@ td:first-child, th:first-child { text-align: left; } p { max-width: 46rem; }
 """
 
 
-def _page(sections: Sequence[Section], rows: Sequence[Result]) -> str:
+def _page(sections: Sequence[Section], rows: Sequence[Result], about: tuple[str, str]) -> str:
+    """about: the title, and what the rows are."""
+    title, what = map(html.escape, about)
     commits = ", ".join(sorted({row.commit for row in rows if row.commit}))
     links, parts = [], []
     for section in sections:
-        title = html.escape(section.title)
+        heading = html.escape(section.title)
         links.append(f'<a href="#{section.name}">{html.escape(section.name.replace("-", " "))}</a>')
-        part = f'<h2 id="{section.name}">{title}</h2>'
+        part = f'<h2 id="{section.name}">{heading}</h2>'
         if section.png is not None:
-            part += f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(section.png).decode()}">'
+            part += f'<img alt="{heading}" src="data:image/png;base64,{base64.b64encode(section.png).decode()}">'
         part += "".join(f"<p>{html.escape(text)}</p>" for text in section.text)
         parts.append(part + "".join(f'<div class="wide">{_html_table(cells)}</div>' for cells in section.tables))
     body = "\n".join(parts)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Prompt tuning: the study</title><style>{STYLE}</style></head><body>
-<h1>The Power of Scale for Parameter-Efficient Prompt Tuning, run again</h1>
-<p>{len(rows):,} rows, commits {html.escape(commits) or "unknown"}. Ours beside the numbers of Lester, Al-Rfou and
-Constant (2021). Where a model here is far smaller than theirs, a shared axis is no comparison of scores.</p>
+<title>{title}</title><style>{STYLE}</style></head><body>
+<h1>{title}</h1>
+<p>{len(rows):,} rows, commits {html.escape(commits) or "unknown"}. {what}</p>
 <nav>{" ".join(links)}</nav>
 {body}
 </body></html>

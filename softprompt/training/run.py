@@ -312,7 +312,11 @@ def _result(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Ev
         steps_run=fitted.steps_run,
         seconds=fitted.history[-1]["seconds"] if fitted.history else 0.0,
         seed=plan.seed,
-        notes={**plan.data.notes, "history": fitted.history},
+        notes={
+            **plan.data.notes,
+            "history": fitted.history,
+            **({"confusion": dev.confusion} if dev.confusion else {}),
+        },
         **surroundings(lm.device, lm.dtype),
     )
 

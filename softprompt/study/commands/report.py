@@ -1,9 +1,11 @@
 """Make one HTML page, with nothing loaded from elsewhere, and a PNG for each figure, of the rows that softprompt
-experiment wrote: each figure and table of the paper with ours beside it, what was run, and what was not.
+experiment wrote: each figure and table of the paper with ours beside it, what was run, and what was not; or of those of
+a run or of eval --rows: what the prompts score, and which label they take for which.
 
 examples:
   softprompt report --out report
   softprompt report results/study.jsonl more.jsonl --out report
+  softprompt report runs/mine/results.jsonl --out runs/mine/page
 """
 
 import argparse
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     paths = args.rows or [STUDY_ROWS, *([BASELINES] if BASELINES.is_file() else [])]
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"no file {path}; name the rows that softprompt experiment wrote")
+            raise ValueError(f"no file {path}; name the rows that softprompt experiment, train or eval --rows wrote")
     rows = [row for path in paths for row in read_rows(path)]
     with writing(args.out):
         page = write_report(rows, args.out)
