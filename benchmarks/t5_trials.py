@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--corpus", nargs="+")
     parser.add_argument("--heldout", nargs="+")
     parser.add_argument("--news", type=Path, help="folder of AG News: train_10k.tsv and test.tsv")
+    parser.add_argument("--model", type=Path, default=VOCABULARY, help="what the trials named bundled begin with")
     parser.add_argument("--size", default="micro", choices=RATES)
     parser.add_argument("--shape", default="", help="changes of the shape, as in num_layers=4,num_decoder_layers=1")
     parser.add_argument("--minutes", type=float, default=2.5, help="of pre-training, for each recipe")
@@ -139,13 +140,19 @@ def run(name: str, tokenizer: Tokenizer, text: tuple[TokenStream, TokenStream], 
         "rate": rate,
         "words": options.words,
         "seeds": options.seeds,
+        "model": options.model.name,
     }
     tuned = replace(PROMPT, steps=options.steps, optimizer=replace(PROMPT.optimizer, schedule=options.schedule))
     key["prompt"] = json.loads(json.dumps(asdict(tuned)))
-    if any(all(row.get(part, value) == value for part, value in key.items()) for row in read(options.rows)):
-        return
+    of_earlier = key | {"model": VOCABULARY.name}  # what rows had before there was such a setting
+    for row in read(options.rows):
+        known = of_earlier | row
+        if all(known[part] == value for part, value in key.items()):
+            return
     folder = options.out / "-".join([options.size, name, f"{options.minutes:g}", f"{rate:g}", options.shape]).strip("-")
-    model = read_model(VOCABULARY)[0] if name.startswith("bundled") else start(shape, tokenizer)
+    if options.model != VOCABULARY:
+        folder = folder.with_name(f"{folder.name}-{options.model.name}")
+    model = read_model(options.model)[0] if name.startswith("bundled") else start(shape, tokenizer)
     configs, curves = [], []
     for number, stage in enumerate(TRIALS[name]):
         at = folder / str(number)
@@ -331,8 +338,7 @@ def prompts(lm: FrozenLM, news: News, seeds: int, config: TrainConfig) -> dict[s
             labels=list(news.words),
             generator=torch.Generator().manual_seed(seed),
             low=-0.5,
-            model_name=lm.name,
-            fingerprint=lm.fingerprint,
+            lm=lm,
         )
         member = Member(
             name=f"seed {seed}",
