@@ -933,17 +933,94 @@ def test_keys_are_kept_as_hashes(tmp_path):
     assert Access((key,)).key_of("Bearer 0123456789abcdef", "administer") is key
 
 
+NEUTRAL = {
+    "response_format": {"type": "text"}, "tools": [], "tool_choice": "none", "parallel_tool_calls": True,
+    "store": False, "metadata": {"run": "7"}, "reasoning_effort": "low", "service_tier": "auto", "modalities": ["text"],
+    "n": None, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "temperature": None, "top_p": None,
+    "seed": None, "stop": None, "audio": None, "prediction": None, "prompt_cache_key": "x", "safety_identifier": "y",
+    "verbosity": "medium",
+}  # fmt: skip
+
+
+def test_what_clients_send_without_wishing_anything_changes_nothing(llama, tmp_path):
+    turn = {"role": "user", "content": TEXT, "tool_calls": [], "refusal": None, "name": "ann"}
+    with served(make_server(llama, tmp_path)) as client:
+        plain = client.post("/v1/completions", json={"model": "p0", "prompt": TEXT}).json()
+        more = {"best_of": 1, "suffix": None, "echo": False, "logprobs": None, "max_tokens": None}
+        same = client.post("/v1/completions", json={"model": "p0", "prompt": TEXT} | NEUTRAL | more).json()
+        said = client.post("/v1/chat/completions", json={"model": "p0", "messages": [turn]} | NEUTRAL).json()
+    assert same["choices"] == plain["choices"]
+    assert said["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown", "taken"),
+    [
+        ("response_format", {"type": "json_object"}, '{"type": "json_object"}', '{"type": "text"}'),
+        ("tools", [{"type": "function"}], '[{"type": "function"}]', "[]"),
+        ("store", True, "true", "false"),
+        ("presence_penalty", 0.5, "0.5", "0"),
+        ("logit_bias", {"50": -100}, '{"50": -100}', "{}"),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_by_its_own_name(llama, tmp_path, field, value, shown, taken):
+    with served(make_server(llama, tmp_path)) as client:
+        for path, more in (
+            ("completions", {"prompt": TEXT}),
+            ("chat/completions", {"messages": [{"role": "user", "content": TEXT}]}),
+        ):
+            answer = client.post(f"/v1/{path}", json={"model": "p0", field: value} | more)
+            reason = f"{field} is {shown}, which this server cannot do; leave it out, or give {taken}"
+            assert why(answer, 400) == reason
+            assert answer.json()["error"]["param"] == field
+
+
+def test_the_developers_turn_is_the_systems(llama, tmp_path):
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    llama.tokenizer._tokenizer.chat_template = template
+    llama.tokenizer.has_chat_template = True
+    with served(make_server(llama, tmp_path)) as client:
+        asked = {"model": llama.name, "max_tokens": 3, "temperature": 0}
+        first, second = (
+            client.post(
+                "/v1/chat/completions",
+                json=asked | {"messages": [{"role": role, "content": "be brief"}, {"role": "user", "content": "hi"}]},
+            ).json()
+            for role in ("system", "developer")
+        )
+    assert first["choices"] == second["choices"]
+
+
+def test_head_is_get_without_its_body(client):
+    for path in ("/", "/healthz", "/v1/models", "/metrics", "/openapi.json", "/v1/models/none"):
+        got, head = client.get(path), client.head(path)
+        assert head.status_code == got.status_code and head.content == b"" and got.content
+        if path != "/metrics":
+            assert head.headers["content-length"] == got.headers["content-length"]
+    assert client.head("/v1/classify").status_code == 405
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "reason"),
     [
         ("completions", {"prompt": "x"}, 400, "model: field required"),
         ("completions", {"model": "p0"}, 400, "give either prompt (finished text) or fields"),
         ("completions", {"model": "p0", "prompt": "x", "fields": {}}, 400, "give either prompt"),
-        ("completions", {"model": "p0", "prompt": 5}, 400, "valid string"),
-        ("completions", {"model": "p0", "prompt": "x", "max_tokens": "5"}, 400, "max_tokens: input should be a valid"),
-        ("completions", {"model": "p0", "prompt": "x", "max_tokens": -1}, 400, "greater than or equal to 0"),
+        ("completions", {"model": "p0", "prompt": 5}, 400, "prompt is 5, but must be text or a list"),
+        (
+            "completions",
+            {"model": "p0", "prompt": "x", "max_tokens": "5"},
+            400,
+            'max_tokens is "5", but must be a whole number',
+        ),
+        (
+            "completions",
+            {"model": "p0", "prompt": "x", "max_tokens": -1},
+            400,
+            "max_tokens is -1, but must be 0 or more",
+        ),
         ("completions", {"model": "p0", "prompt": "x", "max_token": 1}, 400, "did you mean 'max_tokens'?"),
-        ("completions", {"model": "p0", "prompt": "x", "top_p": 0}, 400, "greater than 0"),
+        ("completions", {"model": "p0", "prompt": "x", "top_p": 0}, 400, "top_p is 0, but must be above 0"),
         ("completions", {"model": "p0", "prompt": "x", "n": 2}, 400, "n is 2 with temperature 0"),
         ("completions", {"model": "p0", "prompt": "x", "num_beams": 2, "temperature": 1}, 400, "give one of the two"),
         ("completions", {"model": "p0", "prompt": "x", "presence_penalty": 1}, 400, "presence_penalty"),
@@ -971,7 +1048,7 @@ def test_bad_requests_get_a_reason(llama, tmp_path, path, body, status, reason):
         (b'{"model": "\xff"}', "the body"),
         (b"", "the body is empty"),
         (b'{"model": "p0", "input": "\\ud800"}', "input"),
-        (b'{"model": "p0", "fields": {"sentence": "\\ud800"}}', "input 0 is no text"),
+        (b'{"model": "p0", "fields": {"sentence": "\\ud800"}}', "input 0 holds half a character; send whole ones"),
         (b'{"model": "p0", "input": "x", "timeout": NaN}', "timeout"),
         (b"[" * 100_000, "body"),
     ],

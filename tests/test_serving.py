@@ -721,6 +721,12 @@ def test_the_members_of_a_sampled_ensemble_draw_apart(llama):
     assert len({part.ids for part in ticket.result(0.0).parts}) == 3
 
 
+def test_a_model_without_a_limit_has_one_for_what_it_writes(t5):
+    engine = make_engine(t5)
+    with pytest.raises(ValueError, match="max_tokens is 100000, but tiny-t5 writes 4096 at most; give a smaller max_t"):
+        engine.submit(ask(ids_of(5), max_tokens=100_000))
+
+
 @pytest.mark.parametrize(
     ("request_of", "message"),
     [
@@ -792,9 +798,12 @@ def test_a_deadline_ends_waiting_and_running_requests(llama):
     assert not running.is_done
     now[0] += 1.0
     engine.step()
-    for ticket in (running, waiting):
-        with pytest.raises(DeadlineExceeded, match=r"no answer within 5.0 seconds"):
-            ticket.result(0.0)
+    with pytest.raises(DeadlineExceeded, match=r"no answer within 5.0 seconds"):
+        waiting.result(0.0)
+    (part,) = running.result(0.0).parts
+    whole = alone(llama, (), replace(running.request, timeout=None)).parts[0]
+    assert part.finish_reason == "length" and 0 < len(part.ids) < len(whole.ids)
+    assert part.ids == whole.ids[: len(part.ids)] and part.text == llama.tokenizer.decode(part.ids)
     finish(engine)
     answer = patient.result(0.0)
     assert (answer.waited, answer.seconds) == (5.0, 5.0)

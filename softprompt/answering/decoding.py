@@ -291,8 +291,13 @@ class Writer:
                 self.finish_reason = "stop"
             elif len(self.log_probs) == self.decoding.max_tokens:
                 self.finish_reason = "length"
-        if self.finish_reason:
-            piece += self.stream.end() if self.stream else self.tokenizer.decode(self.ids)
+        self.text += piece
+        return piece + self.finish(self.finish_reason) if self.finish_reason else piece
+
+    def finish(self, reason: str) -> str:
+        """End with the tokens there are; the text that this makes final."""
+        self.finish_reason = reason
+        piece = self.stream.end() if self.stream else self.tokenizer.decode(self.ids)
         self.text += piece
         return piece
 

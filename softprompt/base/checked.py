@@ -25,13 +25,19 @@ WANTED = {
     "dict_type": "names with their values",
     "dataclass_type": "names with their values",
     "model_type": "names with their values",
+    "model_attributes_type": "names with their values",
     "greater_than_equal": "{ge} or more",
     "greater_than": "above {gt}",
     "less_than_equal": "{le} or less",
     "less_than": "below {lt}",
     "literal_error": "{expected}",
+    "string_too_long": "text of {max_length} characters or fewer",
+    "string_unicode": "text of whole characters",
     "string_too_short": "text of {min_length} characters or more",
     "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} or fewer",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
     "string_pattern_mismatch": "text that matches {pattern}",
     "finite_number": "a number that is finite",
 }
@@ -67,7 +73,7 @@ def checked(kind: Callable[..., T], data: Any, where: str, *, noun: str = "field
         raise ValueError(f"{where} is nested too deeply ({wrong[0]['ctx']['error']})")
     # An unknown name first: it is often what is missing under another.
     first = next((one for one in wrong if one["type"] in UNKNOWN), wrong[0])
-    path = _path(first["loc"], data)
+    path = path_of(first["loc"], data)
     if first["type"] in UNKNOWN:
         schema = adapter.json_schema()
         parts = [schema, *schema.get("$defs", {}).values()]
@@ -77,10 +83,13 @@ def checked(kind: Callable[..., T], data: Any, where: str, *, noun: str = "field
         raise ValueError(f"{where} lacks the {noun} {_joined(first['loc'])!r}")
     if first["type"] == "value_error":
         raise ValueError(f"{where}: {path}{': ' if path else ''}{first['ctx']['error']}")
-    # Each type of a union has an error of its own.
-    wanted = dict.fromkeys(_wanted(one) for one in wrong if _path(one["loc"], data) == path)
     subject = f"{where}: {path}" if path else where
-    raise ValueError(f"{subject} is {repr(first['input'])[:MAX_SHOWN]}, but must be {' or '.join(wanted)}")
+    raise ValueError(f"{subject} is {repr(first['input'])[:MAX_SHOWN]}, but must be {wanted_at(path, wrong, data)}")
+
+
+def wanted_at(path: str, wrong: Sequence[Any], data: Any) -> str:
+    """What the value there must be, by all of pydantic's errors: each type of a union has one of its own."""
+    return " or ".join(dict.fromkeys(_wanted(one) for one in wrong if path_of(one["loc"], data) == path))
 
 
 @cache
@@ -94,14 +103,16 @@ def _wanted(error: Any) -> str:
     return words.format(**limits) if words else error["msg"].removeprefix("Input should be ")
 
 
-def _path(steps: Sequence[str | int], data: Any) -> str:
-    """Where an error lies in the data; the steps end with the name of a type where the type is a union."""
-    for count, step in enumerate(steps):
+def path_of(steps: Sequence[str | int], data: Any) -> str:
+    """Where an error lies in the data; among the steps is the name of a type where the type is a union."""
+    there = []
+    for step in steps:
         try:
             data = data[step]
         except (KeyError, IndexError, TypeError):
-            return _joined(steps[:count])
-    return _joined(steps)
+            continue
+        there.append(step)
+    return _joined(there)
 
 
 def _joined(steps: Sequence[str | int]) -> str:

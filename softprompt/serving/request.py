@@ -69,7 +69,7 @@ class Request:
     """The ensemble's rule: `partial(evaluation.vote, task, example)`; None: the majority of equal texts, ties to
     the higher summed log-probability."""
     timeout: float | None = None
-    """Seconds from submission until the request is given up."""
+    """Seconds from submission until the request is given up, or ends with the text that one part without beams has."""
     meter: Meter | None = None
     """Is told of tokens as they are read and written, whether the request comes to its end or not."""
 
@@ -106,7 +106,7 @@ class PartAnswer:
     end: int | None = None
     """The end of sequence that came."""
     finish_reason: str
-    """stop (end of sequence or stop string) or length; stop with label scoring."""
+    """stop (end of sequence or stop string; with label scoring) or length (`max_tokens`, or no more time)."""
     prompt: str | None
     """The content hash of the prompt it wore."""
     num_input_tokens: int = 0

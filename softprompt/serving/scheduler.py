@@ -158,7 +158,7 @@ class Scheduler:
         """
         with self._stepping:
             for ticket, error in self.queue.given_up(self._clock()):
-                self.stepper.fail(ticket, error)
+                self.stepper.give_up(ticket, error)
             admitted = self._admit()
             self.stepper.read(admitted)
             had_rows = bool(self.stepper.running)

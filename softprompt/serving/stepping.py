@@ -90,6 +90,18 @@ class Stepper:
             return
         self._take(self.batch.slots, logits)
 
+    def give_up(self, ticket: Ticket, error: Exception) -> None:
+        """End a request whose time is over with the text there is, where it is one that is being written; else fail."""
+        jobs = self.queue.in_flight.get(ticket, ())
+        if isinstance(error, DeadlineExceeded) and len(jobs) == 1 and jobs[0].writer.ids and not jobs[0].beams:
+            self.counts["num_deadlines"] += 1
+            try:
+                self._tell(jobs[0], jobs[0].writer.finish("length"))
+                return
+            except Exception as failure:
+                error = failure
+        self.fail(ticket, error)
+
     def fail(self, ticket: Ticket, error: Exception) -> None:
         """End a request with an error, and all work on it."""
         if ticket.is_done:

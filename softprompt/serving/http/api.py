@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from softprompt.answering import MAX_BEAMS, MAX_STOPS
+from softprompt.base.names import nearest
 from softprompt.serving.http.registry import MAX_MEMBERS
 
 MAX_CHOICES = 16  # completions of one input at most; ours
@@ -22,9 +25,31 @@ NumAlternatives = Annotated[int | None, Field(ge=0, le=MAX_ALTERNATIVES)]
 
 
 class Strict(BaseModel):
-    """What a client sends. Fields of no known name are refused, so that no wish is passed over in silence."""
+    """What a client sends. Unknown fields are refused, so that no wish is passed over in silence; null is no wish."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    NOT_HAD: ClassVar[dict[str, tuple[Any, ...] | None]] = {}
+    """Fields of OpenAI's that are not had here, and the values that ask for nothing; None: whatever value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wishes(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        wishes = {}
+        for name, value in data.items():
+            if name in cls.model_fields and value is not None:
+                wishes[name] = value
+            elif name in cls.NOT_HAD and value is not None:
+                neutral = cls.NOT_HAD[name]
+                if neutral is not None and value not in neutral:
+                    taken = " or ".join(json.dumps(one) for one in neutral)
+                    raise PydanticCustomError("not_had", "not had", {"name": name, "taken": taken, "value": value})
+            elif name not in cls.model_fields and value is not None:
+                hint = nearest(name, cls.model_fields)
+                raise PydanticCustomError("unknown_field", "unknown", {"name": name, "hint": hint})
+        return wishes
 
 
 class Question(Strict):
@@ -33,12 +58,14 @@ class Question(Strict):
     model: str = Field(min_length=1, max_length=200, description="a name of GET /v1/models")
     user: str | None = Field(None, max_length=500, description="keeps this user on one side of an alias's split")
     timeout: float | None = Field(
-        None, gt=0, description="seconds until the request is given up; the server's limit at most"
+        None, gt=0, description="seconds until a text ends as it is, or no answer comes; the server's limit at most"
     )
 
 
 class StreamOptions(Strict):
     """As OpenAI has it."""
+
+    NOT_HAD: ClassVar[dict[str, tuple[Any, ...] | None]] = {"include_obfuscation": (False,)}
 
     include_usage: bool = False
 
@@ -55,9 +82,29 @@ class Writing(Question):
     length_penalty: float = Field(1.0, ge=-10, le=10)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+
+    NOT_HAD: ClassVar[dict[str, tuple[Any, ...] | None]] = {
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+        "logit_bias": ({},),
+        "best_of": (1,),
+        "suffix": ("",),
+        "response_format": ({"type": "text"},),
+        "tools": ([],),
+        "functions": ([],),
+        "tool_choice": ("none", "auto"),
+        "function_call": ("none", "auto"),
+        "parallel_tool_calls": (True, False),  # of none
+        "modalities": (["text"],),
+        "verbosity": ("medium",),
+        "store": (False,),
+        "service_tier": ("auto", "default"),
+        "reasoning_effort": None,
+        "metadata": None,
+        "safety_identifier": None,
+        "prompt_cache_key": None,
+        "prompt_cache_retention": None,
+    }
 
 
 class CompletionRequest(Writing):
@@ -68,8 +115,6 @@ class CompletionRequest(Writing):
     max_tokens: MaxTokens = None
     logprobs: NumAlternatives = Field(None, description="log-probabilities of the tokens, and of so many most probable")
     echo: bool | None = Field(None, description="the input too, which is then read as it stands; decoder-only models")
-    best_of: Literal[1] | None = None
-    suffix: None = None
 
 
 class TextPart(Strict):
@@ -82,7 +127,9 @@ class TextPart(Strict):
 class Message(Strict):
     """A turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    NOT_HAD: ClassVar[dict[str, tuple[Any, ...] | None]] = {"tool_calls": ([],), "annotations": ([],)}
+
+    role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = None
 

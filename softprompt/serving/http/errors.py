@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from softprompt.base.names import nearest
+from softprompt.base.checked import MAX_SHOWN, path_of, wanted_at
 from softprompt.serving import Cancelled, DeadlineExceeded, NotServing, QueueFull
 from softprompt.serving.http import api
 from softprompt.serving.http.access import Refused
@@ -37,6 +37,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+
+# What the web library says in its own words, in ours.
+FRAMEWORKS_OWN = {
+    "There was an error parsing the body": "the body cannot be read: it is no text in UTF-8, or nested too deeply",
+    "Not Found": "there is nothing at this path; /docs has those there are",
+    "Method Not Allowed": "this path does not take this method; /docs has those it takes",
+}
 
 # The status and the type of each error; the first that fits.
 KINDS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -65,7 +72,8 @@ def error_of(error: Exception, request_id: str) -> tuple[int, api.ErrorBody]:
         case RequestValidationError():
             param, message = _of_validation(error)
         case HTTPException():
-            status, kind, message = error.status_code, "invalid_request_error", str(error.detail)
+            status, kind = error.status_code, "invalid_request_error"
+            message = FRAMEWORKS_OWN.get(str(error.detail), str(error.detail))
         case OSError():
             message = f"could not be kept: {error.strerror or error}"
         case _ if status == 500:
@@ -76,19 +84,29 @@ def error_of(error: Exception, request_id: str) -> tuple[int, api.ErrorBody]:
 
 
 def _of_validation(error: RequestValidationError) -> tuple[str | None, str]:
-    """The field at fault, and what is wrong with it, of the first of pydantic's errors."""
-    first = error.errors()[0]
-    place = [str(step) for step in first["loc"] if step not in ("body", "path", "query")]
-    name = ".".join(place) or None
-    if first["type"] == "json_invalid":
-        return None, f"the body is not JSON ({first.get('ctx', {}).get('error', 'damaged')})"
-    if first["type"] == "extra_forbidden":
-        known = {*api.CompletionRequest.model_fields, *api.ChatRequest.model_fields, *api.ClassifyRequest.model_fields}
-        return name, f"unknown field {name!r}{nearest(str(name), known)}"
-    if first["type"] == "missing" and name is None:
-        return None, "the body is empty; send JSON with Content-Type: application/json"
-    given = "" if first["type"] == "missing" else f", got {json.dumps(first.get('input'), default=str)[:80]}"
-    return name, f"{name or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}{given}"
+    """The field at fault, and what is wrong with it: the first of pydantic's errors that lie deepest."""
+    wrong = [{**one, "loc": [s for s in one["loc"] if s not in ("body", "path", "query")]} for one in error.errors()]
+    if wrong[0]["type"] == "json_invalid":
+        return None, f"the body is not JSON ({wrong[0].get('ctx', {}).get('error', 'damaged')})"
+    is_body = error.errors()[0]["loc"][0] == "body"
+    data = error.body if is_body else {one["loc"][0]: one["input"] for one in wrong if one["loc"]}
+    first = max(wrong, key=lambda one: path_of(one["loc"], data).count("[") + path_of(one["loc"], data).count("."))
+    path = path_of(first["loc"], data)
+    told = first.get("ctx", {})
+    match first["type"]:
+        case "unknown_field" | "not_had" as kind:
+            name = f"{path}.{told['name']}".removeprefix(".")
+            if kind == "unknown_field":
+                return name, f"unknown field {name!r}{told['hint']}"
+            value = json.dumps(told["value"])[:MAX_SHOWN]
+            return name, f"{name} is {value}, which this server cannot do; leave it out, or give {told['taken']}"
+        case "missing":
+            if not first["loc"]:
+                return None, "the body is empty; send JSON with Content-Type: application/json"
+            name = f"{path_of(first['loc'][:-1], data)}.{first['loc'][-1]}".removeprefix(".")
+            return name, f"{name}: field required"
+    value = json.dumps(first.get("input"), default=str, ensure_ascii=False)[:MAX_SHOWN]
+    return path or None, f"{path or 'the body'} is {value}, but must be {wanted_at(path, wrong, data)}"
 
 
 async def refuse(request: Request, error: Exception) -> JSONResponse:

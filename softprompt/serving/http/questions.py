@@ -51,7 +51,10 @@ def add_questions(app: FastAPI, server: Server) -> None:
     @app.post("/v1/chat/completions", response_model=api.ChatCompletion, tags=["ask"])
     async def chat(body: api.ChatRequest, request: Request, key: Key = use) -> Any:
         """OpenAI's endpoint: one message of the user's is a prompt's input; the bare model takes a conversation."""
-        messages = [{"role": message.role, "content": message.text} for message in body.messages]
+        messages = []
+        for message in body.messages:  # developer is the newer word for system, which chat templates know
+            role = "system" if message.role == "developer" else message.role
+            messages.append({"role": role, "content": message.text})
         call = Call(server, request, key, body)
         if body.top_logprobs and not body.logprobs:
             raise ValueError("top_logprobs stand beside logprobs; give logprobs true, or leave top_logprobs out")
@@ -364,6 +367,8 @@ def items_of(texts: str | list[Any] | None, records: Any, name: str, max_inputs:
     for number, item in enumerate(items):
         try:
             json.dumps(item, ensure_ascii=False).encode()
-        except (UnicodeEncodeError, RecursionError) as error:  # half of a surrogate pair is no text
-            raise ValueError(f"input {number} is no text: {type(error).__name__}") from None
+        except UnicodeEncodeError:  # half of a surrogate pair is no text
+            raise ValueError(f"input {number} holds half a character; send whole ones") from None
+        except RecursionError:
+            raise ValueError(f"input {number} is nested too deeply") from None
     return items

@@ -52,13 +52,17 @@ class Wire:
         started, status, said = time.monotonic(), 0, dict(scope["headers"])
         given = said.get(b"x-request-id", b"")
         own = given.decode() if GIVEN_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
-        scope[REQUEST_ID] = own
+        asked = scope["method"]
+        # HEAD is GET without the body, of which the answer keeps the length.
+        scope = scope | {REQUEST_ID: own, "method": "GET" if asked == "HEAD" else asked}
 
         async def answer(message: dict[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", own.encode())]
+            elif asked == "HEAD":
+                message = message | {"body": b""}
             await send(message)
 
         try:
@@ -69,7 +73,7 @@ class Wire:
             response = await self.refuse(Request(scope), error)
             await response(scope, receive, answer)
         finally:
-            self._note(scope, status, time.monotonic() - started)
+            self._note(scope, asked, status, time.monotonic() - started)
 
     def _limited(self, scope: dict[str, Any], receive: Any, said: dict[bytes, bytes]) -> Any:
         """`receive`, which refuses a body that is too long as soon as that is seen."""
@@ -90,7 +94,7 @@ class Wire:
 
         return limited
 
-    def _note(self, scope: dict[str, Any], status: int, seconds: float) -> None:
+    def _note(self, scope: dict[str, Any], method: str, status: int, seconds: float) -> None:
         route = scope.get("route")
         endpoint = getattr(route, "path_format", "unknown")
         prompt = scope.get("prompt", "")
@@ -99,7 +103,7 @@ class Wire:
             self.telemetry.seconds.labels(endpoint, prompt).observe(seconds)
         line = {
             REQUEST_ID: scope[REQUEST_ID],
-            "method": scope["method"],
+            "method": method,
             "path": scope["path"][:200],
             "status": status or CLIENT_GONE,
             "ms": round(1_000 * seconds, 1),
