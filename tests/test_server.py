@@ -991,6 +991,13 @@ def test_the_developers_turn_is_the_systems(llama, tmp_path):
     assert first["choices"] == second["choices"]
 
 
+def test_json_that_is_not_said_to_be_json_is_told_so(client):
+    answer = client.post(
+        "/v1/completions", content=b'{"model": "p0", "prompt": "x"}', headers={"content-type": "text/plain"}
+    )
+    assert why(answer, 400) == "the body is not said to be JSON; send it with Content-Type: application/json"
+
+
 def test_head_is_get_without_its_body(client):
     for path in ("/", "/healthz", "/v1/models", "/metrics", "/openapi.json", "/v1/models/none"):
         got, head = client.get(path), client.head(path)

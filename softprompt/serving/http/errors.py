@@ -88,6 +88,8 @@ def _of_validation(error: RequestValidationError) -> tuple[str | None, str]:
     wrong = [{**one, "loc": [s for s in one["loc"] if s not in ("body", "path", "query")]} for one in error.errors()]
     if wrong[0]["type"] == "json_invalid":
         return None, f"the body is not JSON ({wrong[0].get('ctx', {}).get('error', 'damaged')})"
+    if isinstance(error.body, bytes):
+        return None, "the body is not said to be JSON; send it with Content-Type: application/json"
     is_body = error.errors()[0]["loc"][0] == "body"
     data = error.body if is_body else {one["loc"][0]: one["input"] for one in wrong if one["loc"]}
     first = max(wrong, key=lambda one: path_of(one["loc"], data).count("[") + path_of(one["loc"], data).count("."))
