@@ -43,7 +43,8 @@ def card(size: str, results: Path) -> str:
     """The model card, from the rows."""
     shape = SIZES[size]
     runs = {row["run"]: row for row in rows_of(results, "t5_family") if row["size"] == size}
-    span, lm = runs["span"], runs["lm"]
+    span, lm, half, last = (runs[run] for run in ("span", "lm", "half", "half-lm"))
+    (measured,) = [row["heldout"] for row in rows_of(results, "t5_trials") if row.get("model") == "half-lm"][-1:]
     tables = 2 * span["vocabulary"] * shape.d_model
     lines = [
         "---\nlicense: apache-2.0\nlanguage: en\npipeline_tag: text2text-generation\n---",
@@ -58,10 +59,12 @@ def card(size: str, results: Path) -> str:
         f"the vocabulary ({tables / 1e6:.1f} million), in bfloat16.",
         "## Training",
         f"{span['tokens'] / 1e6:.1f} million tokens of span corruption ({hours(span)}), then "
-        f"{lm['tokens'] / 1e6:.1f} million of prefix language modelling ({hours(lm)}). Both tables started from "
-        f"{span['tables_from']}'s embeddings (Apache-2.0), by PCA. Made again by "
-        f"`{span['command']}` and the same for `lm`.",
-        f"Held-out loss, in nats a token: span corruption {span['heldout']:.3f}, prefix LM {lm['heldout']:.3f}.",
+        f"{lm['tokens'] / 1e6:.1f} million of prefix language modelling ({hours(lm)}); then "
+        f"{half['tokens'] / 1e6:.1f} million of both by halves ({hours(half)}), and "
+        f"{last['tokens'] / 1e6:.1f} million of prefix language modelling again ({hours(last)}). Both tables started from {span['tables_from']}'s embeddings "
+        f"(Apache-2.0), by PCA. Made again by `{span['command']}` and the same for `lm`, `half` and `half-lm`.",
+        f"Held-out loss, in nats a token: span corruption {measured['span']:.3f}, prefix LM "
+        f"{measured['prefix-lm']:.3f}.",
         "## Data",
         SOURCES,
         "The weights are derived from texts under these licences; attribution for each document can be had from "
@@ -127,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     target = options.out or BUNDLED_FOLDER / f"t5-{options.size}"
     try:
-        taken = bundle(options.family / options.size / "lm", target, card(options.size, ROOT / "results"))
+        taken = bundle(options.family / options.size / "half-lm", target, card(options.size, ROOT / "results"))
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"bundle: {error}")
     print(f"{target}: {taken / 1e6:.1f} MB")

@@ -9,6 +9,8 @@ Runs, each within 2.5 hours alone on 2 cores, each resumed where it was left:
     span    span corruption from scratch, both vocabulary tables started from SmolLM2-135M's by PCA
     lm      that model LM-adapted at a constant rate for 10 % of its steps; 1 %, 5 % and 10 % are kept
     span+   the control: span corruption continued for the same steps at the same rate and batch
+    half    a stage more behind lm: half of the micro-batches a prefix LM, 1,400 steps of 16 texts, a new optimizer
+    half-lm that LM-adapted for a tenth of its steps, with a warm-up and a rate that falls to zero
 
 Beside them stand two models that nothing trained, `random` and `tables` (random weights behind the two tables), so
 that `softprompt experiment figure-3c --models runs/family/SIZE` has all its points. A run that is done gets a row in
@@ -44,6 +46,9 @@ SPAN_STEPS = 5_000  # 12.6 million tokens, the same for each size: what mini rea
 BATCH_SIZE = 8
 RATES = {"micro": 2e-2, "tiny": 1.5e-2, "mini": 1e-2}  # of 0.01, 0.02 and 0.04 on micro (docs/log.md, 2026-11-25)
 RUNS = ("span", "lm", "span+")
+STAGES = ("half", "half-lm")
+BEGINS_WITH = {"lm": "span", "span+": "span", "half": "lm", "half-lm": "half"}
+STAGE_STEPS = 1_400  # what mini reads in about two hours of one core in float32, beside other work
 ADAPT_RATE = 5e-3  # constant, so that 1 %, 5 % and 10 % of the steps compare
 
 
@@ -57,6 +62,21 @@ def config_of(size: str, run: str) -> PretrainConfig:
             schedule="cosine",
             warmup_steps=SPAN_STEPS // 20,
             evaluate_every=SPAN_STEPS // 36,
+        )
+    if run in STAGES:
+        is_lm = run == "half-lm"
+        steps = STAGE_STEPS // 10 if is_lm else STAGE_STEPS
+        return PretrainConfig(
+            objective="prefix-lm" if is_lm else "span",
+            prefix_share=0.0 if is_lm else 0.5,
+            steps=steps,
+            batch_size=16,
+            micro_batch_size=8,
+            learning_rate=ADAPT_RATE if is_lm else RATES[size],
+            schedule="cosine",
+            warmup_steps=steps // 7 if is_lm else steps // 14,
+            evaluate_every=steps // 2 if is_lm else steps // 7,
+            num_heldout=128,
         )
     more = SPAN_STEPS // 10
     return PretrainConfig(
@@ -97,7 +117,7 @@ def train(size: str, run: str, tokenizer: Tokenizer, text: tuple[TokenStream, To
             model = new_model(SIZES[size], tokenizer, seed=config.seed, tables_from=wider)
             del wider
         else:
-            model, _ = read_model(options.out / size / "span")
+            model, _ = read_model(options.out / size / BEGINS_WITH[run])
         with tqdm(total=config.steps, desc=f"{size} {run}", unit="step") as bar:
             hooks = Hooks(
                 step=lambda step, loss, tokens: bar.update(step - bar.n),
@@ -154,7 +174,7 @@ def current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows
         if later | row["config"] == json_of(config_of(row["size"], row["run"]))
     }
-    order = [(size, run) for size in RATES for run in RUNS]
+    order = [(size, run) for size in RATES for run in (*RUNS, *STAGES)]
     return [found[key] for key in order if key in found]
 
 
@@ -193,7 +213,7 @@ def main() -> None:
     parser.add_argument("--heldout", nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/family"))
     parser.add_argument("--sizes", nargs="+", default=list(RATES), choices=RATES)
-    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=(*RUNS, *STAGES))
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--rows", type=Path, default=Path("results/t5_family.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print the table of the rows")
