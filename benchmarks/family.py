@@ -29,11 +29,12 @@ import torch
 from tqdm import tqdm
 
 from softprompt.answering.rows import surroundings
+from softprompt.base.watch import Watch
 from softprompt.models.loading import choose_dtype, keep_freed_memory, load
 from softprompt.models.shapes import SIZES
 from softprompt.models.tokenizer import Tokenizer, load_tokenizer
 from softprompt.pretraining.corpus import TokenStream, corpus_files, read_documents, tokenized
-from softprompt.pretraining.loop import CURVE, Hooks, Machine, pretrain, save_model
+from softprompt.pretraining.loop import CURVE, Machine, pretrain, save_model
 from softprompt.pretraining.new_t5 import new_model, read_model
 from softprompt.pretraining.settings import PretrainConfig
 from softprompt.pretraining.vocabulary import train_vocabulary
@@ -119,14 +120,14 @@ def train(size: str, run: str, tokenizer: Tokenizer, text: tuple[TokenStream, To
         else:
             model, _ = read_model(options.out / size / BEGINS_WITH[run])
         with tqdm(total=config.steps, desc=f"{size} {run}", unit="step") as bar:
-            hooks = Hooks(
+            watch = Watch(
                 step=lambda step, loss, tokens: bar.update(step - bar.n),
-                score=lambda step, loss, heldout: bar.set_postfix_str(f"loss {loss:.3f}, held-out {heldout:.3f}"),
+                losses=lambda step, loss, heldout: bar.set_postfix_str(f"loss {loss:.3f}, held-out {heldout:.3f}"),
                 message=tqdm.write,
             )
             machine = Machine(compile=options.compile, bfloat16=choose_dtype("auto", DEVICE) is torch.bfloat16)
             pretrain(
-                model, tokenizer, *text, config, folder=folder, name=size, resume=True, machine=machine, hooks=hooks
+                model, tokenizer, *text, config, folder=folder, name=size, resume=True, machine=machine, watch=watch
             )
     write_row(size, run, config, folder, options)
 

@@ -32,11 +32,12 @@ import torch
 from sides import matmul_peak
 
 from softprompt.answering.rows import surroundings
+from softprompt.base.watch import Watch
 from softprompt.models.loading import choose_dtype, keep_freed_memory
 from softprompt.models.shapes import SIZES, Shape
 from softprompt.models.tokenizer import load_tokenizer
 from softprompt.pretraining.corpus import TokenStream, corpus_files, tokenized
-from softprompt.pretraining.loop import Hooks, Machine, Pretraining, machine_of_torchrun
+from softprompt.pretraining.loop import Machine, Pretraining, machine_of_torchrun
 from softprompt.pretraining.new_t5 import new_model
 from softprompt.pretraining.objectives import span_lengths
 from softprompt.pretraining.settings import PretrainConfig
@@ -64,7 +65,7 @@ class Ours:
             Path(),
             size,
             joined.enter_context(machine),
-            Hooks(step=lambda step, loss, tokens: self.losses.append(loss)),
+            Watch(step=lambda step, loss, tokens: self.losses.append(loss)),
         )
 
     def step(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -188,7 +189,7 @@ def measure(size: str, stream: TokenStream, options: argparse.Namespace, peak: f
         Path(),
         size,
         Machine(),
-        Hooks(),
+        Watch(),
     )
     steps = [list(source.batches(step)) for step in range(options.rounds + 1)]
     first = {name: side.step(steps[0])[1] for name, side in sides.items()}  # compiles, too

@@ -30,13 +30,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from softprompt.answering.rows import surroundings
+from softprompt.base.watch import Watch
 from softprompt.models.backbone import NO_PROMPT, FrozenLM
 from softprompt.models.loading import BUNDLED_FOLDER, keep_freed_memory, load
 from softprompt.models.shapes import SIZES, Shape
 from softprompt.models.text import Row, TextFormat, collate, default_format, encode_examples, encode_target
 from softprompt.models.tokenizer import Tokenizer, load_tokenizer
 from softprompt.pretraining.corpus import TokenStream, corpus_files, tokenized
-from softprompt.pretraining.loop import Hooks, Machine, PretrainConfig, Pretraining, pretrain, save_model
+from softprompt.pretraining.loop import Machine, PretrainConfig, Pretraining, pretrain, save_model
 from softprompt.pretraining.new_t5 import new_model, read_model
 from softprompt.pretraining.objectives import prefix_lm
 from softprompt.prompts.initial import initial_prompt
@@ -163,9 +164,9 @@ def run(name: str, tokenizer: Tokenizer, text: tuple[TokenStream, TokenStream], 
         if (at / "config.json").exists():  # as the next stage has it after a kill: rounded to bfloat16
             model, _ = read_model(at)
         else:
-            told = Hooks(score=lambda step, loss, heldout: print(name, step, f"{loss:.3f} {heldout:.3f}", flush=True))
+            told = Watch(losses=lambda step, loss, heldout: print(name, step, f"{loss:.3f} {heldout:.3f}", flush=True))
             pretrain(
-                model, tokenizer, *text, config, folder=at, name=name, resume=True, hooks=told, clock=time.process_time
+                model, tokenizer, *text, config, folder=at, name=name, resume=True, watch=told, clock=time.process_time
             )
         configs.append(asdict(config))
         curves.append([json.loads(line) for line in (at / "curve.jsonl").read_text().splitlines()])
@@ -224,7 +225,7 @@ def config_in(
     path = folder / "steps.json"
     if not path.exists():
         tried = PretrainConfig(**settings | {"schedule": "constant", "steps": 24})
-        trial = Pretraining(deepcopy(model), tokenizer, *text, tried, folder, "speed", Machine(), Hooks())
+        trial = Pretraining(deepcopy(model), tokenizer, *text, tried, folder, "speed", Machine(), Watch())
         for _ in range(4):  # the first are slower
             trial.train_step()
         began = time.process_time()
@@ -242,7 +243,7 @@ def heldout_losses(model: Any, tokenizer: Tokenizer, text: tuple[TokenStream, To
     losses = {}
     for name, changes in (("span", SPAN), ("prefix-lm", LM)):
         config = PretrainConfig(**changes, steps=1, warmup_steps=0, num_heldout=128)
-        scored = Pretraining(model, tokenizer, *text, config, Path(), name, Machine(), Hooks())
+        scored = Pretraining(model, tokenizer, *text, config, Path(), name, Machine(), Watch())
         scored.evaluate()
         losses[name] = scored.state.curve[-1]["heldout"]
     texts = text[1].texts(range(512), 64, 0)
@@ -355,7 +356,7 @@ def prompts(lm: FrozenLM, news: News, seeds: int, config: TrainConfig) -> dict[s
     told = lambda step, i, loss, score: print(f"  prompt {i}, {step}: {loss:.3f} {score:.3f}", flush=True)  # noqa: E731
     if not members:
         return {"prompts": {}}
-    fitted = fit(lm, members, clock=time.process_time, on_score=told)
+    fitted = fit(lm, members, clock=time.process_time, watch=Watch(score=told))
     found = {
         member.name: [{key: round(entry[key], 4) for key in ("step", "loss", "score")} for entry in result.history]
         for member, result in zip(members, fitted, strict=True)

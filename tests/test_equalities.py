@@ -19,6 +19,7 @@ from torch import nn
 from softprompt.answering.engine import Engine
 from softprompt.answering.evaluation import ensemble, predict
 from softprompt.answering.running import RunningBatch, Start, generate
+from softprompt.base.watch import Watch
 from softprompt.models.backbone import NO_PROMPT, FrozenLM
 from softprompt.models.layers import use_written_out_attention, written_out_attention
 from softprompt.models.states import Embedded
@@ -468,7 +469,7 @@ def train_in_a_process(make, folder, moment, number, pipe):
     os.replace = lambda old, new: (reached("replace"), replace_file(old, new), reached("replaced"))
     fitted = fit(
         lm, members, folder=folder, resume=True, checkpoint_every_s=0.0,
-        on_step=lambda step, loss, tokens: reached("step"),
+        watch=Watch(step=lambda step, loss, tokens: reached("step")),
     )  # fmt: skip
     pipe.send([(result.steps_run, result.values.tolist()) for result in fitted])
 
@@ -522,7 +523,11 @@ def test_killed_at_any_moment_and_resumed_equals_never_killed(kind, tmp_path, on
         in_a_process(partial(choosing, kind), tmp_path, moment, number)
     steps = []
     resumed = fit(
-        lm, members_that_choose(lm), folder=tmp_path, resume=True, on_step=lambda step, loss, tokens: steps.append(step)
+        lm,
+        members_that_choose(lm),
+        folder=tmp_path,
+        resume=True,
+        watch=Watch(step=lambda step, loss, tokens: steps.append(step)),
     )
     assert 4 < steps[0] < 14 and steps[-1] == 16
     for one, other in zip(never, resumed, strict=True):

@@ -8,6 +8,7 @@ import torch
 from conftest import make_model, tiny_lm
 from test_training import FIRST, MIRROR, SECOND, SORT, TASK, config, skill_rows
 
+from softprompt.base.watch import Watch
 from softprompt.models.text import default_format
 from softprompt.study.weights import TUNERS, PerWeight, make_tuning
 from softprompt.training.loop import Member, fit
@@ -203,7 +204,7 @@ def test_a_run_of_weights_that_was_killed_goes_on_where_it_was(lm, tmp_path):
 
     first = tuning("lora", kind)
     with pytest.raises(KeyboardInterrupt):
-        fit(first.lm, [member(first, ROWS)], method=first, folder=tmp_path, on_step=stop)
+        fit(first.lm, [member(first, ROWS)], method=first, folder=tmp_path, watch=Watch(step=stop))
     again = tuning("lora", kind)
     (resumed,) = fit(again.lm, [member(again, ROWS)], method=again, folder=tmp_path, resume=True)
     assert torch.equal(resumed.values, whole.values)

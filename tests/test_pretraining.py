@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from texts import documents
 
 import softprompt
+from softprompt.base.watch import Watch
 from softprompt.models.shapes import SIZES, Shape, shape_of
 from softprompt.models.tokenizer import Tokenizer, load_tokenizer
 from softprompt.pretraining.corpus import TokenStream
 from softprompt.pretraining.loop import (
     CHECKPOINT,
     CURVE,
-    Hooks,
     Machine,
     PretrainConfig,
     Pretraining,
@@ -87,7 +87,7 @@ def stopped(tokenizer, text, folder, *, step=3):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trained(tokenizer, text, SPAN, folder, hooks=Hooks(step=stop))
+        trained(tokenizer, text, SPAN, folder, watch=Watch(step=stop))
     return (folder / CHECKPOINT).read_bytes()
 
 
@@ -117,8 +117,8 @@ def test_the_heldout_loss_falls_far_below_guessing(tokenizer, text, config, opti
 
 def test_tokens_and_loss_are_counted(tokenizer, text, tmp_path):
     told = []
-    hooks = Hooks(step=lambda *values: told.append(values))
-    _, curve = trained(tokenizer, text, SPAN, tmp_path, hooks=hooks)
+    watch = Watch(step=lambda *values: told.append(values))
+    _, curve = trained(tokenizer, text, SPAN, tmp_path, watch=watch)
     inputs, targets = 32, 8  # 33 tokens of text: 5 masked in 2 spans
     assert [entry["step"] for entry in curve] == [3, 6]
     assert curve[-1]["tokens"] == 6 * 8 * (inputs + targets)
@@ -130,7 +130,7 @@ def test_tokens_and_loss_are_counted(tokenizer, text, tmp_path):
 def test_the_loss_is_that_of_transformers(tokenizer, text, tmp_path):
     config = replace(SPAN, steps=1, micro_batch_size=8, evaluate_every=1)
     told = []
-    trained(tokenizer, text, config, tmp_path, hooks=Hooks(step=lambda *values: told.append(values)))
+    trained(tokenizer, text, config, tmp_path, watch=Watch(step=lambda *values: told.append(values)))
     from softprompt.pretraining.loop import objective_of
 
     objective = objective_of(config, tokenizer, "tiny")
@@ -152,7 +152,7 @@ def test_micro_batches_do_not_change_the_step(tokenizer, text, tmp_path):
 def micro_batches(tokenizer, text, config, *, steps=40):
     """(whether it is a prefix LM's, inputs, targets) of each micro-batch."""
     model = new_model(TINY, tokenizer, seed=0)
-    run = Pretraining(model, tokenizer, *text, config, Path(), "tiny", Machine(), Hooks())
+    run = Pretraining(model, tokenizer, *text, config, Path(), "tiny", Machine(), Watch())
     first_sentinel = check_sentinels(tokenizer, "tiny")
     batches = [batch for step in range(steps) for batch in run.batches(step)]
     return [(not (targets == first_sentinel).any(), inputs, targets) for inputs, targets in batches]
@@ -202,7 +202,7 @@ def test_kept_models_of_an_earlier_run_go_when_a_run_starts_anew(tokenizer, text
 
     config = replace(SPAN, keep=(0,))
     with pytest.raises(RuntimeError, match="killed"):
-        trained(tokenizer, text, config, tmp_path, hooks=Hooks(step=kill))
+        trained(tokenizer, text, config, tmp_path, watch=Watch(step=kill))
     assert not (tmp_path / CHECKPOINT).exists()  # the earlier run's, whose kept models are gone
     other = new_model(TINY, tokenizer, seed=1)
     start = other.shared.weight.detach().bfloat16().float().clone()
@@ -251,7 +251,8 @@ import torch
 torch.set_num_threads(1)
 import test_pretraining as t
 from dataclasses import replace
-from softprompt.pretraining.loop import Hooks, Machine
+from softprompt.pretraining.loop import Machine
+from softprompt.base.watch import Watch
 tokenizer = t.load_tokenizer({vocabulary!r})
 text = t.stream_of(tokenizer, t.documents(300)), t.stream_of(tokenizer, t.documents(30, seed=1))
 config = replace(t.{config}, steps=8)
@@ -259,7 +260,7 @@ def stop(step, loss, tokens):
     if step == {kill}:
         os.kill(os.getpid(), signal.SIGKILL)
 model, curve = t.trained(tokenizer, text, config, t.Path({folder!r}), resume=True, machine=Machine(compile={compiled}),
-    hooks=Hooks(step=stop), checkpoint_every_s=0.0)
+    watch=Watch(step=stop), checkpoint_every_s=0.0)
 """
 
 
@@ -300,7 +301,7 @@ def test_ctrl_c_writes_a_checkpoint_to_go_on_from(tokenizer, text, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trained(tokenizer, text, SPAN, tmp_path / "stopped", hooks=Hooks(step=stop))
+        trained(tokenizer, text, SPAN, tmp_path / "stopped", watch=Watch(step=stop))
     model, curve = trained(tokenizer, text, SPAN, tmp_path / "stopped", resume=True)
     whole, wanted = trained(tokenizer, text, SPAN, tmp_path / "whole")
     assert same(weights(model), weights(whole))
@@ -373,7 +374,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(tokenizer, 
     words = r"^could not write \S+ \(File too large\); with room there, --resume goes on from the last checkpoint$"
     with full_disk(), pytest.raises(OSError, match=words):
         trained(
-            *(tokenizer, text, config, tmp_path), resume=True, hooks=Hooks(message=told.append), checkpoint_every_s=0.0
+            *(tokenizer, text, config, tmp_path), resume=True, watch=Watch(message=told.append), checkpoint_every_s=0.0
         )
     assert told[0].startswith("no checkpoint at step 3: ")
     assert told[0].endswith("cannot be written (File too large); the last stays")
@@ -391,7 +392,7 @@ def test_a_resumed_run_leaves_the_number_of_threads_and_tells_of_another(tokeniz
         torch.set_num_threads(3)
         stopped(tokenizer, text, tmp_path, step=2)
         torch.set_num_threads(1)
-        trained(tokenizer, text, SPAN, tmp_path, resume=True, hooks=Hooks(message=told.append))
+        trained(tokenizer, text, SPAN, tmp_path, resume=True, watch=Watch(message=told.append))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
@@ -414,7 +415,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(tokeniz
 
     words = r"the loss at step 5 is not finite; the last checkpoint stays in .*; try a lower --learning-rate"
     with pytest.raises(ValueError, match=words):
-        pretrain(model, tokenizer, *text, SPAN, folder=tmp_path, name="tiny", resume=True, hooks=Hooks(step=spoil))
+        pretrain(model, tokenizer, *text, SPAN, folder=tmp_path, name="tiny", resume=True, watch=Watch(step=spoil))
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
@@ -429,7 +430,7 @@ def test_a_gradient_that_is_not_finite_moves_no_weight_and_the_checkpoint_stays(
         kept[step] = weights(model)
 
     config = replace(SPAN, optimizer=optimizer)
-    options = {"hooks": Hooks(step=keep), "checkpoint_every_s": -1.0}
+    options = {"watch": Watch(step=keep), "checkpoint_every_s": -1.0}
     with pytest.raises(ValueError, match=r"the gradient at step 5 is not finite; the last checkpoint stays in .*lower"):
         pretrain(model, tokenizer, *text, config, folder=tmp_path, name="tiny", **options)
     assert same(weights(model), kept[4])

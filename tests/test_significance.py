@@ -15,7 +15,6 @@ from softprompt.study.significance import (
     contrast,
     deviations,
     holm,
-    interval,
     learnable,
     sign_flips,
     verdicts,
@@ -24,6 +23,10 @@ from softprompt.study.significance import (
 
 def drawn(rate, seeds, examples, seed=0):
     return (np.random.default_rng(seed).random((seeds, examples)) < rate).astype(float)
+
+
+def interval(scores, seed=0):
+    return contrast([[Term(1.0, scores, "seeds", "examples")]], seed=seed).interval
 
 
 def test_the_interval_of_one_seed_is_the_binomial_one():

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from softprompt.answering.engine import Engine
 from softprompt.base.terminal import Display
+from softprompt.base.watch import Watch
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.states import Embedded
 from softprompt.models.text import Row, collate, default_format, encode_examples
@@ -139,7 +140,12 @@ def test_members_with_different_steps_and_evaluations_keep_their_own_pace(llama)
         member(llama, "long", steps=9, evaluate_every=4, selection=4, seed=1),
         member(llama, "blind", steps=7, evaluate_every=5, seed=2),
     ]
-    fitted = fit(llama, members, on_score=lambda step, i, loss, score: told.append((step, i, score is None)))
+    names = [own.name for own in members]
+    fitted = fit(
+        llama,
+        members,
+        watch=Watch(score=lambda step, name, loss, score: told.append((step, names.index(name), score is None))),
+    )
     assert [(step, i) for step, i, _ in told] == [(2, 0), (4, 0), (4, 1), (5, 2), (7, 2), (8, 1), (9, 1)]
     assert [unscored for _, i, unscored in told] == [i == 2 for _, i, _ in told]
     assert [f.steps_run for f in fitted] == [4, 9, 7]
@@ -163,7 +169,7 @@ def test_a_member_out_of_patience_leaves_the_batch(llama):
                optimizer=AdamW(learning_rate=1e-6), seed=1),
     ]  # fmt: skip
     tokens = []
-    patient, hasty = fit(llama, members, on_step=lambda step, loss, computed: tokens.append(computed))
+    patient, hasty = fit(llama, members, watch=Watch(step=lambda step, loss, computed: tokens.append(computed)))
     assert hasty.stopped == "no better score in 2 evaluations"
     assert (hasty.steps_run, hasty.step) == (6, 2)
     assert patient.stopped is None and patient.steps_run == 12
@@ -226,7 +232,7 @@ def test_a_loss_that_is_no_number_stops_its_member_and_the_others_go_on(kind, mo
     clean = fit(lm, members)
     spoil(monkeypatch, prompt=1, steps=[4], times=torch.nan)
     told, losses = [], []
-    fitted = fit(lm, members, on_message=told.append, on_step=lambda step, loss, tokens: losses.append(loss))
+    fitted = fit(lm, members, watch=Watch(message=told.append, step=lambda step, loss, tokens: losses.append(loss)))
     assert told == [
         "m1 stopped: the loss at step 4 is no longer a number; its best prompt (step 2) is kept; "
         "try a lower --learning-rate"
@@ -255,7 +261,9 @@ def test_a_prompt_that_diverged_stops_its_member(llama, monkeypatch):
     spoil(monkeypatch, prompt=1, steps=range(5, 100), times=100.0)
     told = []
     calm, wild = fit(
-        llama, [member(llama, f"m{i}", steps=40, seed=i, evaluate_every=4) for i in range(2)], on_message=told.append
+        llama,
+        [member(llama, f"m{i}", steps=40, seed=i, evaluate_every=4) for i in range(2)],
+        watch=Watch(message=told.append),
     )
     last = 4 + DIVERGED_STEPS
     assert wild.stopped and wild.stopped.startswith(f"the prompt diverged at step {last}, loss ")
@@ -280,7 +288,7 @@ def test_micro_batches_halve_when_memory_runs_out_and_the_update_is_the_same(lla
 
     monkeypatch.setattr(FrozenLM, "loss", loss)
     told = []
-    (fitted,) = fit(llama, [member(llama, batch_size=8)], max_tokens=400, on_message=told.append)
+    (fitted,) = fit(llama, [member(llama, batch_size=8)], max_tokens=400, watch=Watch(message=told.append))
     assert told == ["out of memory at step 3; micro-batches now 200 tokens"]
     assert float((fitted.values - clean.values).abs().max()) < 1e-4
 
@@ -338,7 +346,7 @@ def test_minutes_bound_training_and_the_last_step_is_scored(llama):
     clock = Clock()
     (fitted,) = fit(
         llama, [member(llama, steps=500, evaluate_every=4, selection=4)], minutes=1.0, clock=clock,
-        on_step=clock.after_step,
+        watch=Watch(step=clock.after_step),
     )  # fmt: skip
     assert fitted.steps_run == 6
     assert [entry["step"] for entry in fitted.history] == [4, 6]
@@ -353,7 +361,7 @@ def test_room_is_left_for_the_last_evaluation(llama):
 
     (fitted,) = fit(
         llama, [member(llama, steps=500, evaluate_every=2, selection=4)], minutes=1.0, clock=clock,
-        on_step=clock.after_step, on_score=scored,
+        watch=Watch(step=clock.after_step, score=scored),
     )  # fmt: skip
     assert fitted.steps_run == 3
     assert clock.now - 100 == 60.0
@@ -369,23 +377,27 @@ def test_minutes_count_across_resumes_and_a_run_that_is_over_stays_over(llama, t
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(llama, [own], folder=tmp_path, minutes=1.0, clock=clock, on_step=stop_at_four)
+        fit(llama, [own], folder=tmp_path, minutes=1.0, clock=clock, watch=Watch(step=stop_at_four))
     clock.now = 5000.0
-    (fitted,) = fit(llama, [own], folder=tmp_path, resume=True, minutes=1.0, clock=clock, on_step=clock.after_step)
+    (fitted,) = fit(
+        llama, [own], folder=tmp_path, resume=True, minutes=1.0, clock=clock, watch=Watch(step=clock.after_step)
+    )
     assert fitted.steps_run == 6
     steps = []
-    (again,) = fit(llama, [own], folder=tmp_path, resume=True, minutes=1.0, on_step=lambda *told: steps.append(told))
+    (again,) = fit(
+        llama, [own], folder=tmp_path, resume=True, minutes=1.0, watch=Watch(step=lambda *told: steps.append(told))
+    )
     assert steps == []
     assert again.history == fitted.history and torch.equal(again.values, fitted.values)
 
 
-def interrupted(lm, own, folder, *, at, **options):
+def interrupted(lm, own, folder, *, at, threads=None, **options):
     def stop(step, loss, tokens):
         if step == at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(lm, [own], folder=folder, on_step=stop, **options)
+        fit(lm, [own], folder=folder, watch=Watch(step=stop, threads=threads), **options)
 
 
 def without_seconds(fitted):
@@ -399,7 +411,9 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on_from_it(llama, tmp_path,
     (whole,) = fit(llama, [own])
     interrupted(llama, own, tmp_path, at=at)
     steps = []
-    (fitted,) = fit(llama, [own], folder=tmp_path, resume=True, on_step=lambda step, loss, tokens: steps.append(step))
+    (fitted,) = fit(
+        llama, [own], folder=tmp_path, resume=True, watch=Watch(step=lambda step, loss, tokens: steps.append(step))
+    )
     assert steps == list(range(at + 1, 10))
     assert torch.equal(fitted.values, whole.values)
     assert without_seconds(fitted) == without_seconds(whole)
@@ -420,7 +434,9 @@ def test_a_ctrl_c_in_the_middle_of_an_update_comes_after_it(llama, tmp_path, mon
         fit(llama, own, folder=tmp_path)
     monkeypatch.undo()
     steps = []
-    fitted = fit(llama, own, folder=tmp_path, resume=True, on_step=lambda step, loss, tokens: steps.append(step))
+    fitted = fit(
+        llama, own, folder=tmp_path, resume=True, watch=Watch(step=lambda step, loss, tokens: steps.append(step))
+    )
     assert steps[0] == 4
     assert all(torch.equal(one.values, other.values) for one, other in zip(fitted, whole, strict=True))
 
@@ -437,7 +453,7 @@ def test_a_run_without_resume_starts_again(llama, tmp_path):
     own = member(llama)
     interrupted(llama, own, tmp_path, at=2)
     steps = []
-    fit(llama, [own], folder=tmp_path, on_step=lambda step, loss, tokens: steps.append(step))
+    fit(llama, [own], folder=tmp_path, watch=Watch(step=lambda step, loss, tokens: steps.append(step)))
     assert steps[0] == 1
 
 
@@ -448,7 +464,7 @@ def test_a_run_that_starts_again_leaves_no_checkpoint_of_the_one_before(llama, t
     def on_step(step, loss, tokens):
         seen.append((tmp_path / CHECKPOINT).exists())
 
-    fit(llama, [member(llama)], folder=tmp_path, on_step=on_step)
+    fit(llama, [member(llama)], folder=tmp_path, watch=Watch(step=on_step))
     assert seen[0] is False and (tmp_path / CHECKPOINT).exists()
 
 
@@ -463,10 +479,10 @@ def test_a_resumed_run_leaves_the_threads_of_the_process_and_tells_of_others(lla
         torch.set_num_threads(3)
         interrupted(llama, own, tmp_path, at=2)
         torch.set_num_threads(1)
-        interrupted(llama, own, tmp_path, at=3, resume=True, on_threads=asked.append)
+        interrupted(llama, own, tmp_path, at=3, resume=True, threads=asked.append)
         assert (asked, torch.get_num_threads()) == ([3], 1)
         torch.set_num_threads(2)
-        fit(llama, [own], folder=tmp_path, resume=True, on_message=told.append)
+        fit(llama, [own], folder=tmp_path, resume=True, watch=Watch(message=told.append))
         assert torch.get_num_threads() == 2
         assert told == ["processor threads were 1 when this run began, and are 2, so sums may round otherwise"]
     finally:
@@ -561,7 +577,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_training_goes_on(llama
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        (fitted,) = fit(llama, [own], folder=tmp_path, resume=True, on_message=told.append, checkpoint_every_s=0.0)
+        (fitted,) = fit(
+            llama, [own], folder=tmp_path, resume=True, watch=Watch(message=told.append), checkpoint_every_s=0.0
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert fitted.steps_run == 6

@@ -78,7 +78,13 @@ class Display:
     def watch(self) -> Watch:
         """What a run is given to tell this display how it goes."""
         return Watch(
-            message=say, phase=self.phase, step=self.step, score=self.score, threads=keep_threads, begin=self.begin
+            message=say,
+            phase=self.phase,
+            step=self.step,
+            score=self.score,
+            losses=self.losses,
+            threads=keep_threads,
+            begin=self.begin,
         )
 
     def begin(self, steps: int, rows: int) -> None:

@@ -9,7 +9,7 @@ from softprompt.base.faces import face
 
 if TYPE_CHECKING:
     from softprompt.pretraining.corpus import corpus_files, read_documents, tokenized
-    from softprompt.pretraining.loop import Hooks, device_of_torchrun, machine_of_torchrun, pretrain
+    from softprompt.pretraining.loop import device_of_torchrun, machine_of_torchrun, pretrain
     from softprompt.pretraining.new_t5 import new_model, read_model
     from softprompt.pretraining.settings import PretrainConfig
     from softprompt.pretraining.vocabulary import train_vocabulary
@@ -18,7 +18,7 @@ __getattr__, __all__ = face(
     __name__,
     {
         "corpus": ("corpus_files", "read_documents", "tokenized"),
-        "loop": ("Hooks", "device_of_torchrun", "machine_of_torchrun", "pretrain"),
+        "loop": ("device_of_torchrun", "machine_of_torchrun", "pretrain"),
         "new_t5": ("new_model", "read_model"),
         "settings": ("PretrainConfig",),
         "vocabulary": ("train_vocabulary",),

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from softprompt.base.files import CHECKPOINT, refusals, remove_leftovers, write_whole
+from softprompt.base.watch import Watch
 from softprompt.models import Tokenizer, quiet, scales_outputs
 from softprompt.pretraining.corpus import TokenStream
 from softprompt.pretraining.objectives import draw_split, prefix_lm, span_corruption, span_lengths
@@ -138,19 +139,6 @@ class _State:
     curve: list[dict[str, int | float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What is told of a run."""
-
-    step: Callable[[int, float, int], None] = lambda step, loss, tokens: None
-    """After a step: its number, its loss, its tokens."""
-    score: Callable[[int, float, float], None] = lambda step, loss, heldout: None
-    """After an evaluation: step, mean training loss since the last, held-out loss."""
-    message: Callable[[str], None] = lambda text: None
-    threads: Callable[[int], object] | None = None
-    """Where a run that is resumed began with other processor threads; a message says so, unless given."""
-
-
 def pretrain(
     model: Any,
     tokenizer: Tokenizer,
@@ -162,7 +150,7 @@ def pretrain(
     name: str,
     resume: bool = False,
     machine: Machine | None = None,
-    hooks: Hooks | None = None,
+    watch: Watch | None = None,
     clock: Callable[[], float] = time.monotonic,
     checkpoint_every_s: float = 300.0,
 ) -> list[dict[str, int | float]]:
@@ -174,7 +162,7 @@ def pretrain(
     loss or gradient that is not finite; the last good checkpoint stays. OSError where the model cannot be written at
     the end, KeyboardInterrupt after writing a checkpoint.
     """
-    run = Pretraining(model, tokenizer, stream, heldout, config, folder, name, machine or Machine(), hooks or Hooks())
+    run = Pretraining(model, tokenizer, stream, heldout, config, folder, name, machine or Machine(), watch or Watch())
     run.begin(resume)
     started = clock() - run.state.seconds
     written = clock()
@@ -198,28 +186,28 @@ def pretrain(
     return run.state.curve
 
 
+@dataclass(eq=False)
 class Pretraining:
     """One run: its weights, its optimizer, its state, and its files."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Tokenizer,
-        stream: TokenStream,
-        heldout: TokenStream,
-        config: PretrainConfig,
-        folder: Path,
-        name: str,
-        machine: Machine,
-        hooks: Hooks,
-    ):
-        self.model = model.float().eval().requires_grad_(True)  # eval: T5 1.1 was pre-trained without dropout
-        self.tokenizer, self.stream, self.config, self.folder = tokenizer, stream, config, folder
-        self.machine, self.hooks, self.name = machine, hooks, name
-        self.objective = objective_of(config, tokenizer, name)
-        self.heldout = _fixed_texts(heldout, self.objective.text_length, config)
+    model: Any
+    tokenizer: Tokenizer
+    stream: TokenStream
+    heldout: TokenStream
+    config: PretrainConfig
+    folder: Path
+    name: str
+    """What messages call the model."""
+    machine: Machine
+    watch: Watch
+
+    def __post_init__(self) -> None:
+        model, config = self.model, self.config
+        model.float().eval().requires_grad_(True)  # eval: T5 1.1 was pre-trained without dropout
+        self.objective = objective_of(config, self.tokenizer, self.name)
+        self.heldout_texts = _fixed_texts(self.heldout, self.objective.text_length, config)
         self.stream.texts([0], self.objective.text_length, config.seed)  # refuses a corpus that is too short
-        self.text = {"corpus": _digest(stream.ids), "heldout": _digest(self.heldout)}
+        self.text = {"corpus": _digest(self.stream.ids), "heldout": _digest(self.heldout_texts)}
         self.parameters = list(dict.fromkeys(model.parameters()))
         rate, decay = config.learning_rate, config.weight_decay
         # PyTorch's Adafactor has T5's scaling by a weight's root mean square, and never more than 1/sqrt(step) of it.
@@ -228,12 +216,12 @@ class Pretraining:
         self.scale = model.config.d_model**-0.5 if scales_outputs(model.config) else 1.0
         self.device = self.parameters[0].device
         self.state = _State()
-        self.checkpoint = folder / CHECKPOINT
-        if machine.compile:
+        self.checkpoint = self.folder / CHECKPOINT
+        if self.machine.compile:
             for block in [*model.encoder.block, *model.decoder.block]:
                 splits = config.objective == "prefix-lm" or config.prefix_share > 0
                 block.forward = torch.compile(block.forward, dynamic=splits)
-        self.token_losses = torch.compile(_token_losses, dynamic=None) if machine.compile else _token_losses
+        self.token_losses = torch.compile(_token_losses, dynamic=None) if self.machine.compile else _token_losses
 
     def train_step(self) -> None:
         """One optimizer step on the next texts. ValueError, before it, for a loss or a gradient that is not finite."""
@@ -262,7 +250,7 @@ class Pretraining:
             state.loss_sum += float(total)
             state.loss_steps += 1
         if self.machine.writes:
-            self.hooks.step(state.step, float(total), tokens)
+            self.watch.step(state.step, float(total), tokens)
 
     def batches(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Inputs and targets of each micro-batch of a step, the same whoever computes them."""
@@ -303,8 +291,8 @@ class Pretraining:
     def evaluate(self) -> None:
         """Held-out loss per target token, into the curve."""
         total, count = 0.0, 0
-        for first in range(0, len(self.heldout), self.config.micro_batch_size):
-            texts = self.heldout[first : first + self.config.micro_batch_size]
+        for first in range(0, len(self.heldout_texts), self.config.micro_batch_size):
+            texts = self.heldout_texts[first : first + self.config.micro_batch_size]
             nll, _ = self.losses(*self.objective.make(texts, np.random.default_rng([HELDOUT_SEED, first])))
             total, count = total + float(nll.cpu().double().sum()), count + len(nll)
         state = self.state
@@ -313,7 +301,7 @@ class Pretraining:
         state.curve.append({**entry, "seconds": round(state.seconds, 1)})
         state.loss_sum, state.loss_steps = 0.0, 0
         if self.machine.writes:
-            self.hooks.score(state.step, loss, total / count)
+            self.watch.losses(state.step, loss, total / count)
 
     def begin(self, resume: bool) -> None:
         """Go on from the checkpoint, if that is wanted and there is one; or start with neither it nor kept models."""
@@ -349,7 +337,7 @@ class Pretraining:
             with refusals(folder, "training goes on"):
                 _write_model(self.model, self.tokenizer, folder)
         except OSError as error:
-            self.hooks.message(f"no model of step {self.state.step}: {error}")
+            self.watch.message(f"no model of step {self.state.step}: {error}")
 
     def finish(self) -> None:
         """The trained model and its curve, beside the checkpoint. OSError, in one line, if they cannot be written."""
@@ -374,7 +362,7 @@ class Pretraining:
             self._write_curve()
         except OSError as error:
             why = error.strerror or str(error)
-            self.hooks.message(
+            self.watch.message(
                 f"no checkpoint at step {self.state.step}: {self.checkpoint} cannot be written ({why}); the last stays"
             )
 
@@ -385,8 +373,7 @@ class Pretraining:
             self.checkpoint,
             self.identity,
             of="pre-training",
-            on_message=self.hooks.message,
-            on_threads=self.hooks.threads,
+            watch=self.watch,
         )
         self.state = _State(**saved)
         states: dict[int, dict[str, Tensor]] = {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from softprompt.study.paper import NAMES
     from softprompt.study.params import figure_4_cells
     from softprompt.study.report import write_report
-    from softprompt.study.rows import spread, table
+    from softprompt.study.rows import grouped, spread, table
     from softprompt.study.runs import missing, named, rerun, run_experiment
 
 __getattr__, __all__ = face(
@@ -30,7 +30,7 @@ __getattr__, __all__ = face(
         "paper": ("NAMES",),
         "params": ("figure_4_cells",),
         "report": ("write_report",),
-        "rows": ("spread", "table"),
+        "rows": ("grouped", "spread", "table"),
         "runs": ("missing", "named", "rerun", "run_experiment"),
     },
 )

@@ -18,7 +18,7 @@ from softprompt.answering import Result
 from softprompt.study import paper
 from softprompt.study.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING, score_within
 from softprompt.study.params import FIGURE_LENGTHS, counts, t5
-from softprompt.study.rows import VOTE, family_of, grouped, newest, size_of, trained_on
+from softprompt.study.rows import VOTE, family_of, grouped, newest, point_of, size_of, trained_on, where
 from softprompt.study.significance import (
     NOT_SEEN,
     SEEN,
@@ -98,12 +98,9 @@ def decide(rows: Sequence[Result], majority: Sequence[Result] = ()) -> list[Verd
     many examples count as learnable, and so do those that no model was tuned on.
     """
 
-    def place_of(row: Result) -> str:
-        about = (row.config.get(name) for name in ("asked", "frozen", "point", "shots"))
-        return repr((row.experiment, *about, trained_on(row), row.task, row.scoring, row.seed))
-
     # Sorted, so that draws and ties are the same whatever the order of lines.
-    rows = sorted((row for row in newest(rows) if "right" in row.notes), key=place_of)
+    rows = [row for row in newest(rows) if "right" in row.notes]
+    rows.sort(key=lambda row: repr((*point_of(row), row.seed)))
     dull = _unlearnable(rows, majority)
     rows = [row for row in rows if (size_of(row), trained_on(row)) not in dull]
     found = []
@@ -144,9 +141,9 @@ def _unlearnable(rows: Sequence[Result], majority: Sequence[Result]) -> set[tupl
         return row.task, len(row.notes["right"])
 
     commonest = {examples_of(row): _right([row]) for row in majority}
-    tuned = [row for row in rows if row.config.get("method") == MODEL_TUNING and trained_on(row) == row.task]
+    tuned = [row for row in where(rows, method=MODEL_TUNING) if trained_on(row) == row.task]
     judged: dict[tuple[Path, str], list[bool]] = {}
-    for run in grouped(tuned, lambda row: (row.config["frozen"], row.experiment, examples_of(row))).values():
+    for run in grouped(tuned, "frozen", "experiment", examples_of).values():
         words = judged.setdefault((size_of(run[0]), run[0].task), [])
         if examples_of(run[0]) in commonest:
             words.append(learnable(_right(run), commonest[examples_of(run[0])]))
@@ -186,12 +183,8 @@ def _of(rows: Sequence[Result], point: str, scoring: str | None = None) -> list[
 
 def _models(rows: Sequence[Result]) -> list[list[Result]]:
     """The rows of each model that was asked about, the smallest first."""
-    models = grouped(rows, lambda row: row.config["asked"]).values()
+    models = grouped(rows, "asked").values()
     return sorted(models, key=lambda own: own[-1].config["num_parameters"])
-
-
-def _place(row: Result) -> tuple[str, str]:
-    return row.config["asked"], row.task
 
 
 def _pooled(groups: Iterable[list[Result]], terms: Terms) -> Found | None:
@@ -211,9 +204,13 @@ def _found(parts: Sequence[Sequence[Term]]) -> Found | None:
         examples = {term.examples for term in part}
         if len(examples) == len({one.task for one in examples}):  # whatever is of one task has the same examples
             paired.append(part)
-    tasks = tuple(dict.fromkeys(term.seeds.task for part in paired for term in part))
-    difference = None if set(tasks) <= TOO_SMALL else contrast(paired)
-    return Found(difference, tasks) if difference else None
+    return _of_tasks((term.seeds.task for part in paired for term in part), contrast(paired))
+
+
+def _of_tasks(tasks: Iterable[str], difference: Difference | None) -> Found | None:
+    """A difference that pools these tasks; None for none, or where all of them are too small."""
+    distinct = tuple(dict.fromkeys(tasks))
+    return None if difference is None or set(distinct) <= TOO_SMALL else Found(difference, distinct)
 
 
 def _points(*weights: tuple[float, str], scoring: str | None = None, by_size: bool = False) -> Find:
@@ -224,12 +221,12 @@ def _points(*weights: tuple[float, str], scoring: str | None = None, by_size: bo
 
     def find(rows: list[Result]) -> Found | None:
         if not by_size:
-            return _pooled(grouped(rows, _place).values(), terms)
+            return _pooled(grouped(rows, "asked", "task").values(), terms)
         families = grouped(rows, family_of).values()
         models = _models(max(families, key=lambda own: len(_models(own)), default=[]))  # the one with the most sizes
         if len(models) < 2:
             return None
-        small, large = (grouped(models[place], lambda row: row.task) for place in (0, -1))
+        small, large = (grouped(models[place], "task") for place in (0, -1))
         parts = [[*terms(own), *terms(large.get(task, []), -1.0)] for task, own in small.items()]
         return _found([[term for term in part if term] for part in parts if None not in part])
 
@@ -240,29 +237,29 @@ def _beats_design(rows: list[Result]) -> Found | None:
     """Prompt tuning minus the text prompt, of any number of shots, that the selection rows choose."""
 
     def terms(own: list[Result]) -> list[Term | None]:
-        texts = _best(-1.0, _designs(own), lambda row: row.notes.get("selection_score"))
+        texts = _best(-1.0, where(own, method=PROMPT_DESIGN), lambda row: row.notes.get("selection_score"))
         return [_term(1.0, _of(own, "prompt tuning")), *texts]
 
-    return _pooled(grouped(rows, _place).values(), terms)
+    return _pooled(grouped(rows, "asked", "task").values(), terms)
 
 
 def _varies_with_wording(rows: list[Result]) -> Found | None:
     """Deviation of the selection score over wordings and draws, uncalibrated, minus that over prompts' seeds."""
     first, second, tasks = [], [], []
-    for (_, task), own in grouped(rows, _place).items():
-        tried = [one for row in _designs(own) for one in row.config["tried"] if "calibrated" not in one["design"]]
-        scores = [row.notes.get("selection_score") for row in own if row.config["point"] == "prompt tuning"]
+    for (_, task), own in grouped(rows, "asked", "task").items():
+        tried = [
+            one
+            for row in where(own, method=PROMPT_DESIGN)
+            for one in row.config["tried"]
+            if "calibrated" not in one["design"]
+        ]
+        scores = [row.notes.get("selection_score") for row in where(own, point="prompt tuning")]
         prompts = [score for score in scores if score is not None]
         if len(tried) > 1 and len(prompts) > 1:
             first.append(np.array([one["score"] for one in tried]))
             second.append(np.array(prompts))
             tasks.append(task)
-    difference = None if set(tasks) <= TOO_SMALL else deviations(first, second)
-    return Found(difference, tuple(dict.fromkeys(tasks))) if difference else None
-
-
-def _designs(rows: Sequence[Result]) -> list[Result]:
-    return [row for row in rows if row.config.get("method") == PROMPT_DESIGN]
+    return _of_tasks(tasks, deviations(first, second))
 
 
 def _more_adaptation(rows: list[Result]) -> Found | None:
@@ -271,8 +268,8 @@ def _more_adaptation(rows: list[Result]) -> Found | None:
     Where there are rows of span corruption continued for as many steps, the difference must be above what that gains,
     too: the p-value is the larger of both.
     """
-    adapted = grouped((row for row in rows if row.experiment == "figure-3d"), _place)
-    objectives = grouped((row for row in rows if row.experiment == "figure-3c"), _place)
+    adapted = grouped(where(rows, experiment="figure-3d"), "asked", "task")
+    objectives = grouped(where(rows, experiment="figure-3c"), "asked", "task")
 
     def gain(own: list[Result]) -> list[Term | None]:
         steps = sorted({row.config["point"] for row in own}, key=int)
@@ -282,7 +279,7 @@ def _more_adaptation(rows: list[Result]) -> Found | None:
         return [_term(1.0, last), _term(-1.0, first)]
 
     def beyond_control(own: list[Result]) -> list[Term | None]:
-        there = objectives.get(_place(own[0]), [])
+        there = objectives.get((own[0].config["asked"], own[0].task), [])
         longer, span = _of(there, "span+", "generate"), _of(there, "span", "generate")
         return [*gain(own), _term(-1.0, longer), _term(1.0, span)]
 
@@ -301,19 +298,19 @@ def _better_at_the_other(rows: list[Result]) -> Found | None:
         prompts, model = (_of(own, points.get(method, "")) for method in (PROMPT_TUNING, MODEL_TUNING))
         return [_term(1.0, prompts), _term(-1.0, model)]
 
-    return _pooled(grouped((row for row in rows if trained_on(row) != row.task), _place).values(), terms)
+    return _pooled(grouped((row for row in rows if trained_on(row) != row.task), "asked", "task").values(), terms)
 
 
 def _vote_minus(best: bool) -> Find:
     """The vote of a point's prompts minus their mean, or minus the one that the selection rows choose."""
 
     def terms(own: list[Result]) -> list[Term | None]:
-        votes = [row for row in own if row.seed == VOTE]
+        votes = where(own, seed=VOTE)
         prompts = [row for row in own if row.seed != VOTE]
         others = _best(-1.0, prompts, lambda row: score_within(row, math.inf)) if best else [_term(-1.0, prompts)]
         return [_term(1.0, votes), *others]
 
-    return lambda rows: _pooled(grouped((row for row in rows if row.scoring == "rank"), _place).values(), terms)
+    return lambda rows: _pooled(grouped(where(rows, scoring="rank"), "asked", "task").values(), terms)
 
 
 def _best(weight: float, rows: Sequence[Result], score: Callable[[Result], float | None]) -> list[Term | None]:
@@ -323,7 +320,7 @@ def _best(weight: float, rows: Sequence[Result], score: Callable[[Result], float
     scores = [(one, row) for row in rows if (one := score(row)) is not None]
     most = max((one for one, _ in scores), default=None)
     tied = [row for one, row in scores if one == most]
-    points = grouped(tied, lambda row: row.config["point"]).values()
+    points = grouped(tied, "point").values()
     return [_term(weight * len(own) / len(tied), own) for own in points] or [None]
 
 
@@ -356,7 +353,7 @@ def _at_matched_steps(rows: Sequence[Result]) -> dict[str, tuple[Term, Term]]:
     domain: the best of the one that gets less far, and the other's nearest. Nothing without scores along training.
     """
     methods = (PROMPT_TUNING, MODEL_TUNING)
-    rows_of = [[row for row in rows if row.config["method"] == method] for method in methods]
+    rows_of = [where(rows, method=method) for method in methods]
     along = [along_training(own) for own in rows_of]
 
     def num_scored(scores: dict[int, Table]) -> int:
@@ -372,7 +369,7 @@ def _at_matched_steps(rows: Sequence[Result]) -> dict[str, tuple[Term, Term]]:
     found = {}
     for task in both:
         first, second = (
-            _term(sign, [row for row in own if row.task == task], scores[task][step])
+            _term(sign, where(own, task=task), scores[task][step])
             for sign, own, scores, step in zip((1.0, -1.0), rows_of, along, steps, strict=True)
         )
         if first and second:
@@ -393,7 +390,7 @@ def along_training(rows: Sequence[Result]) -> dict[str, dict[int, Table]]:
     examples.
     """
     found: dict[str, dict[int, Table]] = {}
-    for task, own in grouped(rows, lambda row: row.task).items():
+    for task, own in grouped(rows, "task").items():
         own.sort(key=lambda row: row.seed)
         of_seeds = [{one["step"]: one["scores"] for one in row.notes.get("along", [])} for row in own]
         for step in sorted(set.intersection(*map(set, of_seeds))):
@@ -420,9 +417,7 @@ def _of_neighbours(first: str, second: str) -> Find:
         for (_, asked, _), own in groups.items():
             for seed, difference in own.items():
                 shares[asked, seed] = shares.get((asked, seed), 0.0) + difference / len(own) / len(groups)
-        tasks = tuple(dict.fromkeys(task for task, *_ in groups))
-        difference = None if set(tasks) <= TOO_SMALL else sign_flips(list(shares.values()))
-        return Found(difference, tasks) if difference else None
+        return _of_tasks((task for task, *_ in groups), sign_flips(list(shares.values())))
 
     return find
 

@@ -334,11 +334,7 @@ class _Entry:
             folder=folder,
             resume=True,
             minutes=self.minutes,
-            on_step=self.watch.step,
-            on_score=lambda step, i, loss, score: self.watch.score(step, member.name, loss, score),
-            on_message=self.watch.message,
-            on_phase=self.watch.phase,
-            on_threads=self.watch.threads,
+            watch=self.watch,
             observe=observer(others, method, member, self.watch) if others else None,
         )
         peak = peak_bytes(lm.device)

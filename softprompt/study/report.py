@@ -47,7 +47,7 @@ from softprompt.study.pictures import (
     picture,
     two_panels,
 )
-from softprompt.study.rows import VOTE, family_of, grouped, newest, short_name, spread, table_cells
+from softprompt.study.rows import VOTE, family_of, grouped, newest, short_name, spread, table_cells, where
 
 PAGE = "index.html"
 PAPER_FIGURES: dict[str, Mapping[Any, Mapping[str, Point]]] = {
@@ -107,7 +107,7 @@ def write_report(rows: Sequence[Result], out: Path) -> Path:
 
 def _study(known: Sequence[Result], rows: Sequence[Result]) -> list[Section]:
     """The claims, and each figure and table of the paper."""
-    majority = [row for row in rows if row.config.get("method") == MAJORITY]
+    majority = where(rows, method=MAJORITY)
     claims = Section(
         "claims",
         "What the rows say of the paper's claims",
@@ -118,7 +118,7 @@ def _study(known: Sequence[Result], rows: Sequence[Result]) -> list[Section]:
         ],
         [as_table(decide(known, majority))],
     )
-    by_experiment = grouped(known, lambda row: row.experiment)
+    by_experiment = grouped(known, "experiment")
     sections = [claims]
     for name in EXPERIMENTS:
         made = name in by_experiment
@@ -211,7 +211,7 @@ def _run(name: str, rows: Sequence[Result]) -> Section:
     without = {task: why for row in rows for task, why in row.notes.get("not_run", {}).items()}
     section.text += [f"{task} was not run: {why}." for task, why in without.items()]
     points = [point.name for point in EXPERIMENTS[name].points if "*" not in point.name]
-    for asked, own in grouped(rows, lambda row: row.config["asked"]).items():
+    for asked, own in grouped(rows, "asked").items():
         there = {row.config["point"].split(", ")[0] if "shots" in row.config else row.config["point"] for row in own}
         if missing := [point for point in points if point not in there]:
             section.text.append(f"{asked} has no rows of {', '.join(missing)}.")
@@ -233,10 +233,10 @@ def _paper_lines(name: str) -> list[Line]:
 def _our_lines(rows: Sequence[Result]) -> list[Line]:
     """Each point's mean over tasks, with the deviation over seeds, by the frozen model's size."""
     lines = []
-    for (name, family), own in grouped(rows, lambda row: (row.config["point"], family_of(row))).items():
+    for (name, family), own in grouped(rows, "point", family_of).items():
         points = []
-        for of_model in grouped(own, lambda row: row.config["frozen"]).values():
-            of_seeds = grouped(of_model, lambda row: row.seed).values()
+        for of_model in grouped(own, "frozen").values():
+            of_seeds = grouped(of_model, "seed").values()
             means = [100 * fmean(row.value for row in of_seed) for of_seed in of_seeds]
             points.append((of_model[0].config["num_parameters"] / 1e6, _over_seeds(means)))
         lines.append(Line(name, sorted(points), family))
@@ -251,7 +251,7 @@ def _of_common_tasks(rows: Sequence[Result]) -> tuple[list[Result], bool]:
     """The rows of tasks that every point of every frozen model has, since other means compare nothing, and whether
     there is such a task; where there is none, all rows.
     """
-    points = grouped(rows, lambda row: (row.config["frozen"], row.config["point"])).values()
+    points = grouped(rows, "frozen", "point").values()
     tasks = [{row.task for row in own} for own in points]
     common = set.intersection(*tasks) if tasks else set()
     return [row for row in rows if not common or row.task in common], bool(common)
@@ -310,7 +310,7 @@ def _hours(rows: Sequence[Result]) -> float:
             together[key] = max(together.get(key, 0.0), row.seconds)
     seconds = sum(together.values())
     alone = [row for row in rows if row.config.get("method") is not None]
-    for own in grouped(alone, lambda row: row.config["out"]).values():
+    for own in grouped(alone, "out").values():
         runs = {(row.seed, row.config.get("shots")): row.seconds for row in own}
         rates = 1 if own[0].config["method"] == PROMPT_DESIGN else len(own[0].config.get("tried", ()))
         seconds += sum(runs.values()) + (rates - 1) * max(runs.values())
@@ -320,10 +320,10 @@ def _hours(rows: Sequence[Result]) -> float:
 def _ensembles(rows: Sequence[Result]) -> list[list[str]]:
     """Average, best and vote, as the paper's table 3."""
     cells = [["model", "task", "scoring", "average", "best", "ensemble"]]
-    groups = grouped(rows, lambda row: (row.config["frozen"], row.task, row.scoring))
+    groups = grouped(rows, "frozen", "task", "scoring")
     for (frozen, task, scoring), own in groups.items():
         values = [100 * row.value for row in own if row.seed != VOTE]
-        votes = [100 * row.value for row in own if row.seed == VOTE]
+        votes = [100 * row.value for row in where(own, seed=VOTE)]
         scores = [fmean(values), max(values), *votes[:1]]
         cells.append([short_name(frozen), task, scoring, *(f"{score:.1f}" for score in scores)])
     return cells
@@ -339,12 +339,10 @@ def _paper_ensembles() -> list[list[str]]:
 def _transfer(rows: Sequence[Result]) -> list[list[str]]:
     """In and out of domain, each method's score and the difference, as the paper's tables 1 and 2."""
     cells = [["model", "trained on", "scored on", "metric", "prompt tuning", "model tuning", "difference"]]
-    groups = grouped(rows, lambda row: (row.config["frozen"], row.config["trained_on"], row.task))
+    groups = grouped(rows, "frozen", "trained_on", "task")
     for (frozen, source, task), own in groups.items():
         for metric in own[0].metrics:
-            prompt, model = (
-                [100 * row.metrics[metric] for row in own if row.config["method"] == method] for method in TUNED
-            )
+            prompt, model = ([100 * row.metrics[metric] for row in where(own, method=method)] for method in TUNED)
             apart = f"{fmean(prompt) - fmean(model):+.1f}" if prompt and model else "-"
             cells.append([short_name(frozen), source, task, metric, spread(prompt), spread(model), apart])
     return cells
@@ -353,7 +351,7 @@ def _transfer(rows: Sequence[Result]) -> list[list[str]]:
 def _matched(rows: Sequence[Result]) -> list[list[str]]:
     """Prompt tuning minus model tuning at the steps where they are nearest on the task trained on."""
     cells = [["model", "trained on", "scored on", "difference at the steps nearest at home"]]
-    groups = grouped(rows, lambda row: (row.config["frozen"], row.config["trained_on"]))
+    groups = grouped(rows, "frozen", "trained_on")
     for (frozen, source), own in groups.items():
         for task, apart in matched_differences(own).items():
             cells.append([short_name(frozen), source, task, f"{apart:+.1f}"])
@@ -363,7 +361,7 @@ def _matched(rows: Sequence[Result]) -> list[list[str]]:
 def _courses(rows: Sequence[Result]) -> list[Course]:
     """Scores along training by method, task and model: those that have them at home and elsewhere."""
     courses = []
-    groups = grouped(rows, lambda row: (row.config["method"], row.config["trained_on"], row.config["frozen"]))
+    groups = grouped(rows, "method", "trained_on", "frozen")
     for method, source, frozen in sorted(groups, key=lambda course: TUNED.index(course[0])):
         scores = along_training(groups[method, source, frozen])
         home, away = scores.pop(source, {}), list(scores.values())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeVar
+from typing import Any
 
 from softprompt.answering import Result
 from softprompt.study.comparison import MULTI_TASK, settings_of_row
@@ -15,14 +15,26 @@ VOTE = -1  # the seed of an ensemble's row
 # As in t5-small-lm-adapt, gemma-3-270m, SmolLM2-1.7B.
 SIZE_IN_NAME = re.compile(r"[-_](mini|small|base|large|xl|xxl|\d+(\.\d+)?[mb])(?=[-_]|$)", re.IGNORECASE)
 
-Key = TypeVar("Key", bound=Hashable)
+
+def told(row: Result, name: str) -> Any:
+    """What a row says by that name, in a field of its own or in its configuration; None where neither does."""
+    return getattr(row, name) if hasattr(row, name) else row.config.get(name)
 
 
-def grouped(rows: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, list[Result]]:
-    """The rows by a key of theirs, in the order in which the keys first come."""
-    groups: dict[Key, list[Result]] = {}
+def where(rows: Iterable[Result], **wanted: Any) -> list[Result]:
+    """The rows that say all of this, each by its name as `told` has it."""
+    return [row for row in rows if all(told(row, name) == value for name, value in wanted.items())]
+
+
+def grouped(rows: Iterable[Result], *keys: str | Callable[[Result], Any]) -> dict[Any, list[Result]]:
+    """The rows by what they say by a name, as `told` has it, or by a function; by several, as a tuple.
+
+    In the order in which what they say first comes.
+    """
+    groups: dict[Any, list[Result]] = {}
     for row in rows:
-        groups.setdefault(key(row), []).append(row)
+        values = tuple(told(row, key) if isinstance(key, str) else key(row) for key in keys)
+        groups.setdefault(values if len(keys) > 1 else values[0], []).append(row)
     return groups
 
 
@@ -31,14 +43,16 @@ def trained_on(row: Result) -> str:
     return row.config.get("trained_on", row.task)
 
 
+def point_of(row: Result) -> tuple[Any, ...]:
+    """What a row measures, whatever its settings and its seed."""
+    about = (row.config.get(name) for name in ("asked", "frozen", "point", "shots"))
+    return (row.experiment, *about, trained_on(row), row.task, row.scoring)
+
+
 def newest(rows: Sequence[Result]) -> list[Result]:
     """Of several rows for one point, model, task, scoring and seed, the last; and of rows of one point with other
     settings, or of another model under the same name, those like the last.
     """
-
-    def point_of(row: Result) -> tuple[Any, ...]:
-        about = (row.config.get(name) for name in ("asked", "frozen", "point", "shots"))
-        return (row.experiment, *about, trained_on(row), row.task, row.scoring)
 
     def made_with(row: Result) -> tuple[Any, ...]:
         together = row.config["task"] if row.config.get("method") == MULTI_TASK else None
@@ -83,7 +97,7 @@ def table_cells(rows: Sequence[Result]) -> list[list[str]]:
     tasks = list(dict.fromkeys(row.task for row in rows))
     cells = [["frozen model", "point", "scoring", *tasks, "mean", "illegal", "vote"]]
     models = list(dict.fromkeys(row.config["asked"] for row in rows))
-    lines = grouped(rows, lambda row: (row.config["asked"], row.config["point"], row.scoring))
+    lines = grouped(rows, "asked", "point", "scoring")
     common = set.intersection(*({row.task for row in line} for line in lines.values()))
     for asked, point, scoring in sorted(lines, key=lambda line: models.index(line[0])):
         line = lines[asked, point, scoring]

@@ -58,13 +58,6 @@ class Term(NamedTuple):
     """Which examples, likewise."""
 
 
-def interval(scores: Float[np.ndarray, "s n"], *, seed: int = 0, draws: int = NUM_DRAWS) -> Interval:
-    """The mean score of a method with its interval. ValueError for a table with nothing in it."""
-    found = contrast([[Term(1.0, scores, "seeds", "examples")]], seed=seed, draws=draws)
-    assert found is not None
-    return found.interval
-
-
 def compare(
     first: Sequence[Float[np.ndarray, "_ _"]],
     second: Sequence[Float[np.ndarray, "_ _"]],

@@ -74,17 +74,12 @@ class WeightTuning:
         values: Sequence[Tensor],
         rows: Sequence[Row],
         member: Sequence[int],
-        *,
-        max_tokens: int,
-        dropout: float = 0.0,
-        seeds: Sequence[int] | None = None,
-        z_loss: float = 0.0,
+        **options: Any,
     ) -> Gradients:
         """The gradient of the one member's values."""
         (flat,) = values
         self.put(flat)
         found = torch.zeros_like(flat)
-        options: dict[str, Any] = {"max_tokens": max_tokens, "dropout": dropout, "seeds": seeds, "z_loss": z_loss}
         if self.prompt is not None:
             prompt = self.prompt()
             (gradient,), sums, computed = gradients(self.lm, [prompt], rows, member, **options)

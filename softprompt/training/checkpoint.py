@@ -9,7 +9,7 @@ import contextlib
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from softprompt.base.files import write_tensors
+from softprompt.base.watch import Watch
 
 KEY = "checkpoint"  # in the file's metadata
 KEYS_OF_0_1_0 = {"training", "pretraining"}
@@ -45,14 +46,13 @@ def read_checkpoint(
     identity: Mapping[str, Any],
     *,
     of: str = "softprompt",
-    on_message: Callable[[str], object],
-    on_threads: Callable[[int], object] | None = None,
+    watch: Watch,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The state and the tensors to go on from.
 
-    on_threads(threads) where the run began with other processor threads than there are now; without it, on_message
-    tells of them. Raises ValueError, in one line, for a file that is damaged (and no checkpoint `of` what is trained),
-    of softprompt 0.1.0, or of another run, with the first thing in which they differ.
+    watch: told where the run began with other processor threads than there are now. Raises ValueError, in one line, for
+    a file that is damaged (and no checkpoint `of` what is trained), of softprompt 0.1.0, or of another run, with the
+    first thing in which they differ.
     """
     metadata: dict[str, str] = {}
     try:
@@ -76,10 +76,12 @@ def read_checkpoint(
             "start again"
         )
     now = torch.get_num_threads()
-    if threads != now and on_threads:
-        on_threads(threads)
+    if threads != now and watch.threads:
+        watch.threads(threads)
     elif threads != now:
-        on_message(f"processor threads were {threads} when this run began, and are {now}, so sums may round otherwise")
+        watch.message(
+            f"processor threads were {threads} when this run began, and are {now}, so sums may round otherwise"
+        )
     return state, tensors
 
 

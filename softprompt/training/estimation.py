@@ -167,6 +167,6 @@ def _timed(lm: FrozenLM, members: Sequence[Member], num_rows: int, done: Progres
         marks.append(time.monotonic())
         done(num_rows)
 
-    fit(lm, members, on_step=mark, on_phase=lambda name, total: done)
+    fit(lm, members, watch=Watch(step=mark, phase=lambda name, total: done))
     steps_end = marks[-1]
     return (steps_end - marks[0]) / (len(marks) - 1), time.monotonic() - steps_end

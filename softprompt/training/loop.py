@@ -24,7 +24,7 @@ from torch import Tensor
 
 from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, is_out_of_memory, judge, predict
 from softprompt.base.files import CHECKPOINT
-from softprompt.base.watch import Progress
+from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, Row, TextFormat
 from softprompt.tasks import Example, Task
 from softprompt.training.checkpoint import read_checkpoint, uninterrupted, write_checkpoint
@@ -162,11 +162,7 @@ def fit(
     minutes: float | None = None,
     max_tokens: int | None = None,
     clock: Callable[[], float] = time.monotonic,
-    on_step: Callable[[int, float, int], object] = lambda step, loss, tokens: None,
-    on_score: Callable[[int, int, float, float | None], object] = lambda step, member, loss, score: None,
-    on_message: Callable[[str], object] = lambda message: None,
-    on_phase: Callable[[str, int], Progress] = lambda name, total: lambda rows: None,
-    on_threads: Callable[[int], object] | None = None,
+    watch: Watch | None = None,
     observe: Observer | None = None,
     checkpoint_every_s: float = 60.0,
 ) -> list[Fitted]:
@@ -174,17 +170,15 @@ def fit(
 
     method: what is trained over `lm` (prompts, unless given); one that changes the model takes one member.
     folder: where the checkpoint is kept (None: nowhere). minutes: bound on training and selection together,
-    counted across resumes. on_step(step, mean loss, tokens) after each step; on_score(step, member, loss, score)
-    after each evaluation; on_message for a member that stops or a checkpoint that cannot be written; on_phase(name,
-    rows) when scoring begins gives what is told of finished rows; on_threads(threads) where the run that is resumed
-    began with other processor threads (a message says so, unless given). observe(member, its values) at each of its
-    evaluations: what it returns goes into the member's history. Raises ValueError for a checkpoint that is damaged or
-    of another run, KeyboardInterrupt after writing one.
+    counted across resumes. watch: told of steps and evaluations, of scoring, of a member that stops and a checkpoint
+    that cannot be written. observe(member, its values) at each of its evaluations: what it returns goes into the
+    member's history. Raises ValueError for a checkpoint that is damaged or of another run, KeyboardInterrupt after
+    writing one.
     """
-    run = _Run(method or PromptTuning(lm), members, max_tokens, on_message)
+    run = _Run(method or PromptTuning(lm), members, max_tokens, watch or Watch())
     checkpoint = folder / CHECKPOINT if folder else None
     if checkpoint and resume and checkpoint.exists():
-        run.read(checkpoint, on_threads)
+        run.read(checkpoint)
     else:
         if checkpoint:
             checkpoint.unlink(missing_ok=True)  # so that no one goes on from an earlier run's for this one
@@ -197,7 +191,7 @@ def fit(
             left = math.inf if minutes is None else minutes * 60 - run.seconds - run.evaluation_seconds
             due = run.due(at_the_end=left <= 0)
             if due:
-                run.evaluate(due, on_score, on_phase, observe)
+                run.evaluate(due, observe)
                 run.evaluation_seconds = clock() - started - run.seconds
                 run.seconds = clock() - started
             if due or clock() - written > checkpoint_every_s:
@@ -206,7 +200,7 @@ def fit(
             if left <= 0 or not any(state.alive for state in run.states):
                 return [state.fitted for state in run.states]
             loss, tokens = run.train_step()
-            on_step(run.step, loss, tokens)
+            run.watch.step(run.step, loss, tokens)
     except KeyboardInterrupt:
         run.seconds = clock() - started
         run.write(checkpoint)
@@ -216,9 +210,7 @@ def fit(
 class _Run:
     """All members' states, and what they have in common."""
 
-    def __init__(
-        self, method: Method, members: Sequence[Member], max_tokens: int | None, on_message: Callable[[str], object]
-    ):
+    def __init__(self, method: Method, members: Sequence[Member], max_tokens: int | None, watch: Watch):
         if not members:
             raise ValueError(f"no {method.noun} to train; give at least one member")
         if method.is_alone and len(members) > 1:
@@ -226,7 +218,7 @@ class _Run:
         for member in members:
             if not member.rows:
                 raise ValueError(f"{member.title} has no training examples")
-        self.method, self.members, self.on_message = method, list(members), on_message
+        self.method, self.members, self.watch = method, list(members), watch
         self.lm = method.lm
         tokens = [sum(len(row.target) for row in member.rows) / len(member.rows) for member in members]
         self.guessing = [math.log(self.lm.config.vocab_size) * count for count in tokens]  # loss of an example
@@ -251,9 +243,9 @@ class _Run:
             optimizer = member.config.optimizer.init(values)
             self.states.append(_State(i, member, values, optimizer, Fitted(values.clone())))
 
-    def read(self, path: Path, on_threads: Callable[[int], object] | None) -> None:
+    def read(self, path: Path) -> None:
         """Go on from a checkpoint. ValueError for a file that is damaged or of another run."""
-        saved, tensors = read_checkpoint(path, self.identity, on_message=self.on_message, on_threads=on_threads)
+        saved, tensors = read_checkpoint(path, self.identity, watch=self.watch)
         for i, (member, counters) in enumerate(zip(self.members, saved.pop("members"), strict=True)):
             start = f"{i}.optimizer."
             optimizer = {name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)}
@@ -278,7 +270,7 @@ class _Run:
             write_checkpoint(path, self.identity, saved, tensors)
         except OSError as error:
             why = error.strerror or str(error)
-            self.on_message(f"no checkpoint at step {self.step}: {path} cannot be written ({why})")
+            self.watch.message(f"no checkpoint at step {self.step}: {path} cannot be written ({why})")
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -367,7 +359,7 @@ class _Run:
             if self.max_tokens <= 64:
                 raise ValueError(OUT_OF_MEMORY)
             self.max_tokens //= 2
-            self.on_message(f"out of memory at step {self.step + 1}; micro-batches now {self.max_tokens} tokens")
+            self.watch.message(f"out of memory at step {self.step + 1}; micro-batches now {self.max_tokens} tokens")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -399,7 +391,7 @@ class _Run:
         state.fitted.stopped = why
         best = state.fitted.step
         kept = f"its best {self.method.noun} (step {best}) is kept" if best else "it had no score yet"
-        self.on_message(f"{state.member.title} stopped: {why}; {kept}; try a lower --learning-rate")
+        self.watch.message(f"{state.member.title} stopped: {why}; {kept}; try a lower --learning-rate")
 
     def _release_folds(self) -> None:
         """Stop the folds that serve no member any more."""
@@ -419,12 +411,10 @@ class _Run:
     def evaluate(
         self,
         due: Sequence[_State],
-        on_score: Callable[[int, int, float, float | None], object],
-        on_phase: Callable[[str, int], Progress],
         observe: Observer | None,
     ) -> None:
         """Score members, keep their best values, stop those out of patience."""
-        scores = self._scores([state for state in due if state.member.selection], on_phase)
+        scores = self._scores([state for state in due if state.member.selection])
         observed = {state.number: observe(state.number, state.values) for state in due} if observe else {}
         losses = {state.number: state.loss_sum / max(state.loss_count, 1) for state in due}
         for state in due:
@@ -442,9 +432,9 @@ class _Run:
             self._release_folds()
             self.scored_at = self.step
         for state in due:
-            on_score(self.step, state.number, losses[state.number], scores.get(state.number))
+            self.watch.score(self.step, state.member.title, losses[state.number], scores.get(state.number))
 
-    def _scores(self, scored: Sequence[_State], on_phase: Callable[[str, int], Progress]) -> dict[int, float]:
+    def _scores(self, scored: Sequence[_State]) -> dict[int, float]:
         """The selection score of each, by number; members of one task share their batches."""
         if not scored:
             return {}
@@ -464,7 +454,7 @@ class _Run:
                 rows += state.member.selection_rows[:count]
                 worn += [prompt] * (len(rows) - len(worn))
             task = group[0][0].member.task
-            told = on_phase(f"score {task.name}, selection", len(rows))
+            told = self.watch.phase(f"score {task.name}, selection", len(rows))
             answers = predict(engine, task, examples, rows, worn, form, scoring=scoring, progress=told)
             first = 0
             for state, _ in group:

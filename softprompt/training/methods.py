@@ -137,9 +137,9 @@ def gradients_of_rows(
     front: tuple[Float[Tensor, "k p d"], Tensor] | None,
     states: PromptStates | None,
     max_tokens: int,
-    dropout: float,
-    seeds: Sequence[int] | None,
-    z_loss: float,
+    dropout: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    z_loss: float = 0.0,
     after: Callable[[], None] = lambda: None,
 ) -> tuple[list[float], int]:
     """Send back the loss of every micro-batch; each member's summed loss, and the tokens computed.

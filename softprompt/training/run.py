@@ -111,11 +111,7 @@ def train_together(
         folder=folder,
         resume=first.resume,
         minutes=first.minutes,
-        on_step=watch.step,
-        on_score=lambda step, i, loss, score: watch.score(step, members[i].title, loss, score),
-        on_message=watch.message,
-        on_phase=watch.phase,
-        on_threads=watch.threads,
+        watch=watch,
     )
     by_name = {(member.run, member.name): result for member, result in zip(members, fitted, strict=True)}
     trained = [[(plan, by_name[plan.run, plan.name]) for plan in own] for own in plans]

@@ -19,7 +19,7 @@ from typing import Any
 
 from softprompt.base.files import CHECKPOINT
 from softprompt.base.setting import settings_of
-from softprompt.base.terminal import Display, counted, keep_threads, say, type_of_products, writing
+from softprompt.base.terminal import Display, counted, say, type_of_products, writing
 from softprompt.cli import add_settings, add_shared, flags_of, set_up
 from softprompt.pretraining import PretrainConfig
 
@@ -102,7 +102,7 @@ def train_model(
 ) -> int:
     """Train the model on the corpus, and print how it ended. vocabulary: what messages call the tokenizer."""
     from softprompt.models import choose_device, choose_dtype
-    from softprompt.pretraining import Hooks, device_of_torchrun, machine_of_torchrun, pretrain
+    from softprompt.pretraining import device_of_torchrun, machine_of_torchrun, pretrain
 
     config = PretrainConfig(**{**defaults, **flags_of(args, SETTINGS)})
     device = choose_device(device_of_torchrun(args.device))
@@ -127,7 +127,7 @@ def train_model(
                     name=vocabulary,
                     resume=args.resume,
                     machine=machine,
-                    hooks=Hooks(step=display.step, score=display.losses, message=say, threads=keep_threads),
+                    watch=display.watch(),
                 )
             except KeyboardInterrupt:
                 at = f"stopped at step {display.at} of {config.steps}"

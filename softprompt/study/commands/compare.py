@@ -89,15 +89,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(rows: list[Any]) -> str:
-    from softprompt.study import equal_seconds, score_within, spread, title_of
+    from softprompt.study import equal_seconds, grouped, score_within, spread, title_of
 
-    by_method: dict[str, list[Any]] = {}
-    for row in rows:
-        by_method.setdefault(title_of(row), []).append(row)
     seconds = equal_seconds(rows)
     within = "" if seconds is None else f"selection at {seconds:.0f} s"
     lines = [["method", "dev", "selection", within, "trained", "stored", "seconds", "peak MB", "rate or text"]]
-    for title, of_method in by_method.items():
+    for title, of_method in grouped(rows, title_of).items():
         config = of_method[0].config
         selected = [row.notes["selection_score"] for row in of_method]
         early: list[Any] = []
