@@ -24,26 +24,7 @@ if TYPE_CHECKING:
     from softprompt.tasks import Task, file_task, get_task
     from softprompt.training import RunConfig, estimate, token_lengths, train
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "answering": (
-            "Engine",
-            "Evaluation",
-            "Result",
-            "evaluate",
-            "evaluate_prompts",
-            "open_prompts",
-            "predict_file",
-            "predict_records",
-        ),
-        "base.watch": ("Watch",),
-        "models": ("FrozenLM", "TextFormat", "load"),
-        "prompts": ("Card", "SoftPrompt", "convert", "load_prompt", "save_prompt"),
-        "tasks": ("Task", "file_task", "get_task"),
-        "training": ("RunConfig", "estimate", "token_lengths", "train"),
-    },
-)
+__getattr__, __all__ = face(__name__)
 
 
 def __dir__() -> list[str]:

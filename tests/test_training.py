@@ -555,7 +555,9 @@ def test_a_damaged_checkpoint_is_refused(llama, tmp_path, damage):
     interrupted(llama, own, tmp_path, at=2)
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
-    with pytest.raises(ValueError, match=r"is no checkpoint of softprompt, or a damaged one \(.+\); remove it to start again"):
+    with pytest.raises(
+        ValueError, match=r"is no checkpoint of softprompt, or a damaged one \(.+\); remove it to start again"
+    ):
         fit(llama, [own], folder=tmp_path, resume=True)
 
 

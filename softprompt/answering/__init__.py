@@ -59,43 +59,4 @@ if TYPE_CHECKING:
     )
     from softprompt.answering.scores import evaluate_prompts
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "answer_file": ("Written", "to_line"),
-        "confusion": ("Confusion", "added", "by_label", "commonest"),
-        "decoding": (
-            "Beams",
-            "Decoding",
-            "Draw",
-            "MAX_BEAMS",
-            "MAX_STOPS",
-            "TextStream",
-            "Writer",
-            "alternatives",
-            "choose",
-            "uniforms",
-        ),
-        "engine": ("Engine", "MAX_TOKENS", "OUT_OF_MEMORY", "Prediction", "is_out_of_memory", "mean_probabilities"),
-        "evaluation": (
-            "Evaluation",
-            "best",
-            "can_rank",
-            "candidates_of",
-            "check_can_rank",
-            "check_scoring",
-            "ensemble",
-            "evaluate",
-            "judge",
-            "predict",
-            "right_answers",
-            "vote",
-        ),
-        "inspection": ("NUM_NEAREST", "ablate", "inspect_prompt", "nearest_tokens", "neighbourhood"),
-        "prediction": ("CHUNK", "predict_file", "predict_records"),
-        "rows": ("Result", "append_rows", "model_of_row", "read_rows", "surroundings", "write_rows"),
-        "running": ("Projection", "RunningBatch", "Slot", "Start", "embedded"),
-        "saved": ("form_of", "load_for", "open_prompts", "shared_scoring", "shared_task", "tell_quantization"),
-        "scores": ("evaluate_prompts",),
-    },
-)
+__getattr__, __all__ = face(__name__)

@@ -20,19 +20,4 @@ if TYPE_CHECKING:
         split_names,
     )
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "command_line": ("main",),
-        "options": (
-            "RUN",
-            "add_shared",
-            "add_settings",
-            "flags_of",
-            "read_data",
-            "say_if_slow",
-            "set_up",
-            "split_names",
-        ),
-    },
-)
+__getattr__, __all__ = face(__name__)

@@ -51,48 +51,4 @@ if TYPE_CHECKING:
     )
     from softprompt.models.tokenizer import Rendered, Tokenizer, load_tokenizer, of_backend
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "backbone": ("FrozenLM", "NO_PROMPT", "T5_TYPES", "scales_outputs"),
-        "loading": (
-            "SMOLLM2",
-            "cache_folder",
-            "choose_device",
-            "choose_dtype",
-            "dequantised_folder",
-            "is_encoder_decoder",
-            "is_hub_id",
-            "keep_freed_memory",
-            "load",
-            "quiet",
-            "read_checkpoint",
-            "resolve",
-            "write_checkpoint",
-        ),
-        "shapes": ("Architecture", "SIZES", "Shape", "read_architecture", "shape_of"),
-        "states": ("Embedded", "Layout", "PromptStates", "RowStates"),
-        "steps": ("begin_rows", "step_rows"),
-        "text": (
-            "Row",
-            "SEPARATOR",
-            "TextFormat",
-            "check_labels",
-            "check_length",
-            "collate",
-            "default_format",
-            "encode_all_inputs",
-            "encode_examples",
-            "encode_inputs",
-            "encode_target",
-            "lost_part",
-            "micro_batches",
-            "pad",
-            "pad_candidates",
-            "room_for",
-            "shared_start",
-            "target_lengths",
-        ),
-        "tokenizer": ("Rendered", "Tokenizer", "load_tokenizer", "of_backend"),
-    },
-)
+__getattr__, __all__ = face(__name__)

@@ -14,13 +14,4 @@ if TYPE_CHECKING:
     from softprompt.pretraining.settings import PretrainConfig
     from softprompt.pretraining.vocabulary import train_vocabulary
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "corpus": ("corpus_files", "read_documents", "tokenized"),
-        "loop": ("device_of_torchrun", "machine_of_torchrun", "pretrain"),
-        "new_t5": ("new_model", "read_model"),
-        "settings": ("PretrainConfig",),
-        "vocabulary": ("train_vocabulary",),
-    },
-)
+__getattr__, __all__ = face(__name__)

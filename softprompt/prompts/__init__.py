@@ -15,14 +15,4 @@ if TYPE_CHECKING:
     from softprompt.prompts.initial import MAX_LENGTH, from_ids, from_uniform, initial_prompt
     from softprompt.prompts.prompt import SoftPrompt, check_fits, prepend, stack
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "card": ("Card",),
-        "export": ("export_vocabulary",),
-        "folder": ("CARD", "CONFIG", "README", "WEIGHTS", "load_prompt", "save_prompt"),
-        "formats": ("convert", "detect_kind", "read_prompt"),
-        "initial": ("MAX_LENGTH", "from_ids", "from_uniform", "initial_prompt"),
-        "prompt": ("SoftPrompt", "check_fits", "prepend", "stack"),
-    },
-)
+__getattr__, __all__ = face(__name__)

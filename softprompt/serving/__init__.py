@@ -23,23 +23,4 @@ if TYPE_CHECKING:
     )
     from softprompt.serving.scheduler import Scheduler
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "prompt_table": ("PromptTable", "Registered"),
-        "request": (
-            "Answer",
-            "Cancelled",
-            "DeadlineExceeded",
-            "NotServing",
-            "Part",
-            "PartAnswer",
-            "Piece",
-            "QueueFull",
-            "Request",
-            "Stats",
-            "Ticket",
-        ),
-        "scheduler": ("Scheduler",),
-    },
-)
+__getattr__, __all__ = face(__name__)

@@ -23,14 +23,4 @@ if TYPE_CHECKING:
     from softprompt.study.rows import grouped, spread, table
     from softprompt.study.runs import missing, named, rerun, run_experiment
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "comparison": ("METHODS", "check_methods", "compare", "equal_seconds", "rows_of", "score_within", "title_of"),
-        "paper": ("NAMES",),
-        "params": ("figure_4_cells",),
-        "report": ("write_report",),
-        "rows": ("grouped", "spread", "table"),
-        "runs": ("missing", "named", "rerun", "run_experiment"),
-    },
-)
+__getattr__, __all__ = face(__name__)

@@ -18,16 +18,4 @@ if TYPE_CHECKING:
     from softprompt.tasks.selection import folds, hold_out, without_overlap
     from softprompt.tasks.task import UNLABELLED, Example, Task, headline
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "catalog": ("TASKS", "get_task"),
-        "items": ("Item", "count_items", "examples_of", "read_items", "read_lines"),
-        "multi_task": ("mixed", "mixture"),
-        "own_file": ("file_task",),
-        "reading": ("Data", "chat_templates", "has_split", "read_examples", "read_split"),
-        "records": ("check_kind", "open_text", "plain_suffix", "read_object", "read_records"),
-        "selection": ("folds", "hold_out", "without_overlap"),
-        "task": ("Example", "Task", "UNLABELLED", "headline"),
-    },
-)
+__getattr__, __all__ = face(__name__)

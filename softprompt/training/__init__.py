@@ -28,26 +28,4 @@ if TYPE_CHECKING:
     from softprompt.training.run import ROWS, CannotStart, Trained, load_model, train, train_together
     from softprompt.training.settings import PROMPT_FILE, RunConfig, check_out
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "checkpoint": ("read_checkpoint", "uninterrupted", "write_checkpoint"),
-        "estimation": ("Estimate", "estimate", "token_lengths"),
-        "loop": ("Fitted", "Member", "Observer", "TrainConfig", "fit"),
-        "methods": ("Gradients", "Method", "PromptTuning", "gradients", "gradients_of_rows"),
-        "optimizers": ("Adafactor", "AdamW", "Optimizer", "rate_multiplier"),
-        "plan": (
-            "TaskData",
-            "at_most",
-            "check_plans",
-            "dev_examples",
-            "format_of",
-            "members_of",
-            "plan_prompts",
-            "prepare",
-            "tasks_of",
-        ),
-        "run": ("CannotStart", "ROWS", "Trained", "load_model", "train", "train_together"),
-        "settings": ("PROMPT_FILE", "RunConfig", "check_out"),
-    },
-)
+__getattr__, __all__ = face(__name__)

@@ -14,13 +14,4 @@ if TYPE_CHECKING:
     from softprompt.serving.http.state import Server
     from softprompt.serving.http.wire import Limits
 
-__getattr__, __all__ = face(
-    __name__,
-    {
-        "access": ("Access", "read_keys"),
-        "app": ("make_app",),
-        "registry": ("Registry",),
-        "state": ("Server",),
-        "wire": ("Limits",),
-    },
-)
+__getattr__, __all__ = face(__name__)
