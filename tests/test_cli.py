@@ -446,8 +446,10 @@ def test_debugging_shows_the_traceback(here, monkeypatch):
         cli.main(["train"])
 
 
-def test_a_full_disk_says_what_could_not_be_written(run, here):
+def test_a_disk_that_is_full_from_the_start_is_told_before_the_first_step(run, here, monkeypatch):
     import resource
+
+    monkeypatch.setattr(sys, "argv", ["softprompt"])
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
@@ -457,11 +459,11 @@ def test_a_full_disk_says_what_could_not_be_written(run, here):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 2
     assert err.splitlines()[-1] == (
-        "softprompt train: could not save the prompt to out (File too large); what it held before is whole; "
-        "free some space or choose another folder"
+        "softprompt train: could not write out/checkpoint.safetensors (File too large); nothing was trained; "
+        "free some space, or give another folder"
     )
-    assert "no more TensorBoard logs: File too large" in err.splitlines()
-    assert not list((here / "out").glob("*.safetensors"))
+    assert "step 1" not in err
+    assert not (here / "out").exists()
 
 
 def test_an_estimate_is_printed_and_nothing_written(run, here):
@@ -501,6 +503,60 @@ def test_an_interrupted_run_goes_on_to_the_same_prompt(here):
     assert done_in_a_process(*words, "--resume", cwd=here)[0] == 0
     assert done_in_a_process(*words[:at], "whole", *words[at + 1 :], cwd=here)[0] == 0
     assert load_prompt(here / "stopped").sha256 == load_prompt(here / "whole").sha256
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_a_second_time_there_is_no_traceback_and_sigterm_says_how_to_go_on(here, number):
+    words = [*training("--out", "stopped"), "--steps", "4000", "--evaluate-every", "4000", "--seeds", "0"]
+    with in_a_process(*words, cwd=here) as process:
+        for line in process.stderr:
+            if line.startswith("step 1 of 4000"):
+                break
+        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=120)[1].splitlines()
+    assert process.returncode == 128 + number, told
+    assert re.search(r"stopped at step \d+ of 4000; the same command with --resume goes on from there$", told[-1]), told
+
+
+def test_a_second_ctrl_c_ends_what_does_not_end_by_the_first(here):
+    script = (
+        "import sys, time; from softprompt.cli import command_line\n"
+        "def run(args):\n"
+        "    try:\n        print('now', flush=True); time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n        print('again', flush=True); time.sleep(60)\n"
+        "from softprompt.cli import tasks; tasks.run = run; sys.argv = ['softprompt', 'tasks']\n"
+        "sys.exit(command_line.main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        for line in ("now\n", "again\n"):
+            assert process.stdout.readline() == line
+            time.sleep(1.2)  # sooner is the same one, sent twice
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == "\nsoftprompt: stopped at once\n"
+    assert process.returncode == 130
+
+
+def test_a_full_standard_output_is_one_line_and_code_2(here, prompts):
+    words = [
+        sys.executable,
+        "-m",
+        "softprompt",
+        "predict",
+        "--model",
+        "./llama",
+        "--prompt",
+        "p0",
+        "--input",
+        "dev.jsonl",
+    ]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=200)
+    told = "could not write to standard output, behind 0 whole rows: No space left on device"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"softprompt predict: {told}")
 
 
 RECIPE = """

@@ -1,13 +1,20 @@
 """Files and folders are whole or not there, whatever stops the writing."""
 
+import errno
+import io
 import os
+import re
 import resource
+import shlex
 import signal
 import stat
+import sys
+import threading
 
 import pytest
 
-from softprompt.base.files import remove_leftovers, whole_folder, write_whole
+from softprompt.base import files
+from softprompt.base.files import append_whole, held, remove_leftovers, whole_folder, write_all, write_whole
 
 
 def names(folder):
@@ -120,3 +127,109 @@ def test_a_place_that_cannot_be_is_one_line(tmp_path):
         whole_folder(tmp_path / "file/out"),
     ):
         pass
+
+
+class NearlyFull(io.FileIO):
+    """Takes three bytes at a time, and none more than it has room for."""
+
+    room = 10**9
+
+    def write(self, content):
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = super().write(bytes(content)[: min(3, self.room)])
+        self.room -= taken
+        return taken
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with_and_one_that_cannot_leaves_nothing(tmp_path):
+    with NearlyFull(tmp_path / "file", "a+") as file:
+        write_all(file, b"whole line\n")
+        file.room = 5
+        with pytest.raises(OSError, match="No space left"):
+            write_all(file, b"torn line\n")
+        file.room = 10**9
+        write_all(file, b"another\n")
+    assert (tmp_path / "file").read_bytes() == b"whole line\nanother\n"
+
+
+def test_a_line_that_cannot_be_brought_to_the_disk_is_not_there_and_the_message_names_the_file(tmp_path, monkeypatch):
+    append_whole(tmp_path / "rows", "one\n")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"could not write \S+rows \(No space left on device\); what it held before is w"):
+        append_whole(tmp_path / "rows", "two\n")
+    assert (tmp_path / "rows").read_text() == "one\n"
+    with pytest.raises(OSError, match="No space") as caught:
+        write_whole(tmp_path / "file", "new")
+    assert caught.value.filename == str(tmp_path / "file")
+
+
+def in_a_thread(work):
+    """What another thread ends with: None, or its error."""
+    ended = []
+
+    def run():
+        try:
+            work()
+            ended.append(None)
+        except Exception as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return ended[0]
+
+
+@pytest.mark.parametrize(("is_file", "lock"), [(False, "out/.softprompt.lock"), (True, ".out.lock")])
+def test_who_holds_a_place_is_told_to_the_second_and_may_hold_it_again(is_file, lock, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["softprompt", "train", "--inputs", "text: {text}"])
+
+    def hold():
+        with held(tmp_path / "out", is_file=is_file):
+            pass
+
+    with held(tmp_path / "out", is_file=is_file):
+        hold()
+        told = str(in_a_thread(hold))
+        command = f"process {os.getpid()} ({shlex.join(sys.argv)})"
+        assert told == (f"{tmp_path}/out is being written by {command}; wait for its end, or give another place")
+        assert (tmp_path / lock).read_text() == f"{command}\n"
+    assert not (tmp_path / "out").exists()  # nothing came to lie there
+    (tmp_path / "out").mkdir()
+    assert in_a_thread(hold) is None
+    assert (tmp_path / lock).exists()
+
+
+def test_a_killed_holder_holds_nothing(tmp_path):
+    here, there = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with held(tmp_path / "out"):
+            os.write(there, b"!")
+            signal.pause()
+    os.read(here, 1)
+    with pytest.raises(ValueError, match=rf"out is being written by process {child} \("), held(tmp_path / "out"):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with held(tmp_path / "out"):
+        assert re.match(rf"process {os.getpid()} \(", (tmp_path / "out" / ".softprompt.lock").read_text())
+
+
+def test_where_there_are_no_locks_work_goes_on(tmp_path, monkeypatch):
+    class Refusing:
+        LOCK_EX = LOCK_SH = LOCK_NB = LOCK_UN = 0
+
+        def flock(self, *_):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    for kind in (Refusing(), None):
+        monkeypatch.setattr(files, "fcntl", kind)
+        with held(tmp_path / "out"):
+            append_whole(tmp_path / "out" / "rows", "one\n")
+    assert (tmp_path / "out" / "rows").read_text() == "one\none\n"

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers import (
     XGLMForCausalLM,
 )
 
+from softprompt.base.files import held
 from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.prompts.formats import convert, detect_kind, read_prompt, write_prompt
 
@@ -464,3 +466,22 @@ def test_another_kind_of_peft_adapter_is_refused(tmp_path):
     )
     (tmp_path / "adapter_config.json").write_text('{"config": {"architecture": "lora"}}')  # of another library
     refused(tmp_path, "adapter_config.json names no peft_type, so it is not an adapter of PEFT's")
+
+
+def test_a_pipe_or_a_device_is_no_prompt_and_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "encoder.prompt.prompt.prompt")
+    for place in (tmp_path / "pipe", Path("/dev/zero"), tmp_path / "folder"):
+        for kind in (None, "t5x"):
+            with pytest.raises(ValueError, match=r" is a folder, a pipe or a device; give a file"):
+                read_prompt(place, kind)
+
+
+def test_two_cannot_convert_into_one_place(tmp_path):
+    save_prompt(prompt(), tmp_path / "a")
+    for kind, place in (("t5x", tmp_path / "b.npy"), ("peft", tmp_path / "b")):
+        with held(place, is_file=kind == "t5x"), ThreadPoolExecutor() as pool:
+            told = pool.submit(convert, tmp_path / "a", place, to_kind=kind).exception()
+        assert f"{place} is being written by process {os.getpid()} (" in str(told)
+        assert not place.exists()

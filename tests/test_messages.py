@@ -478,7 +478,7 @@ CARDS = {
             "seed": ["0", None],
             "parent": [3],
             "softprompt_version": [1, None],
-            "format_version": ["1", None, 2, 0, 1.0],
+            "format_version": ["1", None, 3, 0, 1.0],
         }.items()
         for value in values
     },

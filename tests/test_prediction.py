@@ -5,6 +5,7 @@ import json
 import lzma
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -746,13 +747,32 @@ def test_a_full_disk_says_what_was_written_and_keeps_it(llama, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"could not write .*out\.jsonl\.partial \(File too large\); the \d+ rows"):
+        words = (
+            r"could not write .*out\.jsonl\.partial \(File too large\); \d+ whole rows are in out\.jsonl\.partial; free"
+        )
+        with pytest.raises(OSError, match=words):
             predict_file(saved, lines, tmp_path / "out.jsonl")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert predict_file(saved, lines, tmp_path / "out.jsonl", resume=True).num_rows == 40
     kept = [json.loads(line)["inputs"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert kept == [f"text: film {i}" for i in range(40)]
+
+
+def test_two_cannot_write_one_file_of_answers(llama, tmp_path):
+    saved = open_prompts(saved_prompt(tmp_path / "p", llama), model=llama)
+    second = []
+
+    def lines():
+        yield b"text: a film\n"
+        with ThreadPoolExecutor() as pool, pytest.raises(ValueError, match=r"out\.jsonl is being written by process "):
+            pool.submit(predict_file, saved, [b"text: b\n"], tmp_path / "out.jsonl", resume=True).result()
+        second.append("refused")
+        yield b"text: another\n"
+
+    assert predict_file(saved, lines(), tmp_path / "out.jsonl").num_rows == 2
+    assert second == ["refused"]
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
 
 
 def test_killed_at_any_moment_a_file_is_gone_on_with_to_its_end(lm, folders, tmp_path, monkeypatch):

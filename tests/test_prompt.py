@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import struct
+import threading
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from softprompt.base.files import locked
 from softprompt.models import FrozenLM
 from softprompt.prompts import (
     Card,
@@ -115,7 +117,7 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (changed(format_version=2, novelty=1), "has format 2 .*reads formats up to 1; upgrade softprompt"),
+        (changed(format_version=3, novelty=1), "has format 3 .*reads formats up to 2; upgrade softprompt"),
         (changed(model_nam="x"), "unknown key 'model_nam'; did you mean 'model_name'"),
         (changed(width="gone"), "lacks the key 'width'"),
         (changed(width="wide"), "the card: width is 'wide', but must be a whole number"),
@@ -408,6 +410,12 @@ def set_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def set_card(folder, **changes):
+    path = folder / "softprompt.json"
+    card = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in card.items() if value != "gone"}))
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     refused(tmp_path / "nowhere", "there is no prompt folder .*nowhere")
 
@@ -508,7 +516,59 @@ def test_a_weights_file_cut_anywhere_is_refused(folder):
         refused(folder, "not a whole safetensors file")
 
 
+def test_numbers_that_are_not_those_of_the_card_are_refused_whichever_byte_was_changed(folder):
+    path = folder / "adapter_model.safetensors"
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    for place in range(start, len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        refused(folder, r"(numbers are not those that were saved with softprompt\.json \(sha256 \w{12}, wanted \w{12}\)"
+                r"|are NaN or infinite)")  # fmt: skip
+    path.write_bytes(content)
+    assert load_prompt(folder).card == prompt().card
+    set_card(folder, values_sha256="gone", format_version=1)  # of a softprompt before 0.3.0
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert load_prompt(folder).card.format_version == 1
+
+
+def test_a_prompt_that_is_saved_between_two_files_is_read_once_more(folder, monkeypatch):
+    read, saved = folder_module._read_weights, []
+
+    def late(place):
+        values = read(place)
+        if not saved:
+            saved.append(save_prompt(prompt(2.0), place))
+        return values
+
+    monkeypatch.setattr(folder_module, "_read_weights", late)
+    assert load_prompt(folder).values[0, 0] == 2.0
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "softprompt.json"])
+def test_a_pipe_a_device_or_a_folder_in_the_place_of_a_file_is_refused(folder, name):
+    (folder / name).unlink()
+    for make in (os.mkfifo, os.mkdir):
+        make(folder / name)
+        refused(folder, rf"{name} is a folder, a pipe or a device; give a file, or copy the folder it lies in again")
+        (os.unlink if make is os.mkfifo else os.rmdir)(folder / name)
+    (folder / name).symlink_to("/dev/zero")
+    refused(folder, rf"{name} is a folder, a pipe or a device")
+
+
+def test_saving_waits_for_another_that_saves_there(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    with locked(descriptor):
+        thread = threading.Thread(target=lambda: save_prompt(prompt(2.0), folder))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive() and load_prompt(folder).values[0, 0] == 1.0
+    thread.join()
+    os.close(descriptor)
+    assert load_prompt(folder).values[0, 0] == 2.0
+
+
 def test_half_precision_values_become_float32(folder):
+    (folder / "softprompt.json").unlink()
     save_file(
         {"prompt_embeddings": torch.full((3, 4), 1.5, dtype=torch.bfloat16)},
         folder / "adapter_model.safetensors",
@@ -517,6 +577,7 @@ def test_half_precision_values_become_float32(folder):
 
 
 def test_the_dead_half_of_a_peft_prompt_is_dropped_with_a_warning(folder):
+    (folder / "softprompt.json").unlink()
     rows = torch.arange(24.0).reshape(6, 4)
     save_file({"prompt_embeddings": rows}, folder / "adapter_model.safetensors")
     with pytest.warns(UserWarning, match="holds 6 rows.*only the first 3 are ever used.*second half was dropped"):

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from test_server import TEXT, saved
 
+from softprompt.base.files import held
 from softprompt.cli.command_line import main
 
 
@@ -62,7 +64,7 @@ def test_it_serves_says_so_and_finishes_its_requests_when_told_to_stop(model, tm
         said = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert process.returncode in (0, -signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
     assert "model (" in said and "with 1 prompt" in said
     assert f"{url} (this machine only: no --api-key-file was given); Ctrl-C stops" in said
     assert '"path": "/v1/classify", "status": 200' in said
@@ -131,3 +133,21 @@ def test_the_engines_model_is_compiled_only_if_asked():
     for asked in (True, None):
         engine, _ = _engine(DEFAULTS | {"model": "bundled/t5-mini", "compile": asked}, {})
         assert engine.lm.is_compiled == bool(asked)
+
+
+def test_the_port_and_the_folder_are_had_before_the_model_is_loaded(model, tmp_path, capsys, monkeypatch):
+    def loaded(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("softprompt.cli.serve._engine", loaded)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", "--model", str(model), "--port", str(port)]) == 2
+    told = f"softprompt serve: cannot listen on 127.0.0.1, port {port} (Address already in use); give another --port"
+    assert capsys.readouterr().err.startswith(told)
+    with ThreadPoolExecutor() as pool, held(tmp_path / "kept"):
+        words = ["serve", "--model", str(model), "--port", "0", "--prompts-dir", str(tmp_path / "kept")]
+        assert pool.submit(main, words).result() == 2
+    assert f"{tmp_path}/kept is being written by process {os.getpid()} (" in capsys.readouterr().err

@@ -7,21 +7,22 @@ import resource
 import signal
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_lm
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from softprompt.answering.engine import Engine
+from softprompt.base.files import CHECKPOINT, LOCK
 from softprompt.base.terminal import Display
 from softprompt.base.watch import Watch
 from softprompt.models.backbone import FrozenLM
 from softprompt.models.states import Embedded
 from softprompt.models.text import Row, collate, default_format, encode_examples
 from softprompt.tasks import Example, file_task
-from softprompt.training.loop import CHECKPOINT, DIVERGED_STEPS, Member, TrainConfig, fit
+from softprompt.training.loop import DIVERGED_STEPS, Member, TrainConfig, fit
 from softprompt.training.methods import gradients
 from softprompt.training.optimizers import Adafactor, AdamW
 
@@ -462,10 +463,11 @@ def test_a_run_that_starts_again_leaves_no_checkpoint_of_the_one_before(llama, t
     seen = []
 
     def on_step(step, loss, tokens):
-        seen.append((tmp_path / CHECKPOINT).exists())
+        with safe_open(tmp_path / CHECKPOINT, "pt") as file:
+            seen.append(json.loads(file.metadata()["checkpoint"])["state"]["step"])
 
     fit(llama, [member(llama)], folder=tmp_path, watch=Watch(step=on_step))
-    assert seen[0] is False and (tmp_path / CHECKPOINT).exists()
+    assert seen[0] == 0  # one of the start, so that a disk that is full is told before the first step
 
 
 def test_resume_without_a_checkpoint_starts_at_the_beginning(llama, tmp_path):
@@ -574,25 +576,44 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_training_goes_on(llama
     """The limit on the size of a file is the kernel's own; going past it fails as a full disk does."""
     own = member(llama, length=40)
     interrupted(llama, own, tmp_path, at=2)
-    before = (tmp_path / CHECKPOINT).read_bytes()
-    told = []
+    told, steps = [], []
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        (fitted,) = fit(
-            llama, [own], folder=tmp_path, resume=True, watch=Watch(message=told.append), checkpoint_every_s=0.0
+
+    def go_on():
+        return fit(
+            llama,
+            [own],
+            folder=tmp_path,
+            resume=True,
+            watch=Watch(message=told.append, step=fill),
+            checkpoint_every_s=0.0,
         )
+
+    def fill(*step):
+        steps.append((tmp_path / CHECKPOINT).read_bytes())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+    try:
+        (fitted,) = go_on()
+        assert fitted.steps_run == 6
+        assert told[0].startswith("no checkpoint at step 3: ")
+        assert told[0].endswith("cannot be written (File too large)")
+        taken = len(steps)
+        words = (
+            r"could not write \S+checkpoint\.safetensors \(File too large\); nothing was trained; free some space, or"
+        )
+        with pytest.raises(OSError, match=words):  # full from the start: told before a step
+            go_on()
+        assert len(steps) == taken
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert fitted.steps_run == 6
-    assert told[0].startswith("no checkpoint at step 2: ") and told[0].endswith("cannot be written (File too large)")
-    assert (tmp_path / CHECKPOINT).read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+    assert {(tmp_path / CHECKPOINT).read_bytes()} == set(steps)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, CHECKPOINT]
 
 
 def test_a_checkpoint_is_one_file_without_pickle(llama, tmp_path):
     interrupted(llama, member(llama), tmp_path, at=2)
-    assert [path.name for path in Path(tmp_path).iterdir()] == ["checkpoint.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "checkpoint.safetensors"]
     content = (tmp_path / CHECKPOINT).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert set(header) == {

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.files import write_whole
+from softprompt.base.files import refusals, remove_leftovers, write_all, write_whole
 from softprompt.base.watch import Progress
 from softprompt.tasks import Item, read_lines, read_object
 
@@ -70,6 +71,8 @@ class AnswerFile:
 
         ValueError as `predict_file` has it.
         """
+        for path in (self.partial, self.output):
+            remove_leftovers(_settings_of(path))
         if not resume and not overwrite:
             if self.partial.exists():
                 raise ValueError(
@@ -101,20 +104,22 @@ class AnswerFile:
         """Add answers as they come, and give the file its name. OSError, in one line, where it cannot be written."""
         with open(self.partial, "ab", buffering=0) as file:
             for answer in answers:
-                try:
-                    file.write(to_line(answer).encode())
-                except OSError as error:
-                    raise OSError(
-                        f"could not write {self.partial} ({error.strerror or error}); the {written.num_rows} rows "
-                        "there are whole: free some space and go on with --resume"
-                    ) from error
+                with self._refusals(self.partial, written):
+                    write_all(file, to_line(answer).encode())
                 written.count(answer)
                 if progress:
                     progress(1)
-        # In this order, so that at no moment a whole OUTPUT stands without its settings.
-        write_whole(_settings_of(self.output), json.dumps(self.settings))
-        os.replace(self.partial, self.output)
+            with self._refusals(self.partial, written):
+                os.fsync(file)
+        with self._refusals(self.output, written):
+            # In this order, so that at no moment a whole OUTPUT stands without its settings.
+            write_whole(_settings_of(self.output), json.dumps(self.settings))
+            os.replace(self.partial, self.output)
         _settings_of(self.partial).unlink()
+
+    def _refusals(self, path: Path, written: Written) -> AbstractContextManager[None]:
+        left = f"{written.num_rows:,} whole rows are in {self.partial.name}; free some space and go on with --resume"
+        return refusals(path, left)
 
     def _check_settings(self, path: Path) -> None:
         kept_in = _settings_of(path)

@@ -16,6 +16,7 @@ from softprompt.answering.answer_file import NUM_DIGITS, AnswerFile, Written, co
 from softprompt.answering.engine import mean_probabilities
 from softprompt.answering.evaluation import vote
 from softprompt.answering.saved import SavedPrompts
+from softprompt.base.files import held
 from softprompt.base.watch import Progress
 from softprompt.models import Row
 from softprompt.tasks import Example, Item, examples_of, read_items, read_lines
@@ -143,13 +144,14 @@ def predict_file(
     }
     items = read_items(source) if is_file else read_lines(source)
     file = AnswerFile(Path(output), settings)
-    if resume and file.is_whole:
-        return file.finished(items)
-    written = file.begin(items, resume=resume, overwrite=overwrite)
-    if progress and written.num_rows:
-        progress(written.num_rows)
-    answers = predict_records(
-        saved, items, with_probabilities=with_probabilities, inputs_column=inputs_column, strict=strict
-    )
-    file.append(answers, written, progress)
+    with held(file.output, is_file=True):
+        if resume and file.is_whole:
+            return file.finished(items)
+        written = file.begin(items, resume=resume, overwrite=overwrite)
+        if progress and written.num_rows:
+            progress(written.num_rows)
+        answers = predict_records(
+            saved, items, with_probabilities=with_probabilities, inputs_column=inputs_column, strict=strict
+        )
+        file.append(answers, written, progress)
     return written

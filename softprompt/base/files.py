@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
+import shlex
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +21,9 @@ except ImportError:  # Windows
     fcntl = None
 
 CHECKPOINT = "checkpoint.safetensors"  # of a run that is not at its end, in its folder
+LOCK = ".softprompt.lock"  # in a folder that is written into
+
+_own = threading.local()  # `locks`: those that this thread holds
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -38,7 +44,7 @@ def whole_path(path: str | Path) -> Iterator[Path]:
     """Where to write a file, which takes the name `path` at the end, or is removed if anything goes wrong.
 
     What stood there is replaced in one step: a kill or a full disk at any moment leaves the old file or the new one.
-    Makes the folders it lies in. Raises OSError where it cannot be written.
+    Makes the folders it lies in. Raises OSError, with `path` as its file, where it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +54,10 @@ def whole_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary), temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -71,16 +79,81 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
 def locked(file: Any, *, shared: bool = False) -> Iterator[None]:
     """Hold an open file while it is added to, or, shared, while it is read; wait for those that hold it.
 
-    Windows has no such lock, and there nothing is held.
+    Windows and some network file systems have no such lock, and there nothing is held.
     """
-    if fcntl is None:
-        yield
-        return
-    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    _lock(file, shared=shared)
     try:
         yield
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def held(place: Path, *, is_file: bool = False) -> Iterator[None]:
+    """Be the only one who writes into a folder, or makes a file, until the block ends; within it, hold it again.
+
+    What says who that is stays: the folder's `LOCK`, or `.NAME.lock` beside the file, whose earlier
+    writers' leftovers are removed. Makes the folder, and removes it where nothing else came to lie in it. Raises
+    ValueError, at once, where another process or thread holds it, OSError where it cannot be written. Nothing is held
+    where `locked` holds nothing.
+    """
+    whole = place.absolute()
+    lock = (whole.with_name(f".{whole.name}.lock") if is_file else whole / LOCK).resolve()
+    mine = vars(_own).setdefault("locks", set())
+    if lock in mine:
+        yield
+        return
+    is_new = not lock.parent.exists()
+    with _locked_file(lock, place):
+        if is_file:
+            remove_leftovers(whole)
+        mine.add(lock)
+        try:
+            yield
+        finally:
+            mine.discard(lock)
+            if is_new and os.listdir(lock.parent) == [lock.name]:
+                lock.unlink()
+                lock.parent.rmdir()
+
+
+def _locked_file(lock: Path, place: Path) -> FileIO:
+    """The file of a lock, open and locked; once more where its last holder removed it meanwhile."""
+    with refusals(place, "nothing was begun"):
+        while True:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = FileIO(lock, "a+")
+            try:
+                _lock(file, waits=False)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().decode(errors="replace").strip() or "another process"
+                file.close()
+                told = f"{place} is being written by {holder}; wait for its end, or give another place"
+                raise ValueError(told) from None
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                file.truncate(0)
+                write_all(file, f"process {os.getpid()} ({shlex.join(sys.argv)})\n".encode())
+                return file
+            file.close()
+
+
+def write_all(file: BinaryIO | FileIO, content: bytes, *, sync: bool = False) -> None:
+    """Add bytes to the end of an unbuffered file, all of them or none. Raises OSError where it cannot be written.
+
+    sync: wait until they are on the disk.
+    """
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while content:  # a disk that is nearly full takes a part, and the next write says why not the rest
+            content = content[file.write(content) :]
+        if sync:
+            os.fsync(file)
+    except BaseException:
+        file.truncate(end)
+        raise
 
 
 def append_whole(path: Path, added: str, *, check: Callable[[BinaryIO], object] = lambda file: None) -> None:
@@ -90,21 +163,14 @@ def append_whole(path: Path, added: str, *, check: Callable[[BinaryIO], object] 
     written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = added.encode()
-    with path.open("a+b", buffering=0) as file, locked(file):
+    with path.open("a+b", buffering=0) as file, locked(file), refusals(path, "what it held before is whole"):
         file.seek(0)
         check(file)
-        end = file.seek(0, os.SEEK_END)
-        try:
-            if file.write(content) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            file.truncate(end)
-            raise
+        write_all(file, added.encode(), sync=True)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what writers of `path` that were killed left beside it. No other may be at work."""
+    """Remove what writers of `path` that were killed left beside it. No other may be at work (`held`)."""
     for place in path.parent.glob(f".{escape(path.name)}.*"):
         if place.suffix[1:].isdigit():
             shutil.rmtree(place) if place.is_dir() else place.unlink()
@@ -143,6 +209,12 @@ def refusals(path: Path, left: str) -> Iterator[None]:
         raise
 
 
+def check_file(path: Path) -> None:
+    """ValueError for what is there and is no file; to read a pipe or a device might never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a folder, a pipe or a device; give a file, or copy the folder it lies in again")
+
+
 def read_yaml(path: str | Path, what: str) -> Any:
     """What a YAML file holds. ValueError, naming it as `what`, for one that is missing, or with the line at fault."""
     import yaml  # only who reads settings waits for it
@@ -156,6 +228,17 @@ def read_yaml(path: str | Path, what: str) -> Any:
         raise ValueError(f"{path}{line}: not YAML ({error.problem})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def _lock(file: Any, *, shared: bool = False, waits: bool = True) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        return
 
 
 def _beside(path: Path) -> Path:

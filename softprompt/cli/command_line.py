@@ -9,24 +9,31 @@ import contextlib
 import gc
 import io
 import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
 from softprompt.base.names import nearest
-from softprompt.base.terminal import one_line, say
+from softprompt.base.terminal import one_line, say, writing
 from softprompt.cli.commands import COMMANDS
 
-INTERRUPTED = 130  # the shells' exit code for Ctrl-C: 128 + SIGINT
-BROKEN_PIPE = 141  # and for a reader that has gone, as `head` does: 128 + SIGPIPE
+SIGNALLED = 128  # the shells' exit code for a signal is this and its number
+BROKEN_PIPE = 141  # so it is where a reader has gone, as `head` does: SIGPIPE
+AT_ONCE_S = 1.0  # ours: a second Ctrl-C sooner is the first one, sent by terminal and torchrun both
 BAD_INPUT = 2  # argparse's exit code for what the user must mend
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run one command; its exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 where the system ended it (SIGTERM).
+
+    arguments: of the process, unless given; then signals are the caller's business.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    stopped: list[int] = [] if arguments is not None else _stop_on_signals()
     atexit.register(gc.freeze)  # Python's end would look for cycles among a million objects that are to go anyway
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
         sys.stdout.reconfigure(encoding="utf-8")  # where the system writes to pipes in an alphabet of its own
@@ -36,21 +43,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args = _parsed(words)
             name = f"softprompt {args.command}"
             code = args.run(args)
-            sys.stdout.flush()
+            with writing("standard output"):
+                sys.stdout.flush()
             return code
         except SystemExit as end:  # argparse ends so after --help and after its own messages
             return int(end.code or 0)
         except KeyboardInterrupt as stop:
             say(f"{name}: {str(stop) or 'stopped'}")
-            return INTERRUPTED
+            return SIGNALLED + (stopped or [signal.SIGINT])[0]
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _leave_stdout()
             return BROKEN_PIPE
         except (ValueError, OSError) as error:
             if os.environ.get("SOFTPROMPT_DEBUG"):
                 raise
             say(f"{name}: {one_line(error)}")
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _leave_stdout()
             return BAD_INPUT
+
+
+def _stop_on_signals() -> list[int]:
+    """Let SIGTERM stop this process as Ctrl-C does, and a second Ctrl-C end it at once. The list gets the first signal.
+
+    What is ignored, as Ctrl-C is in a shell's background jobs, stays ignored.
+    """
+    stopped: list[int] = []
+    since = time.monotonic()
+
+    def stop(number: int, _: Any) -> None:
+        nonlocal since
+        if not stopped:
+            stopped.append(number)
+            since = time.monotonic()
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and time.monotonic() - since > AT_ONCE_S:
+            os.write(2, b"\nsoftprompt: stopped at once\n")
+            os._exit(SIGNALLED + number)
+
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) == usual:
+            signal.signal(number, stop)
+    return stopped
+
+
+def _leave_stdout() -> None:
+    """Let nothing be written to standard output any more, by Python's end least of all."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

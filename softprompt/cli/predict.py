@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.terminal import counted, say
+from softprompt.base.terminal import counted, say, writing
 from softprompt.cli.options import add_prompt, opened
 from softprompt.tasks import check_kind
 
@@ -82,7 +82,8 @@ def _to_stdout(saved: Any, source: str | None, options: dict[str, Any]) -> Any:
     chunk = 1 if not source and sys.stdin.isatty() else CHUNK  # a person at the keyboard wants each answer at once
     written = Written()
     for answer in predict_records(saved, items, chunk=chunk, **options):
-        sys.stdout.write(to_line(answer))
-        sys.stdout.flush()
+        with writing(f"standard output, behind {counted(written.num_rows, 'whole row')}"):
+            sys.stdout.write(to_line(answer))
+            sys.stdout.flush()
         written.count(answer)
     return written

@@ -9,13 +9,15 @@ examples:
 """
 
 import argparse
+import contextlib
 import logging
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.files import read_yaml
+from softprompt.base.files import held, read_yaml
 from softprompt.base.names import nearest
 from softprompt.base.setting import Setting
 from softprompt.base.terminal import counted, say, type_of
@@ -125,27 +127,44 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}; pip install 'softprompt[serve]'") from error
     keys = read_keys(key_file) if key_file is not None else ()
-    set_up(settings.get("threads"))
-    engine, registry = _engine(settings, named)
-    sizes = {name: settings[name] for name in ("max_body", "max_upload") if name in settings}
-    limits = Limits(timeout=settings["timeout"], drain_seconds=settings["drain"], **sizes)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    for noisy in ("uvicorn.error", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    count = counted(len(registry.versions()), "prompt")
-    say(f"{registry.base} ({type_of(engine.lm)}) with {count}, {engine.max_memory / (1 << 30):.1f} GiB for them")
-    who = "with API keys" if key_file is not None else "this machine only: no --api-key-file was given"
-    say(f"http://{f'[{host}]' if ':' in host else host}:{port} ({who}); Ctrl-C stops")
-    uvicorn.run(
-        make_app(Server(engine, registry, Access(keys), limits)),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=round(settings["drain"]) + 1,
-    )
-    return 0
+    folder = settings.get("prompts_dir")
+    with _bound(host, port) as bound, held(Path(folder)) if folder else contextlib.nullcontext():
+        set_up(settings.get("threads"))
+        engine, registry = _engine(settings, named)
+        sizes = {name: settings[name] for name in ("max_body", "max_upload") if name in settings}
+        limits = Limits(timeout=settings["timeout"], drain_seconds=settings["drain"], **sizes)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        for noisy in ("uvicorn.error", "httpx"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        count = counted(len(registry.versions()), "prompt")
+        say(f"{registry.base} ({type_of(engine.lm)}) with {count}, {engine.max_memory / (1 << 30):.1f} GiB for them")
+        who = "with API keys" if key_file is not None else "this machine only: no --api-key-file was given"
+        port = bound.getsockname()[1]
+        say(f"http://{f'[{host}]' if ':' in host else host}:{port} ({who}); Ctrl-C stops")
+        config = uvicorn.Config(
+            make_app(Server(engine, registry, Access(keys), limits)),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(settings["drain"]) + 1,
+        )
+        server = uvicorn.Server(config)
+        server.run(sockets=[bound])
+        return 0 if server.started else 1
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket with that address, which nobody can connect to yet. ValueError where it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen on {host}, port {port} ({error.strerror}); give another --port (0: any free one) or --host"
+        ) from error
+    return bound
 
 
 def _engine(settings: dict[str, Any], named: dict[str, str]) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.files import CHECKPOINT, read_yaml
+from softprompt.base.files import CHECKPOINT, held, read_yaml
 from softprompt.base.names import nearest
 from softprompt.base.terminal import Display, counted, duration, number, say, table, type_of, writing
 from softprompt.cli.options import (
@@ -45,37 +45,48 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train prompts, or estimate what it takes, and print a table."""
     config = run_config(args)
+    if args.estimate:
+        lm = _loaded(config, args)
+        from softprompt.training import estimate
+
+        with Display() as display:
+            cost = estimate(config, lm=lm, watch=display.watch())
+        print(_estimate_table(cost, lm))
+        return 0
     out = config.out
-    if not args.estimate:
+    with held(out):
         check_out(config, overwrite=args.overwrite)
-    if config.resume and not (out / CHECKPOINT).exists():
-        say(f"{out} holds no checkpoint to go on from; starting at step 1")
+        if config.resume and not (out / CHECKPOINT).exists():
+            say(f"{out} holds no checkpoint to go on from; starting at step 1")
+        lm = _loaded(config, args)
+        from softprompt.training import train
+
+        with Display(out / "logs") as display, writing(out):
+            try:
+                delivered = train(config, lm=lm, watch=display.watch(), overwrite=args.overwrite)
+            except KeyboardInterrupt:
+                if not display.steps:
+                    told = f"stopped before training began; {out} is as it was"
+                elif not (out / CHECKPOINT).exists():
+                    told = "stopped before the first checkpoint; nothing was kept"
+                else:
+                    at = f"stopped at step {display.at} of {display.steps}"
+                    told = f"{at}; the same command with --resume goes on from there"
+                raise KeyboardInterrupt(told) from None
+    print(f"{_prompts_table(delivered)}\n\nnext: {_next_command(delivered, config)}")
+    return 0
+
+
+def _loaded(config: RunConfig, args: argparse.Namespace) -> Any:
+    """The frozen model, told; the tasks' names are checked before."""
     set_up(args.threads)
-    from softprompt.training import estimate, load_model, tasks_of, train
+    from softprompt.training import load_model, tasks_of
 
     tasks_of(config)
     say_if_slow(config.model)
     lm = load_model(config)
     say(f"{lm.name}: {lm.num_parameters / 1e6:,.1f} million frozen parameters, {type_of(lm)}")
-    if args.estimate:
-        with Display() as display:
-            cost = estimate(config, lm=lm, watch=display.watch())
-        print(_estimate_table(cost, lm))
-        return 0
-    with Display(out / "logs") as display, writing(out):
-        try:
-            delivered = train(config, lm=lm, watch=display.watch(), overwrite=args.overwrite)
-        except KeyboardInterrupt:
-            if not display.steps:
-                told = f"stopped before training began; {out} is as it was"
-            elif not (out / CHECKPOINT).exists():
-                told = "stopped before the first checkpoint; nothing was kept"
-            else:
-                at = f"stopped at step {display.at} of {display.steps}"
-                told = f"{at}; the same command with --resume goes on from there"
-            raise KeyboardInterrupt(told) from None
-    print(f"{_prompts_table(delivered)}\n\nnext: {_next_command(delivered, config)}")
-    return 0
+    return lm
 
 
 def run_config(args: argparse.Namespace) -> RunConfig:

@@ -10,7 +10,7 @@ from typing import Any
 from softprompt.base.checked import checked
 from softprompt.models import TextFormat
 
-FORMAT_VERSION = 1  # of softprompt.json; raised when a reader of the old one would go wrong
+FORMAT_VERSION = 2  # of softprompt.json; raised when a reader of the old one would go wrong
 
 
 def _installed_version() -> str:
@@ -27,8 +27,9 @@ class Card:
     `model_fingerprint` is None for a prompt that came from elsewhere without a card: then only its
     width can be checked. `num_layers` and `num_heads` are the model's, for PEFT. `text` is the text
     format (template, separator, leading space, end of sequence, lengths, truncation); `init` says
-    how the prompt began (kind, seed, and for every row the tokens it was made of); `recipe` is
-    the preset and its numbers; `parent` the sha256 of the prompt it started from.
+    how the prompt began (kind, seed, and for every row the tokens it was made of); `recipe` is the
+    preset and its numbers; `parent` the sha256 of the prompt it started from. `values_sha256` is
+    that of the prompt as it was saved; None for one that was not, or before 0.3.0.
     """
 
     model_name: str | None
@@ -48,6 +49,7 @@ class Card:
     step: int | None = None
     seed: int | None = None
     parent: str | None = None
+    values_sha256: str | None = field(default=None, compare=False)
     softprompt_version: str = field(default_factory=_installed_version)
     format_version: int = FORMAT_VERSION
 

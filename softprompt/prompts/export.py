@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.base.files import whole_folder
+from softprompt.base.files import held, whole_folder
 from softprompt.base.names import nearest
 from softprompt.models import FrozenLM, TextFormat, default_format, encode_inputs, read_checkpoint, write_checkpoint
 from softprompt.prompts.prompt import SoftPrompt, check_fits
@@ -83,7 +83,7 @@ def export_vocabulary(
         if hasattr(part, "scale_decoder_outputs"):
             part.scale_decoder_outputs = False
     weights = _weights(base, prompts, number)
-    with whole_folder(folder) as staging:
+    with held(Path(folder), is_file=True), whole_folder(folder) as staging:
         write_checkpoint(
             staging, type(lm.model), config, weights, base.tokenizer, generation_config=base.generation_config
         )

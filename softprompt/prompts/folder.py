@@ -7,6 +7,9 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from softprompt.base.files import write_whole
+from softprompt.base.files import check_file, locked, write_whole
 from softprompt.models import is_hub_id
-from softprompt.prompts.card import Card, parse_object
+from softprompt.prompts.card import FORMAT_VERSION, Card, parse_object
 from softprompt.prompts.prompt import SoftPrompt
 
 PEFT_VERSION = "0.21.2"  # the PEFT whose keys adapter_config.json has
@@ -50,18 +53,20 @@ def save_prompt(prompt: SoftPrompt, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a prompt is saved as a folder, so give another name")
+    card = replace(prompt.card, values_sha256=prompt.sha256, format_version=FORMAT_VERSION)
     content = {
         WEIGHTS: to_safetensors({KEY: prompt.values.flatten(1)}, metadata={"format": "pt"}),
         CONFIG: (json.dumps(_adapter_config(prompt), indent=2) + "\n").encode(),
-        CARD: prompt.card.to_json().encode(),
+        CARD: card.to_json().encode(),
         README: _readme(prompt, folder.name).encode(),
     }
     try:
         _replace_files(folder, content)
     except OSError as error:
+        left = f"it is in {JOURNAL} there" if (folder / JOURNAL).is_dir() else "what it held before is whole"
         raise OSError(
-            f"could not save the prompt to {folder} ({error.strerror or error}); what it held before is "
-            "whole; free some space or choose another folder"
+            f"could not save the prompt to {folder} ({error.strerror or error}); {left}; free some space or choose "
+            "another folder"
         ) from error
 
 
@@ -69,12 +74,20 @@ def load_prompt(folder: str | Path) -> SoftPrompt:
     """The prompt in a folder that `save_prompt` or PEFT wrote.
 
     PEFT gives an encoder-decoder 2p rows and uses the first p; the other rows are dropped, with a
-    warning. A folder without our card gets one that says only what PEFT's configuration says.
+    warning. A folder without our card gets one that says only what PEFT's configuration says. What
+    is wrong is read once more, since a save may have come between two files.
 
     Raises:
-        ValueError: no prompt there, another kind of adapter, a pickle, or a damaged file.
+        ValueError: no prompt there, another kind of adapter, a pickle, a damaged file, or other
+            numbers than those its card was saved with (one that says; PEFT's folders do not).
     """
-    folder = Path(folder)
+    try:
+        return _load(Path(folder))
+    except (ValueError, OSError):
+        return _load(Path(folder))
+
+
+def _load(folder: Path) -> SoftPrompt:
     config = _read_adapter_config(folder)
     values = _read_weights(folder)
     length = config.get("num_virtual_tokens") or len(values)
@@ -83,7 +96,7 @@ def load_prompt(folder: str | Path) -> SoftPrompt:
         warnings.warn(
             f"{folder} holds {2 * length} rows, as PEFT gives an encoder-decoder; only the first {length} are "
             "ever used, so the second half was dropped",
-            stacklevel=2,
+            stacklevel=3,
         )
         values = values[:length]
     if len(values) != length:
@@ -94,7 +107,13 @@ def load_prompt(folder: str | Path) -> SoftPrompt:
     path, name = _find(folder, CARD), config.get("base_model_name_or_path")
     try:
         if path:
-            return SoftPrompt(values, Card.from_json(_read_text(path)))
+            prompt = SoftPrompt(values, Card.from_json(_read_text(path)))
+            if prompt.card.values_sha256 not in (None, prompt.sha256):
+                raise ValueError(
+                    f"the numbers are not those that were saved with {CARD} (sha256 {prompt.sha256[:12]}, wanted "
+                    f"{prompt.card.values_sha256[:12]}): the file is damaged, or another's; copy the folder again"
+                )
+            return prompt
         card = Card(
             model_name=name if isinstance(name, str) and name else None,
             model_fingerprint=None,
@@ -115,20 +134,21 @@ def _replace_files(folder: Path, content: dict[str, bytes]) -> None:
     one step that counts: until then readers see the old files, afterwards the journal's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _empty_journal(folder)
-    for left_over in folder.glob(STAGING + "*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
-    try:
-        for name, data in content.items():
-            write_whole(staging / name, data)
-        _sync(staging)
-        os.rename(staging, folder / JOURNAL)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    _sync(folder)
-    _empty_journal(folder)
+    with _opened(folder) as opened, locked(opened):
+        _empty_journal(folder)
+        for left_over in folder.glob(STAGING + "*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
+        try:
+            for name, data in content.items():
+                write_whole(staging / name, data)
+            _sync(staging)
+            os.rename(staging, folder / JOURNAL)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        _sync(folder)
+        _empty_journal(folder)
     _sync(folder.parent)
 
 
@@ -143,18 +163,28 @@ def _empty_journal(folder: Path) -> None:
     os.rmdir(journal)
 
 
-def _sync(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """The folder itself, to be locked or synced; None on Windows, which cannot open one."""
+    if os.name == "nt":
+        yield None
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
+def _sync(folder: Path) -> None:
+    with _opened(folder) as opened:
+        if opened is not None:
+            os.fsync(opened)
+
+
 def _find(folder: Path, name: str) -> Path | None:
     for path in (folder / JOURNAL / name, folder / name):
+        check_file(path)
         if path.is_file():
             return path
     return None

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softprompt.base.files import write_whole
+from softprompt.base.files import check_file, held, write_whole
 from softprompt.base.names import first_line, nearest
 from softprompt.prompts.card import Card
 from softprompt.prompts.folder import CONFIG, WEIGHTS, load_prompt, save_prompt
@@ -103,9 +103,10 @@ def convert(
     place = Path(destination)
     tgis = TGIS_NAMES[prompt.card.is_encoder_decoder]
     taken = {"t5x": [place], "peft": [place / CONFIG, place / WEIGHTS], "tgis": [place / tgis]}[to_kind]
-    if not overwrite and any(file.is_file() for file in taken):
-        raise ValueError(f"{place} holds a prompt already; give another --out, or --overwrite")
-    write_prompt(prompt, destination, to_kind)
+    with held(place, is_file=to_kind == "t5x"):
+        if not overwrite and any(file.is_file() for file in taken):
+            raise ValueError(f"{place} holds a prompt already; give another --out, or --overwrite")
+        write_prompt(prompt, destination, to_kind)
     return prompt
 
 
@@ -129,6 +130,7 @@ def detect_kind(path: str | Path) -> str:
         raise ValueError(
             f"{path} holds no prompt: wanted {CONFIG} (peft), encoder.pt or decoder.pt (tgis) or {T5X_NAME} (t5x)"
         )
+    check_file(path)
     with open(path, "rb") as file:
         if file.read(6) == b"\x93NUMPY":
             return "t5x"
@@ -139,6 +141,7 @@ def _read_t5x(path: Path, index: int | None = None) -> SoftPrompt:
     """An array as numpy saves it, named *.npy or as T5X names it, or the folder that holds it: [p d] or [k p d]."""
     if path.is_dir():
         path = path / T5X_NAME
+    check_file(path)
     # Before numpy allocates what a header asks for: is it a table of floats that fills the file?
     try:
         with open(path, "rb") as file:

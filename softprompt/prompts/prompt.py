@@ -95,8 +95,10 @@ def check_fits(prompt: SoftPrompt, lm: FrozenLM) -> None:
             f"for {lm.name}"
         )
     checked = "layers and heads were" if prompt.is_kv else f"width ({prompt.width}) was"
+    unsaid = "" if card.values_sha256 else ", nor what its numbers were, so damage to them would not be seen"
     warnings.warn(
-        f"the prompt (for {theirs}) records no model fingerprint, so only its {checked} checked against {lm.name}",
+        f"the prompt (for {theirs}) records no model fingerprint, so only its {checked} checked against "
+        f"{lm.name}{unsaid}",
         stacklevel=2,
     )
 

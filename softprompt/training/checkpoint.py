@@ -98,15 +98,18 @@ def _differences(saved: Any, wanted: Any, name: str) -> Iterator[tuple[str, Any,
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block is done, so that no state is left half changed."""
+    """Hold a Ctrl-C, or a SIGTERM, back until the block is done, so that no state is left half changed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, lambda number, frame: held.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
     if held:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(held[0])

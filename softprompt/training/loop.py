@@ -12,6 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, is_out_of_memory, judge, predict
-from softprompt.base.files import CHECKPOINT
+from softprompt.base.files import CHECKPOINT, held, refusals, remove_leftovers
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, Row, TextFormat
 from softprompt.tasks import Example, Task
@@ -172,39 +173,43 @@ def fit(
     folder: where the checkpoint is kept (None: nowhere). minutes: bound on training and selection together,
     counted across resumes. watch: told of steps and evaluations, of scoring, of a member that stops and a checkpoint
     that cannot be written. observe(member, its values) at each of its evaluations: what it returns goes into the
-    member's history. Raises ValueError for a checkpoint that is damaged or of another run, KeyboardInterrupt after
-    writing one.
+    member's history. Raises ValueError for a checkpoint that is damaged or of another run, or a folder that another
+    process trains into, OSError for one that cannot be written from the start, KeyboardInterrupt after writing a
+    checkpoint.
     """
     run = _Run(method or PromptTuning(lm), members, max_tokens, watch or Watch())
-    checkpoint = folder / CHECKPOINT if folder else None
-    if checkpoint and resume and checkpoint.exists():
-        run.read(checkpoint)
-    else:
-        if checkpoint:
-            checkpoint.unlink(missing_ok=True)  # so that no one goes on from an earlier run's for this one
-        run.start()
-    written = clock()
-    started = written - run.seconds
-    try:
-        while True:
-            run.seconds = clock() - started
-            left = math.inf if minutes is None else minutes * 60 - run.seconds - run.evaluation_seconds
-            due = run.due(at_the_end=left <= 0)
-            if due:
-                run.evaluate(due, observe)
-                run.evaluation_seconds = clock() - started - run.seconds
+    with held(folder) if folder else nullcontext():
+        if checkpoint := folder / CHECKPOINT if folder else None:
+            remove_leftovers(checkpoint)
+        if checkpoint and resume and checkpoint.exists():
+            run.read(checkpoint)
+        else:
+            run.start()
+        if checkpoint:  # over an earlier run's, and so that a full disk is told now
+            with refusals(checkpoint, "nothing was trained; free some space, or give another folder"):
+                run.save(checkpoint)
+        written = clock()
+        started = written - run.seconds
+        try:
+            while True:
                 run.seconds = clock() - started
-            if due or clock() - written > checkpoint_every_s:
-                run.write(checkpoint)
-                written = clock()
-            if left <= 0 or not any(state.alive for state in run.states):
-                return [state.fitted for state in run.states]
-            loss, tokens = run.train_step()
-            run.watch.step(run.step, loss, tokens)
-    except KeyboardInterrupt:
-        run.seconds = clock() - started
-        run.write(checkpoint)
-        raise
+                left = math.inf if minutes is None else minutes * 60 - run.seconds - run.evaluation_seconds
+                due = run.due(at_the_end=left <= 0)
+                if due:
+                    run.evaluate(due, observe)
+                    run.evaluation_seconds = clock() - started - run.seconds
+                    run.seconds = clock() - started
+                if due or clock() - written > checkpoint_every_s:
+                    run.write(checkpoint)
+                    written = clock()
+                if left <= 0 or not any(state.alive for state in run.states):
+                    return [state.fitted for state in run.states]
+                loss, tokens = run.train_step()
+                run.watch.step(run.step, loss, tokens)
+        except KeyboardInterrupt:
+            run.seconds = clock() - started
+            run.write(checkpoint)
+            raise
 
 
 class _Run:
@@ -258,6 +263,14 @@ class _Run:
         """Write a checkpoint, if there is a place for it. A disk that is full is told and training goes on."""
         if path is None:
             return
+        try:
+            self.save(path)
+        except OSError as error:
+            why = error.strerror or str(error)
+            self.watch.message(f"no checkpoint at step {self.step}: {path} cannot be written ({why})")
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint. Raises OSError where it cannot be written."""
         tensors, members = {}, []
         for i, state in enumerate(self.states):
             tensors |= {f"{i}.values": state.values, f"{i}.best": state.fitted.values}
@@ -266,11 +279,7 @@ class _Run:
             members.append({"fitted": fitted, **{name: getattr(state, name) for name in COUNTERS}})
         of_run = ("step", "scored_at", "seconds", "evaluation_seconds", "max_tokens")
         saved = {"members": members, **{name: getattr(self, name) for name in of_run}}
-        try:
-            write_checkpoint(path, self.identity, saved, tensors)
-        except OSError as error:
-            why = error.strerror or str(error)
-            self.watch.message(f"no checkpoint at step {self.step}: {path} cannot be written ({why})")
+        write_checkpoint(path, self.identity, saved, tensors)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from softprompt.answering import Evaluation, Result, evaluate, model_of_row, read_rows, surroundings, write_rows
-from softprompt.base.files import write_whole
+from softprompt.base.files import held, write_whole
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, encode_examples, load, lost_part
 from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
@@ -46,13 +47,15 @@ def train(
     """Train, choose, score once, save. The delivered prompts: one for each task and seed.
 
     lm: a model that is loaded already. overwrite: train into a folder that holds a prompt or an unfinished run, whose
-    prompts go at the end. Raises ValueError for such a folder without it, and for anything else the user must mend.
+    prompts go at the end. Raises ValueError for such a folder without it, one that another process trains into, and for
+    anything else the user must mend; OSError where the folder cannot be written.
     """
     watch = watch or Watch()
-    check_out(config, overwrite=overwrite)
-    (delivered,) = train_together([config], folder=config.out, lm=lm, watch=watch)
-    if overwrite:
-        _remove_earlier(config.out, delivered, watch)
+    with held(config.out):
+        check_out(config, overwrite=overwrite)
+        (delivered,) = train_together([config], folder=config.out, lm=lm, watch=watch)
+        if overwrite:
+            _remove_earlier(config.out, delivered, watch)
     return delivered
 
 
@@ -75,7 +78,15 @@ def train_together(
     for runs of different models or machines, or with one `out`, and if no prompt is left.
     """
     _check_together(configs)
-    watch = watch or Watch()
+    with ExitStack() as stack:
+        for config in configs:
+            stack.enter_context(held(config.out))
+        return _train_together(configs, folder, lm, watch or Watch())
+
+
+def _train_together(
+    configs: Sequence[RunConfig], folder: Path, lm: FrozenLM | None, watch: Watch
+) -> list[list[Trained]]:
     first = configs[0]
     lm = lm or load_model(first)
     known: dict[Any, TaskData] = {}
@@ -104,7 +115,6 @@ def train_together(
                 f"the {data.form.truncation_side} (--truncate): {lost}"
             )
     watch.begin(max(member.config.steps for member in members), sum(member.config.batch_size for member in members))
-    folder.mkdir(parents=True, exist_ok=True)
     fitted = fit(
         lm,
         members,
@@ -183,7 +193,6 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Task
 def _deliver(config: RunConfig, lm: FrozenLM, trained: Sequence[tuple[Plan, Fitted]], watch: Watch) -> list[Trained]:
     """Choose each task's setting, save its prompts, and score them once. What stopped before a score is not saved."""
     several = len(config.task) > 1 or len(config.seeds) > 1
-    config.out.mkdir(parents=True, exist_ok=True)
     delivered = []
     for data in {id(plan.data): plan.data for plan, _ in trained}.values():
         tried = [(plan, fitted) for plan, fitted in trained if plan.data is data]
