@@ -529,7 +529,7 @@ def test_killed_at_any_moment_and_resumed_equals_never_killed(kind, tmp_path, on
         resume=True,
         watch=Watch(step=lambda step, loss, tokens: steps.append(step)),
     )
-    assert 4 < steps[0] < 14 and steps[-1] == 16
+    assert 1 < steps[0] < 14 and steps[-1] == 16  # each start writes a checkpoint first
     for one, other in zip(never, resumed, strict=True):
         assert torch.equal(one.values, other.values)
         assert without_seconds(one) == without_seconds(other)
