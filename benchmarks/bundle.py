@@ -62,7 +62,8 @@ def card(size: str, results: Path) -> str:
         f"{lm['tokens'] / 1e6:.1f} million of prefix language modelling ({hours(lm)}); then "
         f"{half['tokens'] / 1e6:.1f} million of both by halves ({hours(half)}), and "
         f"{last['tokens'] / 1e6:.1f} million of prefix language modelling again ({hours(last)}). "
-        f"Both tables started from {span['tables_from']}'s embeddings (Apache-2.0), by PCA. Made again by `{span['command']}` and the same for `lm`, `half` and `half-lm`.",
+        f"Both tables started from {span['tables_from']}'s embeddings (Apache-2.0), by PCA. "
+        f"Made again by `{span['command']}` and the same for `lm`, `half` and `half-lm`.",
         f"Held-out loss, in nats a token: span corruption {measured['span']:.3f}, prefix LM "
         f"{measured['prefix-lm']:.3f}.",
         "## Data",
