@@ -770,7 +770,7 @@ def test_a_model_that_is_dequantised_first_says_so(here, monkeypatch, capsys):
 
 
 def test_lines_and_records_come_out_in_order(run, prompts, monkeypatch):
-    type_in(monkeypatch, 'text: a warm film\n{"text": "a dull film", "id": 7}\n\n{"txt": 1}\n')
+    type_in(monkeypatch, 'a warm film\n{"text": "a dull film", "id": 7}\n\n{"txt": 1}\n')
     code, out, err = run("predict", "--model", "./llama", "--prompt", *prompts, "--scores")
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
@@ -782,6 +782,16 @@ def test_lines_and_records_come_out_in_order(run, prompts, monkeypatch):
     ]
     assert lines[0]["prediction"] in ("good", "bad")
     assert err.splitlines()[-1] == "2 rows answered, 2 not (their lines hold an error)"
+
+
+def test_the_input_is_shown_and_is_finished_only_if_that_is_said(run, prompts, monkeypatch):
+    seen = []
+    for words in ([], ["--finished"]):
+        type_in(monkeypatch, "a warm film\n")
+        code, out, err = run("predict", "--model", "./llama", "--prompt", "p0", "--show-input", *words)
+        assert code == 0, err
+        seen.append(json.loads(out)["input_text"])
+    assert seen == ["<s>text: a warm film\nanswer:", "<s>a warm film\nanswer:"]
 
 
 def test_answers_are_utf8_whatever_the_system_writes_to_pipes(prompts, monkeypatch):
@@ -831,13 +841,17 @@ def test_a_strict_file_stops_at_its_bad_row_and_goes_on_when_it_is_mended(run, p
         (["--resume"], "--resume goes on with a file, so it needs --output"),
         (["--input", "none.csv"], "no file none.csv; name a file of records or of lines, or leave --input for stdin"),
         (
+            ["--model", "./llama", "--input", "dev.jsonl", "--finished"],
+            "dev.jsonl holds records; name the column of their finished inputs with --inputs-column",
+        ),
+        (
             ["--model", "./llama", "--scoring", "generate", "--scores"],
             "probabilities come from label scoring; use --scoring rank, or leave --scores out",
         ),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line(run, prompts, monkeypatch, words, line):
-    type_in(monkeypatch, "text: a\n")
+    type_in(monkeypatch, "a\n")
     assert run("predict", "--prompt", "p0", *words) == (2, "", f"softprompt predict: {line}\n")
 
 

@@ -124,7 +124,8 @@ def here(tmp_path, monkeypatch, models):
 def asked(name, line=LINE, **options):
     """What the prompt answers one line, on the model that it names itself."""
     saved = softprompt.open_prompts(f"prompts/{name}", device="cpu", dtype="float32", **options)
-    (answer,) = softprompt.predict_records(saved, [(1, line)], with_probabilities=saved.scoring == "rank")
+    options = {"with_probabilities": saved.scoring == "rank", "finished": True}  # as the lines of earlier versions were
+    (answer,) = softprompt.predict_records(saved, [(1, line)], **options)
     return answer
 
 
@@ -391,9 +392,8 @@ def test_a_finished_output_is_taken_as_it_is(here, run, name):
     code, _, err = run("predict", *words, "--output", "again.jsonl")
     assert code == 0, err
     assert lines_of("again.jsonl") == about(f"predictions/{name}.jsonl")
-    assert json.loads(Path("again.jsonl.settings").read_text()) == json.loads(
-        Path(f"predictions/{name}.jsonl.settings").read_text()
-    )
+    earlier = json.loads(Path(f"predictions/{name}.jsonl.settings").read_text())
+    assert json.loads(Path("again.jsonl.settings").read_text()) == earlier | {"finished": False, "show-input": False}
 
 
 def lines_of(path):
@@ -565,7 +565,7 @@ def test_a_servers_settings_and_keys(here, monkeypatch, capsys):
         assert archive.json()["error"]["message"].startswith("the body is longer than 2,097,152 bytes")
         many = client.post("/v1/classify", json={"model": "chosen", "input": ["x"] * 8}, headers=reader)
         assert many.json()["error"]["message"] == "8 parts at once, but the queue takes 7; give fewer"
-        answer = client.post("/v1/classify", json={"model": "chosen", "input": LINE}, headers=boss)
+        answer = client.post("/v1/classify", json={"model": "chosen", "input": LINE, "finished": True}, headers=boss)
         assert answer.json()["results"][0]["log_probs"]["negative"] == pytest.approx(-21.533274, rel=1e-5)
 
 
@@ -604,14 +604,18 @@ def test_a_servers_folder_is_served_as_it_was_left(here, monkeypatch, capsys):
             "live": "alias",
         }  # fmt: skip
         for name, prompts in (("mood", [second]), ("mood@5c37cc68", [first]), ("both", [first, second])):
-            (result,) = client.post("/v1/classify", json={"model": name, "input": LINE}).json()["results"]
+            (result,) = client.post("/v1/classify", json={"model": name, "input": LINE, "finished": True}).json()[
+                "results"
+            ]
             shares = [{first: 0.00064, second: 0.001024}[prompt] for prompt in prompts]
             assert result["label"] == "glad"
             assert result["probabilities"]["cross"] == pytest.approx(sum(shares) / len(shares), abs=1e-5)
             votes = [vote["prompt_hash"] for vote in result["votes"] or [result]]
             assert votes == prompts
         users = {  # 75 of 100 go to the older version; which, the user's name says
-            user: client.post("/v1/classify", json={"model": "live", "input": LINE, "user": user}).json()
+            user: client.post(
+                "/v1/classify", json={"model": "live", "input": LINE, "finished": True, "user": user}
+            ).json()
             for user in ("ann", "bob", "gus", "hal")
         }
         split = {user: answer["results"][0]["votes"] is None for user, answer in users.items()}

@@ -6,6 +6,7 @@ import lzma
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from softprompt.answering.scores import evaluate_prompts
 from softprompt.models.loading import load
 from softprompt.models.text import default_format
 from softprompt.prompts import Card, SoftPrompt, save_prompt
-from softprompt.tasks import count_items, file_task, read_items, read_lines, read_split
+from softprompt.tasks import TASKS, count_items, file_task, get_task, read_items, read_lines, read_split
 
+SEEN = "<s>text: a warm film\nanswer:"  # by a decoder-only model
 WORDS = ["warm", "funny", "dull", "lifeless", "summer", "street", "story", "morning", "family", "sea"]
 
 
@@ -284,14 +286,114 @@ def test_examples_without_labels_cannot_be_scored(lm, folders, tmp_path):
         evaluate_prompts(open_prompts(folders[0], model=lm), data={"test": [test]}, split="test")
 
 
-def test_a_line_and_its_record_get_the_same_answer(lm, folders):
+def test_a_text_its_record_and_its_finished_input_get_the_same_answer(lm, folders):
     saved = open_prompts(folders[0], model=lm)
-    line, record = answers(saved, [(1, "text: a warm film"), (2, {"text": "a warm film", "id": 7})])
-    assert line["inputs"] == "text: a warm film"
+    line, record = answers(saved, [(1, "a warm film"), (2, {"text": "a warm film", "id": 7})], show_input=True)
+    (finished,) = answers(saved, [(1, "text: a warm film")], finished=True, show_input=True)
+    assert (line["inputs"], finished["inputs"]) == ("a warm film", "text: a warm film")
     assert (record["text"], record["id"]) == ("a warm film", 7)
-    assert line["prediction"] == record["prediction"] in ("good", "bad")
-    assert line["log_prob"] == pytest.approx(record["log_prob"], abs=1e-4)
-    assert line["truncated"] is False
+    for answer in (line, record, finished):
+        assert answer["input_text"] == ("text: a warm film</s>" if lm.is_encoder_decoder else SEEN)
+        assert answer["prediction"] == record["prediction"] in ("good", "bad")
+        assert answer["log_prob"] == pytest.approx(record["log_prob"], abs=1e-4)
+        assert answer["truncated"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "record"),
+    [
+        ("own", "subject and body", '{"subject": "...", "body": "..."}'),
+        ("glue/mrpc", "sentence1 and sentence2", '{"sentence1": "...", "sentence2": "..."}'),
+        (
+            "superglue/wic",
+            "sentence1 and sentence2 and word",
+            '{"sentence1": "...", "sentence2": "...", "word": "..."}',
+        ),
+    ],
+)
+def test_a_text_for_several_fields_is_refused_with_their_names(llama, tmp_path, name, fields, record):
+    templates = (
+        {"inputs_template": "{subject}: {body} {subject}", "targets_template": "{label}"} if name == "own" else {}
+    )
+    form = default_format(llama, max_target_length=8, **templates)
+    labels = ("good", "bad") if name == "own" else get_task(name).labels
+    saved = open_prompts(
+        saved_prompt(tmp_path / "p", llama, task=name, labels=labels, text=form.to_json()), model=llama
+    )
+    line, finished = *answers(saved, [(1, "warm")]), *answers(saved, [(1, "warm")], finished=True)
+    assert line["error"] == (
+        f"a plain text fills a task's only field, and {name} has {fields}; give them as a record, {record}, or ask for "
+        'a finished input (--finished, "finished": true)'
+    )
+    assert finished["prediction"] in labels
+
+
+def test_a_text_is_cast_by_a_benchmark_that_has_one_text(lm, tmp_path):
+    form = default_format(lm, max_target_length=8)
+    for name, wanted in (("glue/sst2", "sentence: warm"), ("classification/sentence_polarity", "sentence: warm")):
+        folder = saved_prompt(tmp_path / wanted, lm, task=name, labels=("negative", "positive"), text=form.to_json())
+        (line,) = answers(open_prompts(folder, model=lm), [(1, "warm")], show_input=True)
+        assert wanted in line["input_text"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_asks_for_just_the_fields_it_needs(name):
+    task = get_task(name)
+    record = {field: f"a {field}" for field in task.fields}
+    record |= {"text": "it is warm", "span2_text": "it", "span2_index": "0"} if name == "superglue/wsc" else {}
+    assert len(task.cast(record, "test")) == 1
+    for field in task.fields:
+        with pytest.raises(ValueError, match=f"no column '{field}'"):
+            task.cast({other: value for other, value in record.items() if other != field}, "test")
+
+
+def test_a_prompt_from_elsewhere_takes_a_text_as_its_input(llama, tmp_path):
+    folder = saved_prompt(tmp_path / "p", llama)
+    (folder / "softprompt.json").unlink()
+    with pytest.warns(UserWarning, match="records no model fingerprint|does not record its text format"):
+        saved = open_prompts(folder, model=llama, scoring="generate")
+    (line,) = answers(saved, [(1, "a warm film")], show_input=True)
+    assert line["input_text"] == "<s>a warm film\nanswer:"
+
+
+def test_the_input_shown_is_what_was_left_of_it_and_of_each_text_format(llama, tmp_path):
+    form = default_format(llama, max_target_length=8, max_input_length=24)
+    short = saved_prompt(tmp_path / "short", llama, text=form.to_json(), task="glue/sst2", labels=("no", "yes"))
+    long = saved_prompt(
+        tmp_path / "long", llama, text=replace(form, separator=" =>").to_json(), task="glue/sst2", labels=("no", "yes")
+    )
+    (line,) = answers(open_prompts([short, long], model=llama), [(1, "warm sea " * 9)], show_input=True)
+    assert line["truncated"] is True
+    assert [text.startswith("<s>sentence: warm sea") for text in line["input_text"]] == [True, True]
+    assert [text[-8:] for text in line["input_text"]] == ["\nanswer:", line["input_text"][1][-8:]]
+    assert line["input_text"][1].endswith(" =>")
+
+
+def test_a_column_of_the_shown_inputs_name_is_kept_as_it_is_unless_the_input_is_shown(llama, tmp_path):
+    saved = open_prompts(saved_prompt(tmp_path / "p", llama), model=llama)
+    source, output = written(tmp_path / "in.jsonl", [{"text": "warm", "input_text": "mine"}]), tmp_path / "out.jsonl"
+    assert answers(saved, read_items(source))[0]["input_text"] == "mine"
+    with pytest.warns(UserWarning, match="'input_text' is kept as 'input_input_text'"):
+        predict_file(saved, source, output, show_input=True)
+    (line,) = [json.loads(line) for line in output.read_text().splitlines()]
+    assert (line["input_input_text"], line["input_text"]) == ("mine", SEEN.replace("a warm film", "warm"))
+    assert predict_file(saved, source, output, show_input=True, resume=True).num_rows == 1
+    with pytest.raises(ValueError, match="was begun with show-input True, and now it is False"):
+        predict_file(saved, source, output, resume=True)
+
+
+def test_a_file_of_lines_is_of_texts_and_finished_only_if_asked_for(llama, tmp_path):
+    saved, source = open_prompts(saved_prompt(tmp_path / "p", llama), model=llama), tmp_path / "in.txt"
+    source.write_text('a warm film\n{"text": "a warm film"}\n')
+    found = {}
+    for finished in (False, True):
+        output = tmp_path / f"{finished}.jsonl"
+        predict_file(saved, source, output, finished=finished, show_input=True)
+        found[finished] = [json.loads(line)["input_text"] for line in output.read_text().splitlines()]
+    assert found[False] == [SEEN, SEEN]
+    assert found[True] == [SEEN.replace("text: ", ""), '<s>{"text": "a warm film"}\nanswer:']
+    with pytest.raises(ValueError, match=r"in\.csv holds records; name the column of their finished inputs with"):
+        list(read_items(written(tmp_path / "in.csv", []), finished=True))
 
 
 def test_probabilities_are_the_labels_shares(lm, folders):
@@ -332,20 +434,18 @@ def test_the_answer_column_is_never_read(lm, folders):
 
 def test_a_column_of_finished_inputs_needs_no_template(lm, folders):
     saved = open_prompts(folders[0], model=lm)
-    column, line = answers(saved, [(1, {"said": "text: warm"})], inputs_column="said") + answers(
-        saved, [(1, "text: warm")]
-    )
+    column, line = answers(saved, [(1, {"said": "text: warm"})], inputs_column="said") + answers(saved, [(1, "warm")])
     assert (column["said"], column["prediction"]) == ("text: warm", line["prediction"])
 
 
 def test_a_bad_row_is_one_error_line_among_the_answers(lm, folders):
     saved = open_prompts(folders[0], model=lm)
-    items = [(1, "text: a"), (2, ValueError("not JSON (x)")), (3, ""), (4, {"txt": "a"}), (5, {"text": "b"})]
+    items = [(1, "a"), (2, ValueError("not JSON (x)")), (3, ""), (4, {"txt": "a"}), (5, {"text": "b"})]
     lines = answers(saved, items)
     assert [line.get("error") for line in lines] == [
         None,
         "not JSON (x)",
-        "an input is empty; every input needs some text",
+        "the input is empty: no text in text",
         "no column 'text'; the columns are txt",
         None,
     ]
@@ -381,8 +481,8 @@ def test_a_record_that_speaks_of_an_error_is_no_error(lm, folders, tmp_path):
 
 
 def test_strict_gives_the_answers_before_the_bad_row_and_stops(lm, folders):
-    found = predict_records(open_prompts(folders[0], model=lm), [(1, "text: a"), (2, {})], strict=True)
-    assert next(found)["inputs"] == "text: a"
+    found = predict_records(open_prompts(folders[0], model=lm), [(1, "a"), (2, {})], strict=True)
+    assert next(found)["inputs"] == "a"
     with pytest.raises(ValueError, match="line 2: no column 'text'; the columns are none"):
         next(found)
 
@@ -417,7 +517,8 @@ def test_a_record_without_anything_to_answer_is_an_error_line(lm, tmp_path):
     form = default_format(lm, max_target_length=8)
     folder = saved_prompt(tmp_path / "p", lm, task="superglue/multirc", labels=("False", "True"), text=form.to_json())
     record = {"idx": 0, "passage": {"text": "a", "questions": []}}
-    nothing, line = answers(open_prompts(folder, model=lm), [(1, record), (2, "question: a")])
+    option = {"question": "Is it?", "answer": "yes", "paragraph": "The sea is warm."}
+    nothing, line = answers(open_prompts(folder, model=lm), [(1, record), (2, option)])
     assert nothing["error"] == "the record has nothing in it to answer for superglue/multirc; leave it out"
     assert line["prediction"] in ("False", "True")
 
@@ -425,7 +526,7 @@ def test_a_record_without_anything_to_answer_is_an_error_line(lm, tmp_path):
 def test_free_text_without_labels_cannot_be_ranked(lm, tmp_path):
     form = default_format(lm, max_target_length=8)
     folder = saved_prompt(tmp_path / "p", lm, task="mrqa/squad", labels=(), text=form.to_json())
-    (line,) = answers(open_prompts(folder, model=lm), [(1, "question: a context: b")])
+    (line,) = answers(open_prompts(folder, model=lm), [(1, {"question": "a", "context": "b"})])
     assert line["error"] == "mrqa/squad has no labels to rank for this input; use --scoring generate"
 
 
@@ -743,7 +844,7 @@ def test_a_full_disk_says_what_was_written_and_keeps_it(llama, tmp_path):
     import resource
 
     saved = open_prompts(saved_prompt(tmp_path / "p", llama), model=llama)
-    lines = [f"text: film {i}\n".encode() for i in range(40)]
+    lines = [f"film {i}\n".encode() for i in range(40)]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
@@ -756,7 +857,7 @@ def test_a_full_disk_says_what_was_written_and_keeps_it(llama, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert predict_file(saved, lines, tmp_path / "out.jsonl", resume=True).num_rows == 40
     kept = [json.loads(line)["inputs"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert kept == [f"text: film {i}" for i in range(40)]
+    assert kept == [f"film {i}" for i in range(40)]
 
 
 def test_two_cannot_write_one_file_of_answers(llama, tmp_path):
@@ -764,11 +865,11 @@ def test_two_cannot_write_one_file_of_answers(llama, tmp_path):
     second = []
 
     def lines():
-        yield b"text: a film\n"
+        yield b"a film\n"
         with ThreadPoolExecutor() as pool, pytest.raises(ValueError, match=r"out\.jsonl is being written by process "):
-            pool.submit(predict_file, saved, [b"text: b\n"], tmp_path / "out.jsonl", resume=True).result()
+            pool.submit(predict_file, saved, [b"b\n"], tmp_path / "out.jsonl", resume=True).result()
         second.append("refused")
-        yield b"text: another\n"
+        yield b"another\n"
 
     assert predict_file(saved, lines(), tmp_path / "out.jsonl").num_rows == 2
     assert second == ["refused"]

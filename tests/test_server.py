@@ -37,7 +37,7 @@ from softprompt.serving.scheduler import Scheduler
 from softprompt.tasks import TASKS, file_task, get_task
 
 LABELS = ("positive", "negative")
-TEXT = "sentence: a warm and funny story"
+TEXT = "a warm and funny story"
 MEMORY = 1 << 26
 KEYS = (
     Key(name="reader", sha256=sha256(b"reader-0123456789").hexdigest()),
@@ -156,7 +156,7 @@ def test_a_label_is_the_one_that_predict_ranks_first(lm, tmp_path):
 
 
 def test_many_inputs_in_one_request_come_back_in_order(client):
-    texts = [f"sentence: {'very ' * n}good" for n in (9, 0, 4)]
+    texts = [f"{'very ' * n}good" for n in (9, 0, 4)]
     many = client.post("/v1/classify", json={"model": "p0", "input": texts}).json()["results"]
     alone = [client.post("/v1/classify", json={"model": "p0", "input": text}).json()["results"][0] for text in texts]
     assert [result["input"] for result in many] == [0, 1, 2]
@@ -420,6 +420,53 @@ def test_chat_takes_one_message_as_a_prompts_input(client):
     assert reason == "2 messages, but a prompt takes one, of role user: its input, as in training"
 
 
+def test_a_text_fills_the_template_wherever_it_is_sent_unless_it_is_finished(client, lm):
+    end = "</s>" if lm.is_encoder_decoder else "\nanswer:"
+
+    def seen(**more):
+        asked = {"model": "p0", "show_input": True, **more}
+        chat = client.post("/v1/chat/completions", json=asked | {"messages": [{"role": "user", "content": TEXT}]})
+        (result,) = client.post("/v1/classify", json=asked | {"input": TEXT}).json()["results"]
+        streamed = client.post("/v1/completions", json=asked | {"prompt": TEXT, "stream": True}).text.split("data: ")
+        completed = client.post("/v1/completions", json=asked | {"prompt": [TEXT, TEXT]}).json()["choices"]
+        ends = [chat.json()["choices"][0], result, json.loads(streamed[-2])["choices"][0], *completed]
+        return {each["input_text"].removeprefix("<s>") for each in ends}
+
+    assert seen() == {f"sentence: {TEXT}{end}"}
+    assert seen(finished=True) == {f"{TEXT}{end}"}
+    record = {"model": "p0", "fields": {"sentence": TEXT}}
+    (result,) = client.post("/v1/classify", json=record | {"show_input": True}).json()["results"]
+    (text,) = client.post("/v1/classify", json={"model": "p0", "input": TEXT}).json()["results"]
+    assert result["input_text"].removeprefix("<s>") == f"sentence: {TEXT}{end}"
+    assert (result["probabilities"], text["input_text"]) == (pytest.approx(text["probabilities"]), None)
+    (bare,) = client.post("/v1/completions", json={"model": lm.name, "prompt": TEXT, "show_input": True}).json()[
+        "choices"
+    ]
+    assert bare["input_text"].removeprefix("<s>") == f"{TEXT}{'</s>' if lm.is_encoder_decoder else ''}"
+
+
+def test_a_text_for_a_prompt_of_several_fields_is_refused_with_their_names(llama, tmp_path):
+    server = make_server(llama, tmp_path, num_prompts=0)
+    templates = {"inputs_template": "{subject}: {body}", "targets_template": "{label}"}
+    form = default_format(llama, max_target_length=6, **templates)
+    server.registry.add("mail", saved(llama, tmp_path / "mail", text=form.to_json()))
+    with served(server) as client:
+        for path, body in (
+            ("classify", {"input": TEXT}),
+            ("completions", {"prompt": TEXT}),
+            ("chat/completions", {"messages": [{"role": "user", "content": TEXT}]}),
+        ):
+            assert why(client.post(f"/v1/{path}", json={"model": "mail", **body}), 400) == (
+                "a plain text fills a task's only field, and mine has subject and body; give them as a record, "
+                '{"subject": "...", "body": "..."}, or ask for a finished input (--finished, "finished": true)'
+            )
+            assert client.post(f"/v1/{path}", json={"model": "mail", "finished": True, **body}).status_code == 200
+        record = {"subject": "a sea", "body": "that is warm"}
+        asked = {"model": "mail", "fields": record, "show_input": True}
+        (result,) = client.post("/v1/classify", json=asked).json()["results"]
+        assert result["input_text"] == "<s>a sea: that is warm\nanswer:"
+
+
 def test_chat_with_the_bare_model_needs_its_template(client, lm):
     asked = {"model": lm.name, "messages": [{"role": "user", "content": "hello"}]}
     reason = why(client.post("/v1/chat/completions", json=asked), 400)
@@ -444,7 +491,7 @@ def test_openais_client_works_unchanged(lm, tmp_path):
         theirs = openai.OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client)
         assert [model.id for model in theirs.models.list()] == [lm.name, "p0", "p1"]
         assert theirs.models.retrieve("p0").kind == "prompt"
-        done = theirs.completions.create(model="p0", prompt=[TEXT, "sentence: dull"], max_tokens=4)
+        done = theirs.completions.create(model="p0", prompt=[TEXT, "dull"], max_tokens=4)
         assert [choice.index for choice in done.choices] == [0, 1]
         assert done.choices[0].input_tokens > 0
         stream = theirs.completions.create(model="p0", prompt=TEXT, max_tokens=4, stream=True)
@@ -1011,7 +1058,7 @@ def test_head_is_get_without_its_body(client):
     ("path", "body", "status", "reason"),
     [
         ("completions", {"prompt": "x"}, 400, "model: field required"),
-        ("completions", {"model": "p0"}, 400, "give either prompt (finished text) or fields"),
+        ("completions", {"model": "p0"}, 400, "give either prompt (a text) or fields"),
         ("completions", {"model": "p0", "prompt": "x", "fields": {}}, 400, "give either prompt"),
         ("completions", {"model": "p0", "prompt": 5}, 400, "prompt is 5, but must be text or a list"),
         (
@@ -1031,8 +1078,10 @@ def test_head_is_get_without_its_body(client):
         ("completions", {"model": "p0", "prompt": "x", "n": 2}, 400, "n is 2 with temperature 0"),
         ("completions", {"model": "p0", "prompt": "x", "num_beams": 2, "temperature": 1}, 400, "give one of the two"),
         ("completions", {"model": "p0", "prompt": "x", "presence_penalty": 1}, 400, "presence_penalty"),
-        ("completions", {"model": "p0", "prompt": " "}, 400, "an input is empty"),
-        ("completions", {"model": "p0", "prompt": ["x", " "]}, 400, "input 1: an input is empty"),
+        ("completions", {"model": "p0", "prompt": " "}, 400, "the input is empty: no text in sentence"),
+        ("completions", {"model": "p0", "prompt": " ", "finished": True}, 400, "an input is empty"),
+        ("completions", {"model": "p0", "fields": {"sentence": "x"}, "finished": True}, 400, "finished is said of a"),
+        ("completions", {"model": "p0", "prompt": ["x", " "]}, 400, "input 1: the input is empty"),
         ("completions", {"model": "p0", "prompt": ["x"] * 300}, 400, "300 inputs, but a request takes 256"),
         ("completions", {"model": "nope", "prompt": "x"}, 404, "no prompt named 'nope'"),
         ("completions", {"model": "p0@zz", "prompt": "x"}, 400, "'zz' is no version"),
@@ -1184,7 +1233,7 @@ def test_a_keys_tokens_count_though_its_client_hangs_up(llama, tmp_path):
 
 def test_an_error_of_ours_is_a_500_in_json_without_its_text(llama, tmp_path, monkeypatch, caplog):
     server = make_server(llama, tmp_path)
-    monkeypatch.setattr(server.asker, "questions", lambda *_: {}["secret"])
+    monkeypatch.setattr(server.asker, "questions", lambda *_, **__: {}["secret"])
     with served_raw(server) as client:
         answer = client.post("/v1/classify", json={"model": "p0", "input": TEXT})
         assert why(answer, 500) == "something went wrong here; the log says what"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +22,22 @@ ANSWER_COLUMNS = {"prediction", "predictions", "log_prob", "truncated", "probabi
 NUM_DIGITS = 6  # ours: digits after the point of log-probabilities and probabilities
 KEPT_AS = "input_"  # what the name of a record's own column begins with in the answer, where it is one of those
 
+INPUT_TEXT = "input_text"  # one more where it is asked for
+
 
 def to_line(answer: Mapping[str, Any]) -> str:
     """An answer as a line of JSON."""
     return json.dumps(answer, ensure_ascii=False, default=str) + "\n"
 
 
-def columns_of(item: Item) -> dict[str, Any]:
+def columns_of(item: Item, reserved: Collection[str] = ANSWER_COLUMNS) -> dict[str, Any]:
     """What an item's answer begins with: its columns, of which none has the name of one of the answer's."""
     if not isinstance(item, dict):
         return {"inputs": item} if isinstance(item, str) else {}
     columns = {}
     for name, value in item.items():
         kept = name
-        while kept in ANSWER_COLUMNS or (kept != name and kept in item):
+        while kept in reserved or (kept != name and kept in item):
             kept = f"{KEPT_AS}{kept}"
         columns[kept] = value
     return columns
@@ -59,6 +61,7 @@ class AnswerFile:
 
     def __init__(self, output: Path, settings: Mapping[str, Any]):
         self.output, self.settings = output, settings
+        self.reserved = ANSWER_COLUMNS | ({INPUT_TEXT} if settings.get("show-input") else set())
         self.partial = output.with_name(f"{output.name}.partial")
 
     @property
@@ -143,8 +146,8 @@ class AnswerFile:
             for number, answer in read_lines(file):
                 asked = next(items, None)
                 own = answer if isinstance(answer, dict) else {}
-                columns = {name: value for name, value in own.items() if name not in ANSWER_COLUMNS}
-                if not own or asked is None or to_line(columns) != to_line(columns_of(asked[1])):
+                columns = {name: value for name, value in own.items() if name not in self.reserved}
+                if not own or asked is None or to_line(columns) != to_line(columns_of(asked[1], self.reserved)):
                     raise ValueError(
                         f"line {number} of {path} does not answer that row of the input; "
                         "give the input that it was made of, or start again with --overwrite"

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from softprompt.answering.answer_file import NUM_DIGITS, AnswerFile, Written, columns_of
+from softprompt.answering.answer_file import ANSWER_COLUMNS, INPUT_TEXT, NUM_DIGITS, AnswerFile, Written, columns_of
 from softprompt.answering.engine import mean_probabilities
 from softprompt.answering.evaluation import vote
 from softprompt.answering.saved import SavedPrompts
 from softprompt.base.files import held
 from softprompt.base.watch import Progress
-from softprompt.models import Row
+from softprompt.models import Row, read_text
 from softprompt.tasks import Example, Item, examples_of, read_items, read_lines
 
 CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
@@ -42,37 +43,42 @@ def predict_records(
     *,
     with_probabilities: bool = False,
     inputs_column: str | None = None,
+    finished: bool = False,
+    show_input: bool = False,
     strict: bool = False,
     chunk: int = CHUNK,
 ) -> Iterator[dict[str, Any]]:
     """One answer for each item, in order: its columns, and prediction, log_prob and truncated.
 
     A record's own column of a name in `ANSWER_COLUMNS` is kept as input_NAME, with a warning.
-    items: (line number, item); a record is cast by the task, unless `inputs_column` names the column of its
-    finished input. A record of several examples gets a list `predictions`. Several prompts vote. An item that
-    cannot be answered gets `error` and `line` instead, and stops everything if `strict`, by ValueError; so do
-    probabilities of generated text.
+    items: (line number, item), as `examples_of` takes them with `inputs_column` and `finished`. A record of several
+    examples gets a list `predictions`. Several prompts vote. show_input: `input_text` too, what the model read; a list
+    where prompts that vote read different texts. An item that cannot be answered gets `error` and `line` instead, and
+    stops everything if `strict`, by ValueError; so do probabilities of generated text.
     """
     if with_probabilities and saved.scoring != "rank":
         raise ValueError("probabilities come from label scoring; use --scoring rank, or leave --scores out")
     items = iter(items)
+    reserved = ANSWER_COLUMNS | {INPUT_TEXT} if show_input else ANSWER_COLUMNS
+    read = partial(examples_of, saved.task, inputs_column=inputs_column, finished=finished)
     while taken := list(itertools.islice(items, chunk)):
-        questions = [_question(saved, number, item, inputs_column) for number, item in taken]
+        questions = [_question(saved, number, item, columns_of(item, reserved), read) for number, item in taken]
         bad = next((i for i, question in enumerate(questions) if question.error), None) if strict else None
-        yield from _answered(saved, questions[:bad], with_probabilities)
+        yield from _answered(saved, questions[:bad], with_probabilities, show_input)
         if bad is not None:
             raise ValueError(f"line {questions[bad].number}: {questions[bad].error}")
 
 
-def _question(saved: SavedPrompts, number: int, item: Item, inputs_column: str | None) -> _Question:
-    columns = columns_of(item)
+def _question(
+    saved: SavedPrompts, number: int, item: Item, columns: dict[str, Any], read: Callable[[Item], list[Example]]
+) -> _Question:
     for name, kept in zip(item if isinstance(item, dict) else (), columns, strict=False):
         if name != kept:
             warnings.warn(
                 f"the input's column {name!r} is kept as {kept!r}: the answer has one of its own", stacklevel=2
             )
     try:
-        examples = examples_of(saved.task, item, inputs_column)
+        examples = read(item)
         if not examples:
             raise ValueError(f"the record has nothing in it to answer for {saved.task.name}; leave it out")
         for example in examples:
@@ -84,23 +90,26 @@ def _question(saved: SavedPrompts, number: int, item: Item, inputs_column: str |
 
 
 def _answered(
-    saved: SavedPrompts, questions: Sequence[_Question], with_probabilities: bool
+    saved: SavedPrompts, questions: Sequence[_Question], with_probabilities: bool, show_input: bool
 ) -> Iterator[dict[str, Any]]:
     """The answer to each question, from one pass over all their examples."""
     examples = [example for question in questions for example in question.examples]
     asked = [question for question in questions if question.encoded]
     encoded = [list(itertools.chain(*(q.encoded[i] for q in asked))) for i in range(len(saved.groups))]
     answers = zip(*saved.answers(examples, encoded), strict=True) if examples else iter(())
-    cut = (any(row.was_cut for row in rows) for rows in zip(*encoded, strict=True))
+    read = zip(*encoded, strict=True)  # each example's row in every text format
     for question in questions:
         if question.error:
             yield {**question.columns, "error": question.error, "line": question.number}
             continue
         lines = []
         for example in question.examples:
-            votes = list(next(answers))
+            votes, rows = list(next(answers)), next(read)
             best = votes[0] if len(votes) == 1 else vote(saved.task, example, votes)
-            line = {"prediction": best.text, "log_prob": round(best.log_prob, NUM_DIGITS), "truncated": next(cut)}
+            was_cut = any(row.was_cut for row in rows)
+            line = {"prediction": best.text, "log_prob": round(best.log_prob, NUM_DIGITS), "truncated": was_cut}
+            if show_input:
+                line[INPUT_TEXT] = read_text(rows, saved.lm.tokenizer)
             if with_probabilities:
                 mean = mean_probabilities(votes)
                 line["probabilities"] = {text: round(share, NUM_DIGITS) for text, share in mean.items()}
@@ -116,6 +125,8 @@ def predict_file(
     *,
     with_probabilities: bool = False,
     inputs_column: str | None = None,
+    finished: bool = False,
+    show_input: bool = False,
     strict: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -140,9 +151,11 @@ def predict_file(
         "scoring": saved.scoring,
         "scores": with_probabilities,
         "inputs-column": inputs_column,
+        "finished": finished,
+        "show-input": show_input,
         "input": str(source) if is_file else "lines",
     }
-    items = read_items(source) if is_file else read_lines(source)
+    items = read_items(source, finished=finished) if is_file else read_lines(source, finished=finished)
     file = AnswerFile(Path(output), settings)
     with held(file.output, is_file=True):
         if resume and file.is_whole:
@@ -151,7 +164,13 @@ def predict_file(
         if progress and written.num_rows:
             progress(written.num_rows)
         answers = predict_records(
-            saved, items, with_probabilities=with_probabilities, inputs_column=inputs_column, strict=strict
+            saved,
+            items,
+            with_probabilities=with_probabilities,
+            inputs_column=inputs_column,
+            finished=finished,
+            show_input=show_input,
+            strict=strict,
         )
         file.append(answers, written, progress)
     return written

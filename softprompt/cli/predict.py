@@ -1,10 +1,11 @@
-"""Answer inputs with a saved prompt, or by the vote of several. A line in braces is a JSON record, cast by the
-prompt's task; any other line is a finished input. One JSON line comes out for each, in order, with the record's own
-columns; a row that cannot be answered gets a line with its error. An input's own column named prediction,
-predictions, log_prob, truncated, probabilities, error or line comes out as input_NAME.
+"""Answer texts and records with a saved prompt, or by the vote of several. A line in braces is a JSON record, which
+fills the prompt's template; any other line is a text, which fills it where it has one field. One JSON line comes out
+for each, in order, with the record's own columns; a row that cannot be answered gets a line with its error. An input's
+own column named prediction, predictions, log_prob, truncated, probabilities, error or line comes out as input_NAME.
 
 examples:
-  echo 'sentence: a warm and funny film' | softprompt predict --prompt runs/sst2 --scores
+  echo 'a warm and funny film' | softprompt predict --prompt runs/sst2 --scores --show-input
+  echo '{"premise": "It rained.", "hypothesis": "It was wet."}' | softprompt predict --prompt runs/rte
   softprompt predict --prompt runs/mine --input messages.csv --output answers.jsonl
   softprompt predict --prompt runs/mine --input messages.csv --output answers.jsonl --resume
 """
@@ -26,7 +27,11 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "--input", metavar="F", help=".jsonl, .json, .csv, .tsv, .parquet, or lines; .gz or .xz too (default: stdin)"
     )
     command.add_argument("--output", metavar="F", help="JSONL file to write (default: stdout)")
-    command.add_argument("--inputs-column", metavar="C", help="column of finished inputs; the task casts no record")
+    command.add_argument("--finished", action="store_true", help="lines are read as they stand, without the template")
+    command.add_argument(
+        "--inputs-column", metavar="C", help="the same for records: the column of their finished input"
+    )
+    command.add_argument("--show-input", action="store_true", help="add input_text: what the model read")
     command.add_argument("--scores", action="store_true", help="add every label's probability; ranks the labels")
     command.add_argument("--strict", action="store_true", help="stop at the first bad row")
     command.add_argument("--resume", action="store_true", help="go on where an earlier run stopped, with --output")
@@ -47,7 +52,13 @@ def run(args: argparse.Namespace) -> int:
     from softprompt.answering import predict_file
     from softprompt.tasks import count_items
 
-    options = {"with_probabilities": args.scores, "inputs_column": args.inputs_column, "strict": args.strict}
+    options = {
+        "with_probabilities": args.scores,
+        "inputs_column": args.inputs_column,
+        "finished": args.finished,
+        "show_input": args.show_input,
+        "strict": args.strict,
+    }
     total = count_items(args.input) if args.input else None
     quiet = None if args.output and args.input else True
     with tqdm(total=total, desc="predict", unit="row", disable=quiet, dynamic_ncols=True) as bar:
@@ -78,7 +89,8 @@ def _to_stdout(saved: Any, source: str | None, options: dict[str, Any]) -> Any:
     from softprompt.answering import CHUNK, Written, predict_records, to_line
     from softprompt.tasks import read_items, read_lines
 
-    items = read_items(source) if source else read_lines(sys.stdin.buffer)
+    finished = options["finished"]
+    items = read_items(source, finished=finished) if source else read_lines(sys.stdin.buffer, finished=finished)
     chunk = 1 if not source and sys.stdin.isatty() else CHUNK  # a person at the keyboard wants each answer at once
     written = Written()
     for answer in predict_records(saved, items, chunk=chunk, **options):

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         micro_batches,
         pad,
         pad_candidates,
+        read_text,
         room_for,
         shared_start,
         target_lengths,

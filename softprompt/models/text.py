@@ -146,6 +146,12 @@ def lost_part(text: str, form: TextFormat, tokenizer: Tokenizer) -> str:
     return lost if len(lost) <= 100 else f"{lost[:40]} … {lost[-50:]}"
 
 
+def read_text(rows: Sequence[Row], tokenizer: Tokenizer) -> str | list[str]:
+    """What a model reads of one example, template, separator and ends included: a list where its rows differ."""
+    texts = list(dict.fromkeys(tokenizer.text_of(row.ids) for row in rows))
+    return texts[0] if len(texts) == 1 else texts
+
+
 def encode_target(text: str, form: TextFormat, tokenizer: Tokenizer) -> list[int]:
     """The ids a model should write for `text`, with the end of sequence: labels, candidates and targets alike."""
     return _encode_targets([text], form, tokenizer)[0]

@@ -54,6 +54,7 @@ def cast_polarity(record: Mapping[str, Any], split: str) -> list[Example]:
 SENTENCE_POLARITY = labelled_task(
     SENTIMENT,
     cast_polarity,
+    fields=("text",),
     name="classification/sentence_polarity",
     folder="classification/sentence_polarity",
     files={"train": ("rt-polarity.neg",), "dev": ("rt-polarity.neg",)},

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from softprompt.tasks.labelled import ENTAILMENT, SENTIMENT, fields_cast, labelled_task
+from softprompt.tasks.labelled import ENTAILMENT, SENTIMENT, fields_task
 from softprompt.tasks.metrics import accuracy, f1_with_invalid, matthews, number_of, pearson, scored, spearman
 from softprompt.tasks.records import Numbered, file_format, open_text, opened, read_records, read_tsv
 from softprompt.tasks.task import UNLABELLED, Example, Hub, Task, column, labelled, named, own_id, text_column
@@ -95,9 +95,11 @@ def mnli(name: str, kind: str, num_dev: int, num_test: int) -> Task:
     """MNLI, whose two dev sets share one training file."""
     fields = {"hypothesis": ("hypothesis", "sentence2"), "premise": ("premise", "sentence1")}
     return replace(
-        labelled_task(
+        fields_task(
             INFERENCE,
-            fields_cast(INFERENCE, fields, label=("label", "gold_label"), source=("premise",)),
+            fields,
+            label=("label", "gold_label"),
+            source=("premise",),
             **about("mnli", "MNLI", 392702, num_dev, num_test),
         ),
         name=f"glue/{name}",
@@ -110,27 +112,21 @@ def mnli(name: str, kind: str, num_dev: int, num_test: int) -> Task:
     )
 
 
-MRPC = labelled_task(
+MRPC = fields_task(
     EQUIVALENCE,
-    fields_cast(
-        EQUIVALENCE,
-        {"sentence1": ("sentence1", "#1 String"), "sentence2": ("sentence2", "#2 String")},
-        label=("label", "Quality"),
-    ),
+    {"sentence1": ("sentence1", "#1 String"), "sentence2": ("sentence2", "#2 String")},
     {"f1": partial(f1_with_invalid, positive="equivalent"), "accuracy": accuracy},
+    label=("label", "Quality"),
     **about("mrpc", "MRPC", 3668, 408, 1725),
 )
 
 QQP = replace(
-    labelled_task(
+    fields_task(
         DUPLICATION,
-        fields_cast(
-            DUPLICATION,
-            {"question1": ("question1", "text_a"), "question2": ("question2", "text_b")},
-            label=("label", "is_duplicate"),
-            source=("question1", "question2"),
-        ),
+        {"question1": ("question1", "text_a"), "question2": ("question2", "text_b")},
         {"f1": partial(f1_with_invalid, positive="duplicate"), "accuracy": accuracy},
+        label=("label", "is_duplicate"),
+        source=("question1", "question2"),
         **about("qqp", "QQP", 363849, 40430, 390965),
     ),
     read=read_qqp,
@@ -138,22 +134,24 @@ QQP = replace(
     parts={"train": ("train_*", "sample10k/*.json")},
 )
 
-SST2 = labelled_task(
+SST2 = fields_task(
     SENTIMENT,
-    fields_cast(SENTIMENT, ("sentence",), source=("sentence",)),
+    ("sentence",),
+    source=("sentence",),
     nested_sources=True,
     **about("sst2", "SST-2", 67349, 872, 1821),
 )
 
-RTE = labelled_task(
+RTE = fields_task(
     ENTAILMENT,
-    fields_cast(ENTAILMENT, ("sentence1", "sentence2"), source=("sentence1",)),
+    ("sentence1", "sentence2"),
+    source=("sentence1",),
     **about("rte", "RTE", 2490, 277, 3000),
 )
 
-COLA = labelled_task(
+COLA = fields_task(
     ACCEPTABILITY,
-    fields_cast(ACCEPTABILITY, ("sentence",)),
+    ("sentence",),
     {"matthews": matthews},
     read=read_cola,
     **about("cola", "CoLA", 8551, 1043, 1063),
@@ -164,21 +162,24 @@ STSB = Task(
     cast=cast_stsb,
     metrics=scored(lambda prediction, example: prediction.strip(), pearson=pearson, spearman=spearman),
     answer=stsb_answer,
+    fields=("sentence1", "sentence2"),
     initial_texts=SIMILARITY,
     **about("stsb", "STS-B", 5749, 1500, 1379),
 )
 
-QNLI = labelled_task(
+QNLI = fields_task(
     ENTAILMENT,
-    fields_cast(ENTAILMENT, ("question", "sentence"), source=("sentence",)),
+    ("question", "sentence"),
+    source=("sentence",),
     **about("qnli", "QNLI", 104743, 5463, 5463),
 )
 
 MNLI = mnli("mnli", "matched", 9815, 9796)
 MNLI_MISMATCHED = mnli("mnli_mismatched", "mismatched", 9832, 9847)
 
-WNLI = labelled_task(
+WNLI = fields_task(
     WINOGRAD,
-    fields_cast(WINOGRAD, ("sentence1", "sentence2"), source=("sentence1",)),
+    ("sentence1", "sentence2"),
+    source=("sentence1",),
     **about("wnli", "WNLI", 635, 71, 146),
 )

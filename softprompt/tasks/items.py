@@ -1,5 +1,10 @@
-"""What is asked of a prompt: records of its task, or inputs finished already, from files and from lines."""
+"""What is asked of a prompt: records of its task, or plain texts, from files and from lines.
 
+A record fills the task's template, a plain text the only field of it. A finished input, which is read without the
+template, must be asked for.
+"""
+
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,34 +23,39 @@ from softprompt.tasks.records import (
 from softprompt.tasks.task import UNLABELLED, Example, Task, text_column
 
 Item = str | dict[str, Any] | ValueError
-"""What a line holds: a finished input, a record, or what is wrong with it."""
+"""What a line holds: a text, a record, or what is wrong with it."""
 
 
-def read_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Item]]:
-    """Each line as an item: an object in braces is a record, anything else a finished input (or an error)."""
+def read_lines(lines: Iterable[bytes], *, finished: bool = False) -> Iterator[tuple[int, Item]]:
+    """Each line as an item: an object in braces is a record, anything else a text (or an error).
+
+    finished: every line is a text.
+    """
     for number, raw in enumerate(lines, 1):
         try:
             line = decoded(raw)
-            yield number, read_object(line) if line.lstrip().startswith("{") else line
+            yield number, line if finished or not line.lstrip().startswith("{") else read_object(line)
         except ValueError as error:
             yield number, error
 
 
-def read_items(path: str | Path) -> Iterator[tuple[int, Item]]:
+def read_items(path: str | Path, *, finished: bool = False) -> Iterator[tuple[int, Item]]:
     """The items of a file: .jsonl, .csv, .tsv, .json, .parquet, or lines of text under any other name.
 
     Each may be compressed, with .gz or .xz behind. A bad row is an item that holds its error; ValueError for a file
-    that is missing or not of its format.
+    that is missing or not of its format, and for one of records where finished inputs are asked for.
     """
     path = Path(path)
     check_kind(path)
     if not path.is_file():
         raise ValueError(f"no file {path}; name a file of records or of lines")
     if plain_suffix(path) in READERS:
+        if finished:
+            raise ValueError(f"{path} holds records; name the column of their finished inputs with --inputs-column")
         yield from read_rows(path)
         return
     with open_bytes(path) as file:
-        yield from read_lines(file)
+        yield from read_lines(file, finished=finished)
 
 
 def count_items(path: str | Path) -> int | None:
@@ -63,16 +73,33 @@ def count_items(path: str | Path) -> int | None:
     return lines - (suffix in (".csv", ".tsv"))
 
 
-def examples_of(task: Task, item: Item, inputs_column: str | None = None) -> list[Example]:
-    """The examples to answer: of a finished input one; of a record as many as the task casts it to, unless a column
-    with the finished input is named. ValueError for what is no record of the task.
+def examples_of(task: Task, item: Item, inputs_column: str | None = None, *, finished: bool = False) -> list[Example]:
+    """The examples to answer: of a text one, of a record as many as the task casts it to.
+
+    A text fills the task's only field, unless it is `finished`: then it is the input as it stands. inputs_column: the
+    column of a record's finished input, whatever its others. ValueError for what is no record of the task, and for a
+    text where the task has several fields.
     """
     if isinstance(item, ValueError):
         raise item
-    if isinstance(item, str) or inputs_column is not None:
-        text = item if isinstance(item, str) else text_column(item, str(inputs_column))
-        return [Example(inputs=text, targets=UNLABELLED, id="", references=())]
+    if inputs_column is not None and isinstance(item, dict):
+        item, finished = text_column(item, inputs_column), True
+    if isinstance(item, str) and finished:
+        return [Example(inputs=item, targets=UNLABELLED, id="", references=())]
+    if isinstance(item, str):
+        item = _record_of(task, item)
     try:
         return task.cast(item, "test" if task.template is None else ASKED)
     except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise ValueError(f"not a record of {task.name} ({type(error).__name__}: {error})") from error
+
+
+def _record_of(task: Task, text: str) -> dict[str, Any]:
+    needed = [name for name in task.fields if not name.endswith("?")] or task.fields
+    if len(needed) != 1:
+        names, record = " and ".join(needed), json.dumps(dict.fromkeys(needed, "..."), ensure_ascii=False)
+        raise ValueError(
+            f"a plain text fills a task's only field, and {task.name} has {names or 'none that it names'}; "
+            f'give them as a record, {record}, or ask for a finished input (--finished, "finished": true)'
+        )
+    return {needed[0].removesuffix("?"): text}

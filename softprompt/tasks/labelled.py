@@ -25,14 +25,16 @@ def labelled_task(
     )
 
 
-def fields_cast(
-    labels: Sequence[str],
+def fields_task(
+    labels: tuple[str, ...],
     fields: Sequence[str] | Mapping[str, Sequence[str]],
+    measures: Mapping[str, Measure] | None = None,
     *,
     label: Sequence[str] = ("label",),
     source: Sequence[str] = (),
-) -> Cast:
-    """A cast that names each field and gives its text: 'premise: ... question: ...'.
+    **about: Any,
+) -> Task:
+    """A labelled task whose cast names each field and gives its text: 'premise: ... question: ...'.
 
     fields: the names in the order of the text, or to each the columns it may stand in. label: the columns the label may
     stand in. source: the fields whose texts are the example's source, a line each (`Task.joined_sources`).
@@ -51,4 +53,4 @@ def fields_cast(
         )
         return [example]
 
-    return cast
+    return labelled_task(labels, cast, measures, fields=tuple(names[0] for names in columns.values()), **about)

@@ -97,6 +97,7 @@ def _task(name: str, folder: str, subset: str, counts: Mapping[str, int]) -> Tas
         cast=cast_qa,
         metrics=squad_metrics,
         answer=squad_answer,
+        fields=("question", "context"),
         folder=f"mrqa/{folder}",
         files=files,
         parts=parts,

@@ -76,12 +76,14 @@ def file_task(
         answer = squad_or_own
     endings = [f"{suffix}{zipped}" for suffix in READERS for zipped in ("", *COMPRESSIONS)]
     stems = {"train": ("train",), "dev": ("dev", "val"), "test": ("test",)}
+    template = Template(inputs, "inputs")
     return Task(
         name=name or "own",
         labels=legal,
-        cast=_cast(Template(inputs, "inputs"), Template(targets, "targets"), legal, group_by),
+        cast=_cast(template, Template(targets, "targets"), legal, group_by),
         metrics=METRICS[metric](answer, legal),
         answer=answer,
+        fields=tuple(name if is_needed else f"{name}?" for name, is_needed in template.columns.items()),
         initial_texts=legal or (),
         template=(inputs, targets),
         files={split: tuple(f"{stem}{end}" for stem in stems[split] for end in endings) for split in stems},

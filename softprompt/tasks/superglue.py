@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from softprompt.tasks.labelled import ENTAILMENT, fields_cast, labelled_task
+from softprompt.tasks.labelled import ENTAILMENT, fields_task, labelled_task
 from softprompt.tasks.metrics import (
     accuracy,
     f1_with_invalid,
@@ -113,13 +113,13 @@ def cast_multirc(record: Record, split: str) -> list[Example]:
 
 def _multirc_example(option: Record, split: str) -> Example:
     joined = named({name: text_column(option, name) for name in ("question", "answer", "paragraph")})
-    index = column(option, "idx")
+    index = _index(option, split)
     targets = label_of(option, split, BOOLEAN)
-    group = f"{index['paragraph']}-{index['question']}"
+    group = f"{index['paragraph']}-{index['question']}" if index else None
     return Example(
         inputs=re.sub("</?b>", "", joined.replace("<br>", " ")),
         targets=targets,
-        id=f"{group}-{index['answer']}",
+        id=f"{group}-{index['answer']}" if index else "",
         references=labelled(targets),
         group=group,
         source=option["paragraph"],
@@ -138,15 +138,24 @@ def multirc_metrics(answer: Answer) -> Metrics:
     return metrics
 
 
+def _index(record: Record, split: str) -> Any:
+    """The record's place in its file; None for one that is only asked about and has none."""
+    return record.get("idx") if split == "test" else column(record, "idx")
+
+
 def cast_record(record: Record, split: str) -> list[Example]:
-    """Training: one example for each gold answer of each query. Otherwise one for each query."""
+    """Training: one example for each gold answer of each query. Otherwise one for each query.
+
+    `entities` are a list, or a text with one on each line.
+    """
     examples = []
     for query in _record_queries(record):
-        entities, answers = tuple(column(query, "entities")), tuple(query.get("answers") or ())
+        entities, answers = column(query, "entities"), tuple(query.get("answers") or ())
+        entities = tuple(entities.splitlines() if isinstance(entities, str) else entities)
         if split != "test" and not answers:
             raise ValueError("a query has no answers")
-        index = column(query, "idx")
-        id = f"{index['passage']}-{index['query']}"
+        index = _index(query, split)
+        id = f"{index['passage']}-{index['query']}" if index else ""
         passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", text_column(query, "passage"))
         question = text_column(query, "query")
         highlights_joined = passage.replace("\n@highlight\n", ". ")
@@ -155,7 +164,7 @@ def cast_record(record: Record, split: str) -> list[Example]:
             targets=answers[0] if answers else UNLABELLED,
             id=id,
             references=answers,
-            group=id,
+            group=id or None,
             source=query["passage"],
             choices=entities,
         )
@@ -187,7 +196,10 @@ def _record_queries(record: Record) -> Iterator[Record]:
 
 
 def cast_wsc(record: Record, split: str) -> list[Example]:
-    """The text with its pronoun as *pronoun*, the referent as targets; in training only where it is right."""
+    """The text with its pronoun as *pronoun*, the referent as targets; in training only where it is right.
+
+    A record that is only asked about may lack the referent.
+    """
     spans = record.get("target", record)
     label = label_of(record, split, BOOLEAN)
     if split == "train" and label == "False":
@@ -195,9 +207,12 @@ def cast_wsc(record: Record, split: str) -> list[Example]:
     text = text_column(record, "text")
     if not text.strip():
         raise ValueError("the input is empty: no text in text")
+    marked, targets = mark_pronoun(text, column(spans, "span2_text"), int(column(spans, "span2_index"))), UNLABELLED
+    if split != "test" or "span1_text" in spans:
+        targets = _referent(text, column(spans, "span1_text"), int(column(spans, "span1_index")))
     example = Example(
-        inputs=mark_pronoun(text, column(spans, "span2_text"), int(column(spans, "span2_index"))),
-        targets=_referent(text, column(spans, "span1_text"), int(column(spans, "span1_index"))),
+        inputs=marked,
+        targets=targets,
         id=str(record.get("idx", "")),
         references=labelled(label),
         source=text,
@@ -254,23 +269,30 @@ def _wsc_words(text: str) -> dict[str, None]:
     return dict.fromkeys(word for word in text.lower().split() if word not in DETERMINERS)
 
 
-BOOLQ = labelled_task(BOOLEAN, cast_boolq, **about("boolq", "BoolQ", 9427, 3270, 3245))
+BOOLQ = labelled_task(BOOLEAN, cast_boolq, fields=("question", "passage"), **about("boolq", "BoolQ", 9427, 3270, 3245))
 
-CB = labelled_task(
+CB = fields_task(
     CB_LABELS,
-    fields_cast(CB_LABELS, ("hypothesis", "premise"), source=("premise",)),
+    ("hypothesis", "premise"),
     {"accuracy": accuracy, "macro_f1": partial(macro_f1, labels=CB_LABELS)},
+    source=("premise",),
     **about("cb", "CB", 250, 56, 250),
 )
 
-COPA = labelled_task(
+COPA = fields_task(
     CHOICES,
-    fields_cast(CHOICES, ("choice1", "choice2", "premise", "question"), source=("premise",)),
+    ("choice1", "choice2", "premise", "question"),
+    source=("premise",),
     **about("copa", "COPA", 400, 100, 500),
 )
 
 MULTIRC = replace(
-    labelled_task(BOOLEAN, cast_multirc, **about("multirc", "MultiRC", 27243, 4848, 9693)),
+    labelled_task(
+        BOOLEAN,
+        cast_multirc,
+        fields=("paragraph", "question", "answer"),
+        **about("multirc", "MultiRC", 27243, 4848, 9693),
+    ),
     metrics=multirc_metrics(label_answer(BOOLEAN)),
 )
 
@@ -279,39 +301,41 @@ RECORD = Task(
     cast=cast_record,
     metrics=squad_metrics_by_group,
     answer=squad_answer,
+    fields=("passage", "query", "entities"),
     initial_texts=("commonsense", "reasoning", "reading", "comprehension"),
     **about("record", "ReCoRD", 138854, 10000, 10000),
 )
 
-RTE = labelled_task(
+RTE = fields_task(
     ENTAILMENT,
-    fields_cast(ENTAILMENT, ("hypothesis", "premise"), source=("premise",)),
+    ("hypothesis", "premise"),
+    source=("premise",),
     **about("rte", "RTE", 2490, 277, 3000),
 )
 
-WIC = labelled_task(
-    BOOLEAN, fields_cast(BOOLEAN, ("sentence1", "sentence2", "word")), **about("wic", "WiC", 5428, 638, 1400)
-)
+WIC = fields_task(BOOLEAN, ("sentence1", "sentence2", "word"), **about("wic", "WiC", 5428, 638, 1400))
 
 WSC = Task(
     labels=None,
     cast=cast_wsc,
     metrics=scored(wsc_answer, accuracy=accuracy),
     answer=wsc_answer,
+    fields=("text", "span2_text", "span2_index"),
     initial_texts=("commonsense", "pronoun", "resolution"),
     **{**about("wsc", "WSC", 259, 104, 146, config="wsc.fixed"), "prefix": "wsc:"},
 )
 
 # The diagnostic sets are cast as RTE and are only ever scored. AX-b is reported by Matthews correlation
 # (Wang et al. 2019, SuperGLUE, section 3.3).
-AXB = replace(
-    RTE,
+AXB = fields_task(
+    ENTAILMENT,
+    {"hypothesis": ("sentence2",), "premise": ("sentence1",)},
+    {"matthews": matthews},
+    source=("premise",),
     name="superglue/axb",
-    cast=fields_cast(ENTAILMENT, {"hypothesis": ("sentence2",), "premise": ("sentence1",)}, source=("premise",)),
-    metrics=scored(RTE.answer, matthews=matthews),
+    prefix=RTE.prefix,
     folder="superglue/AX-b",
     files={"test": ("AX-b.jsonl", "test.jsonl")},
-    parts={},
     hub=Hub(id="aps/super_glue", config="axb", splits={"test": "test"}),
     counts={"test": 1104},
 )

@@ -71,6 +71,10 @@ class Task:
     """(predictions as decoded, examples) -> metric to value, 1 the best."""
     answer: Answer
     """(prediction, example) -> the answer an ensemble votes on; None if illegal."""
+    fields: tuple[str, ...] = ()
+    """The columns that a record has to be answered, with ? behind one that may be missing. A text fills the only one
+    that must be there.
+    """
     initial_texts: tuple[str, ...] = ()
     """Texts for class-label initialisation (paper, section 3.2, footnote 7)."""
     prefix: str = ""

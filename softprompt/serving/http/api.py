@@ -60,6 +60,8 @@ class Question(Strict):
     timeout: float | None = Field(
         None, gt=0, description="seconds until a text ends as it is, or no answer comes; the server's limit at most"
     )
+    finished: bool = Field(False, description="texts are read as they stand, and do not fill the prompt's template")
+    show_input: bool = Field(False, description="the answer has `input_text`: what the model read")
 
 
 class StreamOptions(Strict):
@@ -108,7 +110,7 @@ class Writing(Question):
 
 
 class CompletionRequest(Writing):
-    """Text for finished inputs (`prompt`) or for records that the prompt's task casts (`fields`)."""
+    """Text for texts (`prompt`), which fill the only field of the prompt's template, or for records (`fields`)."""
 
     prompt: Texts | Ids | Annotated[list[Ids], Field(min_length=1)] = None
     fields: Records = None
@@ -166,7 +168,7 @@ class DetokenizeRequest(Strict):
 
 
 class ClassifyRequest(Question):
-    """Labels for finished inputs (`input`) or for records that the prompt's task casts (`fields`)."""
+    """Labels for texts (`input`), which fill the only field of the prompt's template, or for records (`fields`)."""
 
     input: Texts = None
     fields: Records = None
@@ -220,6 +222,9 @@ class _Told(BaseModel):
     input: int = Field(description="which of the inputs it belongs to")
     example: str | None = Field(None, description="the example's id, where a record holds several")
     seed: int | None = Field(None, description="what was drawn from, where a temperature was given")
+    input_text: str | list[str] | None = Field(
+        None, description="what the model read, if asked for; a list where prompts that vote read different texts"
+    )
 
 
 class LogProbs(BaseModel):

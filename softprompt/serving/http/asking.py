@@ -70,17 +70,20 @@ class Asker:
             shared_task([one.card for one in worn if one.card], [Path(str(one.sha256)[:12]) for one in worn])
         return worn
 
-    def questions(self, worn: Sequence[Worn], items: Sequence[str | dict[str, Any]]) -> list[Question]:
-        """The examples of finished inputs and of records, in order. ValueError names the input that is at fault.
+    def questions(
+        self, worn: Sequence[Worn], items: Sequence[str | dict[str, Any]], *, finished: bool = False
+    ) -> list[Question]:
+        """The examples of texts and of records, in order, as `examples_of` has them.
 
-        Control tokens in a prompt's inputs are text; in what the bare model continues they are meant.
+        The bare model has no template: its texts are finished, and control tokens in what it continues are meant, where
+        in a prompt's inputs they are text. ValueError names the input that is at fault.
         """
         questions = []
         for number, item in enumerate(items):
             if worn[0].sha256 is None and isinstance(item, str):
-                item = Rendered(item)
+                item, finished = Rendered(item), True
             try:
-                examples = examples_of(worn[0].task, item)
+                examples = examples_of(worn[0].task, item, finished=finished)
                 encoded = {
                     one.form: encode_examples(examples, one.form, self.lm.tokenizer, with_targets=False) for one in worn
                 }
@@ -107,7 +110,7 @@ class Asker:
             questions.append(Question(number, example, worn, rows, False))
         return questions
 
-    def turns(self, worn: Sequence[Worn], messages: Sequence[dict[str, str]]) -> Question:
+    def turns(self, worn: Sequence[Worn], messages: Sequence[dict[str, str]], *, finished: bool = False) -> Question:
         """A conversation as one question. A prompt takes one message of the user's: what it was trained on."""
         if worn[0].sha256 is None:
             if not self.lm.tokenizer.has_chat_template:
@@ -122,7 +125,7 @@ class Asker:
             raise ValueError(
                 f"{len(messages)} messages, but a prompt takes one, of role user: its input, as in training"
             )
-        return self.questions(worn, [messages[0]["content"]])[0]
+        return self.questions(worn, [messages[0]["content"]], finished=finished)[0]
 
     def completion(self, question: Question, decoding: Decoding) -> Request:
         """Asks for text."""

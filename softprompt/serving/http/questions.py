@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from softprompt.answering import Decoding, mean_probabilities
-from softprompt.models import Tokenizer
+from softprompt.models import Tokenizer, read_text
 from softprompt.serving import Answer, Cancelled, PartAnswer, Piece, Ticket
 from softprompt.serving import Request as Asked
 from softprompt.serving.http import api
@@ -38,10 +38,10 @@ def add_questions(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/completions", response_model=api.Completion, tags=["ask"])
     async def complete(body: api.CompletionRequest, request: Request, key: Key = use) -> Any:
-        """Text for each input. OpenAI's endpoint: `model` is a prompt's name, `prompt` is its finished input."""
-        items = items_of(body.prompt, body.fields, "prompt", server.limits.max_inputs)
+        """Text for each input. OpenAI's endpoint: `model` is a prompt's name, `prompt` fills its template."""
+        items = items_of(body, body.prompt, "prompt", server.limits.max_inputs)
         call = Call(server, request, key, body)
-        ask = partial(asker.questions, items=items)
+        ask = partial(asker.questions, items=items, finished=body.finished)
         if body.echo and body.prompt is None:
             raise ValueError("echo takes an input as it stands; give prompt, not fields")
         if body.echo or isinstance(items[0], list):
@@ -50,7 +50,7 @@ def add_questions(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/chat/completions", response_model=api.ChatCompletion, tags=["ask"])
     async def chat(body: api.ChatRequest, request: Request, key: Key = use) -> Any:
-        """OpenAI's endpoint: one message of the user's is a prompt's input; the bare model takes a conversation."""
+        """OpenAI's endpoint: a user's message fills a prompt's template; the bare model takes a conversation."""
         messages = []
         for message in body.messages:  # developer is the newer word for system, which chat templates know
             role = "system" if message.role == "developer" else message.role
@@ -59,17 +59,17 @@ def add_questions(app: FastAPI, server: Server) -> None:
         if body.top_logprobs and not body.logprobs:
             raise ValueError("top_logprobs stand beside logprobs; give logprobs true, or leave top_logprobs out")
         max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-        return await written(call, body, lambda worn: [asker.turns(worn, messages)], max_tokens)
+        return await written(call, body, lambda worn: [asker.turns(worn, messages, finished=body.finished)], max_tokens)
 
     @app.post("/v1/classify", response_model=api.Classification, tags=["ask"])
     async def classify(body: api.ClassifyRequest, request: Request, key: Key = use) -> Any:
         """The label of each input, with probabilities; an ensemble's votes too."""
-        items = items_of(body.input, body.fields, "input", server.limits.max_inputs)
+        items = items_of(body, body.input, "input", server.limits.max_inputs)
         if body.labels and len(set(body.labels)) < len(body.labels):
             raise ValueError("labels repeat; give different ones")
         call = Call(server, request, key, body)
         await call.submit(
-            lambda worn: asker.questions(worn, items),
+            partial(asker.questions, items=items, finished=body.finished),
             lambda question, _: asker.classification(question, body.labels),
             is_text=False,
         )
@@ -166,13 +166,26 @@ class Call:
             if not ticket.is_done:
                 ticket.cancel()
 
+    def told(self, question: Question, answer: Answer) -> dict[str, Any]:
+        """What every answer says of its input."""
+        shown = read_text(question.rows, self.server.asker.lm.tokenizer) if self.body.show_input else None
+        return {
+            "input_tokens": max(len(row.ids) for row in question.rows),  # they differ where formats do
+            "truncated": any(row.was_cut for row in question.rows),
+            "prompt_hash": answer.parts[0].prompt if len(answer.parts) == 1 else None,
+            "input": question.item,
+            "example": question.example.id if question.is_one_of_several else None,
+            "seed": answer.seed,
+            "input_text": shown,
+        }
+
     def answered(
         self, what: str, answers: Sequence[Answer], of: Callable[[Question, Answer], dict[str, Any]]
     ) -> dict[str, Any]:
         """The finished answer: `of` gives the `what` of each."""
         each = []
         for index, (question, answer) in enumerate(zip(self.questions, answers, strict=True)):
-            each.append({"index": index, **told(question, answer), **of(question, answer)})
+            each.append({"index": index, **self.told(question, answer), **of(question, answer)})
         return {
             "id": self.id,
             "created": self.created,
@@ -275,7 +288,7 @@ async def stream(call: Call, body: api.Writing) -> AsyncIterator[str]:
                 answers.append(outcome)
                 call.note_wait(outcome)
                 part, whole = outcome.parts[0], text_of(body, tokenizer, question, outcome)
-                end = choice(index, {}, part.finish_reason) | told(question, outcome)
+                end = choice(index, {}, part.finish_reason) | call.told(question, outcome)
                 yield event(end | {"logprobs": log_probs_of(body, tokenizer, question, part, whole)})
         if body.stream_options and body.stream_options.include_usage:
             yield event(usage=usage_of(answers))
@@ -289,18 +302,6 @@ def usage_of(answers: Sequence[Answer]) -> api.Usage:
     parts = [part for answer in answers for part in answer.parts]
     read, written = sum(part.num_input_tokens for part in parts), sum(len(part.log_probs) for part in parts)
     return api.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
-
-
-def told(question: Question, answer: Answer) -> dict[str, Any]:
-    """What every answer says of its input."""
-    return {
-        "input_tokens": max(len(row.ids) for row in question.rows),  # they differ where formats do
-        "truncated": any(row.was_cut for row in question.rows),
-        "prompt_hash": answer.parts[0].prompt if len(answer.parts) == 1 else None,
-        "input": question.item,
-        "example": question.example.id if question.is_one_of_several else None,
-        "seed": answer.seed,
-    }
 
 
 def text_of(body: api.Writing, tokenizer: Tokenizer, question: Question, answer: Answer) -> str:
@@ -356,10 +357,15 @@ def log_probs_of(
     return columns(tokens_of(part, tokenizer, read), text, tokenizer)
 
 
-def items_of(texts: str | list[Any] | None, records: Any, name: str, max_inputs: int) -> list[Any]:
-    """The inputs of a request: finished texts, token ids or records. ValueError unless exactly one kind is given."""
+def items_of(
+    body: api.CompletionRequest | api.ClassifyRequest, texts: str | list[Any] | None, name: str, max_inputs: int
+) -> list[Any]:
+    """The inputs of a request: texts, token ids, or the body's records. ValueError unless exactly one kind is given."""
+    records = body.fields
     if (texts is None) == (records is None):
-        raise ValueError(f"give either {name} (finished text) or fields (a record of the prompt's task)")
+        raise ValueError(f"give either {name} (a text) or fields (a record of the prompt's task)")
+    if body.finished and texts is None:
+        raise ValueError(f"finished is said of a text, and fields are a record; give {name}, or leave finished out")
     given = records if texts is None else texts
     items = given if isinstance(given, list) and not isinstance(given[0], int) else [given]  # ids are one input
     if len(items) > max_inputs:

@@ -45,7 +45,7 @@ class Server:
         """Answer one question of each kind with the bare model and with a prompt, then be ready."""
         for prompt in (None, *self.engine.table.hashes()[-1:]):
             described = self.asker.worn((prompt,))
-            (question,) = self.asker.questions(described, ["warm up"])
+            (question,) = self.asker.questions(described, ["warm up"], finished=True)
             self.engine.submit(self.asker.completion(question, Decoding(max_tokens=2))).result()
             self.engine.submit(self.asker.classification(question, ("yes", "no"))).result()
         self.is_ready = True
