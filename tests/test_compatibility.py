@@ -136,7 +136,13 @@ def served(monkeypatch, *words):
     from fastapi.testclient import TestClient
 
     held = []
-    monkeypatch.setattr(uvicorn, "run", lambda app, **told: held.append((app, told)))
+
+    def serving(server, sockets):
+        server.started = True
+        host, port = sockets[0].getsockname()
+        held.append((server.config.app, vars(server.config) | {"host": host, "port": port}))
+
+    monkeypatch.setattr(uvicorn.Server, "run", serving)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     assert main(["serve", *words]) == 0
     ((app, told),) = held

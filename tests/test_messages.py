@@ -28,7 +28,7 @@ from conftest import make_llama, make_t5, make_tokenizer
 from safetensors.torch import save_file
 
 import softprompt
-from softprompt.cli import main
+from softprompt.cli import main, serve
 
 MESSAGES = Path(__file__).parent / "messages.json"
 PROMPTS = Path(__file__).parent / "fixtures" / "v0.1.0" / "prompts"
@@ -1134,7 +1134,14 @@ def said(place, monkeypatch, capsys):
     import uvicorn
 
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    monkeypatch.setattr(uvicorn, "run", lambda app, **_: place.clients.setdefault("new", app))
+    bind = serve._bound
+    monkeypatch.setattr(serve, "_bound", lambda host, port: bind(host, 0))  # two runs of the tests share no port
+
+    def serving(server, sockets):
+        server.started = True
+        place.clients["new"] = server.config.app
+
+    monkeypatch.setattr(uvicorn.Server, "run", serving)
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(place.folder / "cache"))
     monkeypatch.delenv("SOFTPROMPT_DEBUG", raising=False)
     threads = torch.get_num_threads()
