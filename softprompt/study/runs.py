@@ -49,6 +49,7 @@ from softprompt.study.rows import VOTE, trained_on
 from softprompt.tasks import Data, Example, Task, get_task, has_split
 from softprompt.training import (
     ROWS,
+    SETS_LENGTH,
     CannotStart,
     RunConfig,
     Trained,
@@ -474,6 +475,12 @@ def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:
         if not isinstance(rate, float):  # a list of what was tried, or nothing
             rate = row.config["train"]["optimizer"]["learning_rate"]
         given |= {"prompt_length": (row.config["prompt_length"],), "learning_rate": (rate,), "seeds": (row.seed,)}
+    if given.get("init") in SETS_LENGTH:
+        given["prompt_length"] = None
+    if given.get("init") != "demonstrations":
+        given.pop("shots", None)  # prompt design's own
+    if given.get("method") != "kv":  # rows of a comparison have the name of theirs there
+        given.pop("method", None)
     return RunConfig(**given | {"data": data, "out": out, "resume": False, "minutes": None})
 
 

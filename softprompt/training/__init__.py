@@ -26,6 +26,6 @@ if TYPE_CHECKING:
         tasks_of,
     )
     from softprompt.training.run import ROWS, CannotStart, Trained, load_model, train, train_together
-    from softprompt.training.settings import PROMPT_FILE, RunConfig, check_out
+    from softprompt.training.settings import PROMPT_FILE, SETS_LENGTH, RunConfig, check_out
 
 __getattr__, __all__ = face(__name__)

@@ -106,7 +106,10 @@ def tasks_of(config: RunConfig) -> list[Task]:
 
 def format_of(config: RunConfig, lm: FrozenLM, texts: Sequence[str]) -> TextFormat:
     """How a run's text becomes ids; the target length is that of the longest label or training target, up to 512."""
-    changes: dict[str, Any] = {"max_input_length": config.max_input_length, "truncation_side": config.truncate}
+    changes: dict[str, Any] = {
+        "max_input_length": config.max_input_length,
+        "truncation_side": config.truncate or "end",
+    }
     if config.sentinel != "none":
         changes["sentinel"] = config.sentinel
     if config.separator is not None:

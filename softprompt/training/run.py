@@ -272,7 +272,7 @@ def _card(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Eval
     task = plan.data.task
     recipe = {
         **asdict(plan.train),
-        "method": config.method,
+        "method": config.method or "prompt",
         "metric": config.metric,
         "group_by": config.group_by,
         "quantize": lm.quantization,

@@ -10,6 +10,7 @@ from softprompt.base.setting import check, setting
 from softprompt.tasks import Data
 
 OF_PRESET = "the preset's"
+SETS_LENGTH = ("demonstrations", "special")  # ways to start that decide a prompt's length themselves
 PROMPT_FILE = "adapter_config.json"  # in every folder that holds a prompt
 
 
@@ -33,10 +34,10 @@ class RunConfig:
         metavar="DIR|SPLIT=FILE",
     )
     out: Path = setting("folder for prompts, result rows, checkpoint and logs", Path("runs/prompt"), metavar="DIR")
-    method: str = setting(
+    method: str | None = setting(
         "prompt: rows in front of the embedded input. kv: keys and values in front of every layer's own, decoder-only "
         "models",
-        "prompt",
+        shown="prompt",
         choices=("prompt", "kv"),
     )
     prompt_length: tuple[int, ...] | None = setting("prompt tokens; of several the selection chooses", shown=OF_PRESET)
@@ -94,7 +95,7 @@ class RunConfig:
     patience: int | None = setting("stop a prompt after so many scores without a better one", shown="never", at_least=1)
 
     max_input_length: int = setting("tokens of an input, where longer ones are cut", 512, title="text")
-    truncate: str = setting("which end of a longer input is cut off", "end", choices=("end", "start"))
+    truncate: str | None = setting("which end of a longer input is cut off", shown="end", choices=("end", "start"))
     separator: str | None = setting(
         "text between input and answer, decoder-only models", shown="a new line and 'answer:'"
     )
@@ -128,7 +129,7 @@ class RunConfig:
                 raise ValueError(f"{name} is for files of your own, but the task is {self.task[0]}; leave {name} out")
         if self.shots is not None and self.init != "demonstrations":
             raise ValueError("shots are for --init demonstrations; give that too, or leave shots out")
-        if self.prompt_length is not None and self.init in ("demonstrations", "special"):
+        if self.prompt_length is not None and self.init in SETS_LENGTH:
             way = "--shots" if self.init == "demonstrations" else "the model's tokens"
             raise ValueError(f"with --init {self.init} {way} set the length; leave prompt_length out")
         if not self.seeds:
