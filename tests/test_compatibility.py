@@ -175,7 +175,7 @@ def test_a_prompt_is_what_it_was(here, name):
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_nothing_of_a_card_is_lost_or_changed(here, name):
-    """Every key of softprompt.json is a field, and a card that is written again is the file, but for what came later."""
+    """Every key of softprompt.json is a field, and a card written again is the file, but for what came later."""
     written = json.loads(Path(f"prompts/{name}/softprompt.json").read_text())
     prompt = softprompt.load_prompt(f"prompts/{name}")
     for key, value in written.items():
