@@ -310,7 +310,7 @@ def test_the_next_command_after_several_seeds_is_their_ensemble(run, here):
     assert code == 0 and words[:2] == ["eval", "--ensemble"]
     code, out, err = run(*words)
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()[2:]] == [
+    assert [line.split()[0] for line in out.split("\n\n")[0].splitlines()[2:]] == [
         "out/own-seed-0",
         "out/own-seed-1",
         "average",
@@ -954,8 +954,11 @@ def test_a_task_shows_its_examples_as_the_model_reads_them(run, here):
         "inputs:  sentence: a warm story",
     ]
     assert "targets: positive" in lines
-    assert re.fullmatch(r"inputs  +\d+  +\d+  +\d+  +\d+", lines[-3])
-    assert re.fullmatch(r"\d of 3 inputs longer than 16 tokens, and so cut", lines[-1])
+    (table,) = [place for place, line in enumerate(lines) if line.startswith("tokens")]
+    assert re.fullmatch(r"inputs  +\d+  +\d+  +\d+  +\d+", lines[table + 1])
+    cut = r"(\d) of 3 inputs longer than 16 tokens, and so cut at the end \(--truncate\); lost are, of the first:"
+    assert (told := re.fullmatch(cut, lines[table + 3]))
+    assert len(lines[table + 4 :]) == int(told[1]) and all(re.match(r"  [234]: .", line) for line in lines[table + 4 :])
 
 
 def test_files_of_your_own_are_shown_too(run, here):
