@@ -909,7 +909,7 @@ def test_a_t5x_files_kind_of_model_is_the_models_or_the_flags(run, prompts, here
     assert run(*to_tgis, "plain")[0] == run(*to_tgis, "told", "--decoder-only")[0] == 0
     assert run(*to_tgis, "model", "--model", "t5")[0] == run(*to_tgis, "llamas", "--model", "./llama")[0] == 0
     files = {
-        folder: [file.name for file in (here / folder).iterdir()] for folder in ("plain", "told", "model", "llamas")
+        folder: [file.name for file in (here / folder).glob("[!.]*")] for folder in ("plain", "told", "model", "llamas")
     }
     assert files == {
         "plain": ["encoder.pt"], "told": ["decoder.pt"], "model": ["encoder.pt"], "llamas": ["decoder.pt"],
@@ -1003,7 +1003,9 @@ def test_the_three_commands_of_readme_for_a_task_of_your_own_do_what_they_say(ru
     lines = [shlex.split(line)[1:] for name, line in COMMAND_LINES if name == "README.md" and " runs/reviews" in line]
     words = [["./llama" if word == "smollm2-135m" else word for word in line] for line in lines]
     readme = (ROOT / "README.md").read_text()
-    (asked,) = re.findall(r"^echo '(.*)' \| softprompt (predict --prompt runs/reviews --scores)$", readme, re.M)
+    (asked,) = re.findall(
+        r"^echo '(.*)' \| softprompt (predict --prompt runs/reviews --scores --show-input)$", readme, re.M
+    )
     for name, count in (("reviews", 40), ("more", 8)):
         rows = [
             f"a film that is {'warm' if i % 2 else 'dull'} {i},{'positive' if i % 2 else 'negative'}"
