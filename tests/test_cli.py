@@ -515,7 +515,7 @@ def test_stopped_a_second_time_there_is_no_traceback_and_sigterm_says_how_to_go_
         process.send_signal(number)
         process.send_signal(signal.SIGINT)
         told = process.communicate(timeout=120)[1].splitlines()
-    assert process.returncode == 128 + number, told
+    assert process.returncode in (128 + number, 130), told  # of two that wait at once Python hears SIGINT first
     assert re.search(r"stopped at step \d+ of 4000; the same command with --resume goes on from there$", told[-1]), told
 
 
@@ -1003,9 +1003,8 @@ def test_the_three_commands_of_readme_for_a_task_of_your_own_do_what_they_say(ru
     lines = [shlex.split(line)[1:] for name, line in COMMAND_LINES if name == "README.md" and " runs/reviews" in line]
     words = [["./llama" if word == "smollm2-135m" else word for word in line] for line in lines]
     readme = (ROOT / "README.md").read_text()
-    (asked,) = re.findall(
-        r"^echo '(.*)' \| softprompt (predict --prompt runs/reviews --scores --show-input)$", readme, re.M
-    )
+    line = r"^echo '(.*)' \| softprompt (predict --prompt runs/reviews --scores --show-input)$"
+    (asked,) = re.findall(line, readme, re.M)
     for name, count in (("reviews", 40), ("more", 8)):
         rows = [
             f"a film that is {'warm' if i % 2 else 'dull'} {i},{'positive' if i % 2 else 'negative'}"
