@@ -73,8 +73,8 @@ def card(size: str, results: Path) -> str:
         "## What it can and cannot do",
         f"A prompt of {trial['prompt']['steps']} steps that sorts AG News into four topics, which it calls "
         f"{', '.join(trial['words'])}, has {max(scores):.3f} of 1,000 test rows (one seed; the words were chosen on "
-        "rows of the same test set, so this flatters it). Continuations and other tasks have not been measured with these "
-        "weights.",
+        "rows of the same test set, so this flatters it). Continuations and other tasks have not been measured with "
+        "these weights.",
     ]
     return "\n\n".join(lines) + "\n"
 
