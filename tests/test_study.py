@@ -118,7 +118,8 @@ def test_runs_together_have_the_labels_and_the_metric_of_their_own(llama, base, 
         replace(own, out=tmp_path / "two", labels=("a", "b")),
         replace(own, out=tmp_path / "three", labels=("a", "b", "c"), metric="f1"),
     ]
-    found = train_together(configs, folder=tmp_path / "shared", lm=llama)
+    with pytest.warns(UserWarning, match="no training example has the label 'c'"):
+        found = train_together(configs, folder=tmp_path / "shared", lm=llama)
     assert [list(one.dev.metrics) for (one,) in found] == [["accuracy"], ["macro_f1"]]
     assert [one.prompt.card.labels for (one,) in found] == [("a", "b"), ("a", "b", "c")]
 
