@@ -279,12 +279,10 @@ def _prefix_tuning(lm: FrozenLM, prompt_length: int) -> WeightTuning:
         )
     ).to(lm.device)
     tokens = torch.arange(prompt_length, device=lm.device)
-    lengths = torch.tensor([prompt_length], device=lm.device)
 
     def states() -> PromptStates:
-        made = encoder(tokens).view(1, prompt_length, 2 * layers, heads, width)
-        pairs = made.permute(2, 0, 3, 1, 4).split(2)  # one [2 1 h p e] a layer, as PeftModel.get_prompt cuts them
-        return PromptStates([keys for keys, _ in pairs], [values for _, values in pairs], lengths)
+        # Laid out as PeftModel.get_prompt cuts them.
+        return PromptStates.of_values(encoder(tokens).view(prompt_length, 2 * layers, heads, width))
 
     return WeightTuning(PREFIX_TUNING, lm, dict(encoder.named_parameters()), states=states)
 

@@ -62,7 +62,7 @@ function fail(error) {
   $("error").textContent = error ? error.message : "";
 }
 
-// A record is JSON in braces; everything else is a finished input.
+// A record is JSON in braces; everything else is a text, which fills the template.
 function question(model) {
   const text = $("input").value;
   const record = text.trim().startsWith("{");
