@@ -146,7 +146,7 @@ def served(monkeypatch, *words):
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     assert main(["serve", *words]) == 0
     ((app, told),) = held
-    with TestClient(app) as client:
+    with TestClient(app, "http://localhost") as client:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
         yield client, told

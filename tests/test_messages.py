@@ -1318,7 +1318,7 @@ def _client(place, run, *words):
         served = [f"{name}={place.folder}/serving/{name}" for name in ("mood", "film")]
         more = ("--prompts-dir", place.folder / "serving" / "kept", "--dtype", "float32", "--device", "cpu")
         assert run("serve", "--model", "./llama", *more, *words, "--prompt", *served)["message"] == "served"
-        client = TestClient(place.clients.pop("new"))
+        client = TestClient(place.clients.pop("new"), "http://localhost")
         place.clients[words] = client.__enter__()
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)

@@ -20,7 +20,7 @@ def test_the_code_of_the_page_runs(monkeypatch, tmp_path):
     assert [each.prompt.values.shape[1] for each in names["trained"]] == [names["lm"].width] * 2
     assert [len(row) for row in names["scores"]] == [2, 2]
     assert len(names["written"]) == 2
-    with TestClient(names["app"]) as client:
+    with TestClient(names["app"], "http://localhost") as client:
         answer = client.post("/v1/classify", json={"model": "intents-1", "fields": {"message": "where is it?"}})
         assert answer.status_code == 200, answer.text
         assert answer.json()["results"][0]["label"] in names["config"].labels

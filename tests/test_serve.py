@@ -11,6 +11,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from test_server import TEXT, saved
 
 from softprompt.base.files import held
@@ -80,6 +81,8 @@ def test_it_serves_says_so_and_finishes_its_requests_when_told_to_stop(model, tm
         (["--model", "x", "--max-memory", "lots"], "wanted bytes such as 4G or 500M, got 'lots'"),
         (["--model", "x", "--timeout", "-1"], "wanted a number above 0, got '-1'"),
         (["--model", "x", "--api-key-file", "none.yaml"], "cannot read the key file none.yaml"),
+        (["--model", "x", "--allowed-host", "a:1"], "allowed_host is 'a:1', but must be a name without a port"),
+        (["--model", "x", "--cors-origin", "a.example"], "cors_origin is 'a.example', but must be an origin such as"),
         (["--config", "none.yaml"], "cannot read the settings none.yaml: No such file or directory"),
     ],
 )
@@ -104,6 +107,31 @@ def test_a_bad_configuration_file_is_named(tmp_path, content, reason, capsys):
     path.write_text(content)
     assert main(["serve", "--config", str(path)]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_other_names_and_pages_are_let_in_by_flag_and_by_file(model, tmp_path, monkeypatch):
+    import uvicorn
+    from fastapi.testclient import TestClient
+
+    apps = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: apps.append(server.config.app))
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    settings = tmp_path / "serve.yaml"
+    settings.write_text("allowed-host: [box, box.lan]\ncors-origin: https://app.example\n")
+    words = ["serve", "--model", str(model), "--port", "0", "--threads", str(torch.get_num_threads())]
+    for more in (
+        ["--config", str(settings)],
+        ["--allowed-host", "box,box.lan", "--cors-origin", "https://app.example"],
+    ):
+        main([*words, *more])
+        for host, origin, status in (
+            ("box", None, 200), ("box.lan:8000", "http://box:8000", 200), ("localhost", "https://app.example", 200),
+            ("other", None, 403), ("box", "https://other.example", 403),
+        ):  # fmt: skip
+            headers = {"host": host} | ({"origin": origin} if origin else {})
+            answer = TestClient(apps[-1]).get("/health", headers=headers)
+            assert answer.status_code == status, (host, origin)
+    assert len(apps) == 2
 
 
 def test_a_prompt_of_another_model_stops_the_start(model, tmp_path, capsys, t5):

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import re
 import tarfile
 import threading
 import time
@@ -93,7 +94,7 @@ def make_server(lm, tmp_path, *, access=None, limits=None, num_prompts=2, keep=T
 
 @contextmanager
 def served(server):
-    with TestClient(make_app(server)) as client:
+    with TestClient(make_app(server), "http://localhost") as client:
         for _ in range(1000):
             if server.is_ready:
                 break
@@ -326,7 +327,7 @@ def test_chat_tells_log_probs_in_openais_form(llama, tmp_path):
 
     asked = {"model": "p0", "messages": [{"role": "user", "content": TEXT}], "max_tokens": 4}
     with served(make_server(llama, tmp_path)) as client:
-        theirs = openai.OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client)
+        theirs = openai.OpenAI(api_key="none", base_url="http://localhost/v1", http_client=client)
         (said,) = theirs.chat.completions.create(**asked, logprobs=True, top_logprobs=2).choices
         (plain,) = theirs.chat.completions.create(**asked, logprobs=False).choices
         chunks = list(theirs.chat.completions.create(**asked, logprobs=True, top_logprobs=2, stream=True))
@@ -488,7 +489,7 @@ def test_openais_client_works_unchanged(lm, tmp_path):
     import openai
 
     with served(make_server(lm, tmp_path)) as client:
-        theirs = openai.OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client)
+        theirs = openai.OpenAI(api_key="none", base_url="http://localhost/v1", http_client=client)
         assert [model.id for model in theirs.models.list()] == [lm.name, "p0", "p1"]
         assert theirs.models.retrieve("p0").kind == "prompt"
         done = theirs.completions.create(model="p0", prompt=[TEXT, "dull"], max_tokens=4)
@@ -927,6 +928,106 @@ def test_keys_open_what_their_scopes_say(llama, tmp_path):
         assert client.get("/metrics").status_code == 401
 
 
+EVIL = "https://attacker.example"
+
+
+EVIL = "https://attacker.example"
+
+
+def test_without_keys_it_is_called_by_this_machines_names(llama, tmp_path):
+    with served_raw(make_server(llama, tmp_path, access=Access(allowed_hosts=("Box",)))) as client:
+        for host in ("localhost", "LocalHost:81", "127.0.0.1", "127.0.0.1:8000", "[::1]", "[::1]:8000", "box"):
+            for more in ({}, {"origin": f"http://{host.lower()}"}, {"origin": f"https://{host.lower()}"}):
+                assert client.get("/v1/prompts", headers={"host": host} | more).status_code == 200
+
+
+def test_without_keys_no_web_page_can_change_a_prompt_by_a_name_that_leads_here(llama, tmp_path):
+    """DNS rebinding: attacker.example is this machine's address for a moment, and the browser's one origin."""
+    with served_raw(make_server(llama, tmp_path)) as client:
+        data = archive(saved(llama, tmp_path / "new", seed=9))
+        for host in (
+            "attacker.example", "attacker.example:8000", "localhost.attacker.example", "127.0.0.1.attacker.example",
+            "10.0.0.7", "user@localhost", "localhost:80@x", "localhost:", "[::1", "", "localhost, x", "0.0.0.0", "[::]",
+        ):  # fmt: skip
+            for ask in (
+                partial(client.delete, "/v1/prompts/p0"),
+                partial(client.put, "/v1/prompts/mine", content=data),
+                partial(client.put, "/v1/aliases/mine", json={"targets": {"p0": 100}}),
+                partial(client.post, "/v1/classify", json={"model": "p0", "input": TEXT}),
+                partial(client.get, "/v1/prompts"),
+                partial(client.get, "/"),
+            ):
+                assert why(ask(headers={"host": host}), 403) == (
+                    f"this server has no keys and is not called {host!r}; ask localhost, or start it with "
+                    "--allowed-host NAME or with --api-key-file"
+                )
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [llama.name, "p0", "p1"]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [EVIL, "null", "http://localhost.attacker.example", "file://localhost", "http://localhost/", "localhost", ""],
+)
+def test_without_keys_nothing_is_taken_from_pages_of_others(llama, tmp_path, origin):
+    with served_raw(make_server(llama, tmp_path)) as client:
+        from_there = {"origin": origin}
+        asked = {"access-control-request-method": "DELETE"}
+        for answer in (
+            client.delete("/v1/prompts/p0", headers=from_there),
+            client.options("/v1/prompts/p0", headers=from_there | asked),
+            client.post("/v1/classify", content=b"{}", headers=from_there | {"content-type": "text/plain"}),
+        ):
+            assert why(answer, 403) == (
+                f"this server has no keys and takes nothing from pages of {origin!r}; start it with "
+                "--cors-origin ORIGIN, or with --api-key-file"
+            )
+        assert client.get("/v1/models/p0").status_code == 200
+
+
+def test_with_keys_it_is_called_by_any_name_and_pages_are_not_told_that_they_may_read(llama, tmp_path):
+    with served_raw(make_server(llama, tmp_path, access=Access(KEYS))) as client:
+        headers = bearer("reader-0123456789") | {"host": "llm.example", "origin": EVIL}
+        answer = client.get("/v1/models", headers=headers)
+        assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("keys", [(), KEYS])
+def test_a_page_of_a_cors_origin_may_ask_and_read_the_refusals_too(llama, tmp_path, keys):
+    app = "https://app.example.com:8443"
+    with served_raw(make_server(llama, tmp_path, access=Access(keys, cors_origins=(app,)))) as client:
+        asked = {"origin": app, "access-control-request-method": "PUT", "access-control-request-headers": "x-a, x-b"}
+        allowed = client.options("/v1/aliases/live", headers=asked)
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == app
+        assert allowed.headers["access-control-allow-methods"] == "GET, POST, PUT, DELETE"
+        assert allowed.headers["access-control-allow-headers"] == "x-a, x-b"
+        headers = {"origin": app} | (bearer("boss-0123456789ab") if keys else {})
+        answer = client.put("/v1/aliases/live", json={"targets": {"p0": 100}}, headers=headers)
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == app
+        refused = client.get("/v1/models/none", headers=headers)
+        assert why(refused, 404) and refused.headers["access-control-allow-origin"] == app
+        assert "x-request-id" in refused.headers["access-control-expose-headers"]
+        other = client.options("/v1/aliases/live", headers=asked | {"origin": EVIL})
+        assert other.status_code in (400, 403) and "access-control-allow-origin" not in other.headers
+        if not keys:
+            assert client.get("/healthz", headers={"origin": app, "host": "attacker.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"allowed_hosts": ("box:80",)}, "allowed_host is 'box:80', but must be a name without a port, such as"),
+        ({"allowed_hosts": ("*",)}, "allowed_host is '*', but must be a name"),
+        ({"cors_origins": ("*",)}, r"cors_origin is '*', but must be an origin such as https://app.example.com"),
+        ({"cors_origins": ("https://a.example/",)}, "cors_origin is 'https://a.example/', but must be an origin"),
+        ({"allowed_hosts": ("box",), "keys": KEYS}, "allowed_host is for a server without keys; leave it out"),
+    ],
+)
+def test_what_is_no_name_or_origin_is_refused(given, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        Access(**given)
+
+
 def test_a_keys_minute_is_used_up_and_fills_again(llama, tmp_path):
     now = 0.0
     access = Access((replace(KEYS[0], requests_per_minute=2),), clock=lambda: now)
@@ -1177,8 +1278,8 @@ def hang_up(server, asked, is_enough, headers=()):
     told = [{"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}]
     scope = {
         "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "raw_path": b"",
-        "headers": [(b"content-type", b"application/json"), *headers], "http_version": "1.1", "scheme": "http",
-        "root_path": "",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers], "http_version": "1.1",
+        "scheme": "http", "root_path": "",
     }  # fmt: skip
 
     async def receive():
@@ -1243,7 +1344,7 @@ def test_an_error_of_ours_is_a_500_in_json_without_its_text(llama, tmp_path, mon
 @contextmanager
 def served_raw(server):
     server.warm_up = lambda: setattr(server, "is_ready", True)
-    with TestClient(make_app(server), raise_server_exceptions=False) as client:
+    with TestClient(make_app(server), "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 
@@ -1284,8 +1385,8 @@ def test_it_is_ready_when_it_is_warm_and_not_before(llama, tmp_path):
         warm()
 
     server.warm_up = slowly
-    with TestClient(make_app(server)) as client:
-        assert client.get("/healthz").json() == {"status": "ok"}
+    with TestClient(make_app(server), "http://localhost") as client:
+        assert client.get("/healthz").json() == client.get("/health").json() == {"status": "ok"}
         assert why(client.get("/readyz"), 503) == "warming up, or being stopped"
         release.set()
         for _ in range(1000):

@@ -66,6 +66,13 @@ SETTINGS = {
     "api_key_file": Setting(
         help="YAML file of keys; without it, this machine only", metavar="F", title="network"
     ),
+    "allowed_host": Setting(
+        help="names besides localhost that a server without keys is called by", is_list=True, metavar="H,…",
+        title="network",
+    ),
+    "cors_origin": Setting(
+        help="web pages that may ask, by origin: https://app.example.com", is_list=True, metavar="O,…", title="network"
+    ),
     "max_memory": Setting(
         help="for prompts, their keys and values, and the running batch", shown="half of what is free", title="limits",
         **SIZE,
@@ -127,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}; pip install 'softprompt[serve]'") from error
     keys = read_keys(key_file) if key_file is not None else ()
+    access = Access(keys, settings.get("allowed_host", ()), settings.get("cors_origin", ()))
     folder = settings.get("prompts_dir")
     with _bound(host, port) as bound, held(Path(folder)) if folder else contextlib.nullcontext():
         set_up(settings.get("threads"))
@@ -142,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         port = bound.getsockname()[1]
         say(f"http://{f'[{host}]' if ':' in host else host}:{port} ({who}); Ctrl-C stops")
         config = uvicorn.Config(
-            make_app(Server(engine, registry, Access(keys), limits)),
+            make_app(Server(engine, registry, access, limits)),
             log_config=None,
             access_log=False,
             server_header=False,

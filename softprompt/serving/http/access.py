@@ -1,4 +1,4 @@
-"""Who may do what, and how often: API keys with scopes and limits."""
+"""Who may do what, and how often: API keys with scopes and limits; without keys, this machine's own names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from softprompt.base.checked import checked
+from softprompt.base.checked import MAX_SHOWN, checked
 from softprompt.base.files import read_yaml
 
 SCOPES = ("use", "administer")
 MINUTE = 60.0
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
+ORIGIN = re.compile(rf"([a-z][a-z0-9+.-]*)://({HOST.pattern})")
 
 
 class Refused(Exception):
@@ -56,12 +59,55 @@ class _Bucket:
 
 @dataclass
 class Access:
-    """The keys of a server, and what each has used. Without keys everybody is `LOCAL`."""
+    """The keys of a server, and what each has used. Without keys everybody is `LOCAL` who calls it by a name it has.
+
+    allowed_hosts: names it has besides this machine's own. cors_origins: pages of other servers that may ask, with keys
+    and without. ValueError for what is no name or origin, and for names with keys, which make every name good.
+    """
 
     keys: tuple[Key, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     clock: Callable[[], float] = time.monotonic
     _buckets: dict[tuple[str, str], _Bucket] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        for host in self.allowed_hosts:
+            if _named(host) != host.lower():
+                raise ValueError(f"allowed_host is {host!r}, but must be a name without a port, such as gpu-box.lan")
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors_origin is {origin!r}, but must be an origin such as https://app.example.com")
+        if self.keys and self.allowed_hosts:
+            raise ValueError(
+                "allowed_host is for a server without keys; leave it out, as with keys every name is taken"
+            )
+        self._names = LOOPBACK.union(host.lower() for host in self.allowed_hosts)
+
+    def let_in(self, host: str, origin: str | None) -> None:
+        """Whatever has a key; without keys, what calls by a name of this server. host, origin: headers of a request.
+
+        Any page of the web can make a browser call this machine, by a name of its own that leads here too (DNS
+        rebinding), but cannot change what the browser says of it in these two. Refused (403) where one is not ours.
+        """
+        if self.keys:
+            return
+        if _named(host) not in self._names:
+            raise Refused(
+                403,
+                f"this server has no keys and is not called {host[:MAX_SHOWN]!r}; ask localhost, or start it with "
+                "--allowed-host NAME or with --api-key-file",
+            )
+        if origin is None or origin in self.cors_origins:
+            return
+        found = ORIGIN.fullmatch(origin)
+        if not found or found[1] not in ("http", "https") or _named(found[2]) not in self._names:
+            raise Refused(
+                403,
+                f"this server has no keys and takes nothing from pages of {origin[:MAX_SHOWN]!r}; start it with "
+                "--cors-origin ORIGIN, or with --api-key-file",
+            )
 
     def key_of(self, header: str | None, scope: str) -> Key:
         """Whose request this is. header: the Authorization header. Refused: no such key (401), not its scope (403)."""
@@ -104,6 +150,12 @@ class Access:
         bucket.left = min(limit, bucket.left + (now - bucket.filled) * limit / MINUTE)
         bucket.filled = now
         return bucket
+
+
+def _named(host: str) -> str:
+    """A host without its port, in small letters; empty for what is none."""
+    found = HOST.fullmatch(host.lower())
+    return found[1] if found else ""
 
 
 Limit = Annotated[float, Field(ge=1, allow_inf_nan=False)] | None

@@ -20,6 +20,7 @@ from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from softprompt.serving import NotServing
 from softprompt.serving.http.access import Key, Refused
@@ -91,11 +92,20 @@ def make_app(server: Server) -> FastAPI:
         return document
 
     app.openapi = openapi
-    app.add_middleware(Wire, limits=server.limits, telemetry=server.telemetry, refuse=refuse)
+    if server.access.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=server.access.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Wire, access=server.access, limits=server.limits, telemetry=server.telemetry, refuse=refuse)
     return app
 
 
 def _add_machine(app: FastAPI, server: Server) -> None:
+    @app.get("/health", include_in_schema=False)
     @app.get("/healthz", tags=["machine"])
     async def healthz() -> dict[str, str]:
         """Whether the process answers."""

@@ -27,7 +27,8 @@ class Server:
         registry.add("sst2", "runs/sst2")                      # a prompt's folder, checked against the model
         uvicorn.run(make_app(Server(engine, registry)))
 
-    access: API keys; without any, everybody may do everything. limits: bytes, inputs and seconds of a request.
+    access: API keys; without any, everybody may do everything who calls it localhost (`Access(allowed_hosts=...)`).
+    limits: bytes, inputs and seconds of a request.
     """
 
     engine: Scheduler

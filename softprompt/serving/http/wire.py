@@ -1,4 +1,4 @@
-"""What surrounds every request: an id, limits on its body, a line in the log, and its count."""
+"""What surrounds every request: an id, whose browser it is, limits on its body, a line in the log, and its count."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from softprompt.serving.http.access import Access
 from softprompt.serving.http.telemetry import Telemetry
 
 REQUEST_ID = "request_id"
 CLIENT_GONE = 499  # nginx's code for it; nobody reads it but the log
-GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+GIVEN_ID = re.compile("[A-Za-z0-9._-]{1,64}")
 UPLOADS = re.compile(r"/v1/prompts/[^/]+")
 log = logging.getLogger("softprompt.access")
 
@@ -41,17 +43,17 @@ class Limits:
 class Wire:
     """ASGI middleware. Pure, so that streams stay streams and a client's leaving is seen."""
 
-    def __init__(self, app: Any, limits: Limits, telemetry: Telemetry, refuse: Any):
-        self.app, self.limits, self.telemetry, self.refuse = app, limits, telemetry, refuse
+    def __init__(self, app: Any, access: Access, limits: Limits, telemetry: Telemetry, refuse: Any):
+        self.app, self.access, self.limits, self.telemetry, self.refuse = app, access, limits, telemetry, refuse
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, said = time.monotonic(), 0, dict(scope["headers"])
-        given = said.get(b"x-request-id", b"")
-        own = given.decode() if GIVEN_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+        started, status, said = time.monotonic(), 0, Headers(scope=scope)
+        given = said.get("x-request-id", "")
+        own = given if GIVEN_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
         asked = scope["method"]
         # HEAD is GET without the body, of which the answer keeps the length.
         scope = scope | {REQUEST_ID: own, "method": "GET" if asked == "HEAD" else asked}
@@ -66,6 +68,7 @@ class Wire:
             await send(message)
 
         try:
+            self.access.let_in(said.get("host", ""), said.get("origin"))
             await self.app(scope, self._limited(scope, receive, said), answer)
         except Exception as error:
             if status:  # the answer has begun; all that can be done is to break it off
@@ -75,16 +78,16 @@ class Wire:
         finally:
             self._note(scope, asked, status, time.monotonic() - started)
 
-    def _limited(self, scope: dict[str, Any], receive: Any, said: dict[bytes, bytes]) -> Any:
+    def _limited(self, scope: dict[str, Any], receive: Any, said: Headers) -> Any:
         """`receive`, which refuses a body that is too long as soon as that is seen."""
         is_upload = scope["method"] == "PUT" and UPLOADS.fullmatch(scope["path"])
         limit = self.limits.max_upload if is_upload else self.limits.max_body
-        length, taken = said.get(b"content-length", b""), 0
+        length, taken = said.get("content-length", ""), 0
         too_long = HTTPException(413, f"the body is longer than {limit:,} bytes, which is all that is allowed")
 
         async def limited() -> dict[str, Any]:
             nonlocal taken
-            if length.isdigit() and int(length) > limit:
+            if length.isdecimal() and int(length) > limit:
                 raise too_long
             message = await receive()
             taken += len(message.get("body", b""))
