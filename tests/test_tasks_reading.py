@@ -264,6 +264,31 @@ def test_sentence_polarity_needs_both_files(tmp_path):
         read_examples(get_task("sentence_polarity"), "train", tmp_path)
 
 
+def test_subjectivity_is_split_as_sentence_polarity_is(tmp_path):
+    folder = tmp_path / "classification" / "subjectivity"
+    text(folder / "subj.objective", "".join(f"a boy moves to town {number} .\n" for number in range(60)))
+    text(folder / "subj.subjective", "".join(f"a fine caf\xe9 film {number} .\n" for number in range(60)), "latin-1")
+    task = get_task("subjectivity")
+    train, dev = (read_examples(task, split, tmp_path) for split in ("train", "dev"))
+    assert len(train) + len(dev) == 120
+    assert 0 < len(dev) < 30
+    assert {e.inputs for e in train}.isdisjoint(e.inputs for e in dev)
+    assert {e.targets for e in dev if "film" in e.inputs} == {"subjective"}
+
+
+def test_ag_news_is_read_without_a_line_of_names_and_scores_its_test_file(tmp_path):
+    text(tmp_path / "train_10k.tsv", 'Wall St. "rises"\tBusiness\nA new chip\tSci/Tech\n')
+    text(tmp_path / "test.tsv", "Cup final\tSports\n")
+    task = get_task("ag_news")
+    train, dev = (read_examples(task, split, tmp_path) for split in ("train", "dev"))
+    assert [(e.inputs, e.targets) for e in train] == [
+        ('text: Wall St. "rises"', "Business"), ("text: A new chip", "Sci/Tech")
+    ]  # fmt: skip
+    assert [e.targets for e in dev] == ["Sports"]
+    on_the_hub = [{"text": "Cup final", "label": number} for number in range(4)]
+    assert [task.cast(row, "train")[0].targets for row in on_the_hub] == ["World", "Sports", "Business", "Sci/Tech"]
+
+
 def test_few_shot_files_are_joined_by_question(tmp_path):
     jsonl(tmp_path / "train_fewshot" / "seed-1.jsonl", HEADER, mrqa("a", "b"))
     jsonl(tmp_path / "train_fewshot" / "seed-2.jsonl", HEADER, mrqa("b", "c"))

@@ -71,6 +71,10 @@ def test_whole_sets_have_the_official_counts(name, train, dev, test):
         ("race", "dev", 255),
         ("sentence_polarity", "train", 9558),
         ("sentence_polarity", "dev", 1104),
+        ("subjectivity", "train", 8963),
+        ("subjectivity", "dev", 1037),
+        ("ag_news", "train", 10001),
+        ("ag_news", "dev", 7600),
     ],
 )
 def test_other_sets_have_the_counts_known(name, split, count):

@@ -38,6 +38,8 @@ TASKS: dict[str, Task] = {
     "mrqa/relation_extraction": mrqa.RELATION_EXTRACTION,
     "mrqa/textbookqa": mrqa.TEXTBOOKQA,
     "classification/sentence_polarity": classification.SENTENCE_POLARITY,
+    "classification/subjectivity": classification.SUBJECTIVITY,
+    "classification/ag_news": classification.AG_NEWS,
 }
 
 

@@ -1,69 +1,102 @@
 """Classification sets outside the benchmarks."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from softprompt.tasks.labelled import SENTIMENT, labelled_task
-from softprompt.tasks.records import Numbered, opened
-from softprompt.tasks.task import Example, Hub, label_of, labelled, named, own_id, text_column
+from softprompt.tasks.labelled import SENTIMENT, fields_task, labelled_task
+from softprompt.tasks.records import Numbered, opened, read_tsv
+from softprompt.tasks.task import Example, Hub, Task, label_of, labelled, named, own_id, text_column
 
-POLARITY_DEV_SHARE = 10
-"""One sentence in ten is dev; ours, because the source has no split."""
+DEV_SHARE = 10
+"""One sentence in ten is dev where the source has no split; ours."""
+
+SUBJECTIVITY_LABELS = ("objective", "subjective")
+NEWS = ("World", "Sports", "Business", "Sci/Tech")  # in the order of their numbers on the hub, 0 to 3
 
 
-def read_polarity(path: Path) -> Numbered:
-    """The sentences of rt-polarity.neg and of rt-polarity.pos beside it, one a line.
+def _halves(name: str, labels: Sequence[str], suffixes: Sequence[str]) -> Callable[[Path], Numbered]:
+    """A reader of two files, one of each label, of which one is named: a sentence a line, in UTF-8 or in Latin-1.
 
-    Some copies are in UTF-8, some in Latin-1, so each line is read as whichever it is. Raises ValueError if
-    either file is missing.
+    Some copies are in the one, some in the other, so each line is read as whichever it is. The reader raises ValueError
+    if either file is missing.
     """
-    return opened(path, _polarity_records)
+
+    def records(path: Path) -> Numbered:
+        for label, suffix in zip(labels, suffixes, strict=True):
+            half = path.with_suffix(suffix)
+            if not half.is_file():
+                both = " and ".join(path.with_suffix(each).name for each in suffixes)
+                raise ValueError(f"no file {half}; {name} is two files, {both}")
+            for number, line in enumerate(half.read_bytes().splitlines(), 1):
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError:
+                    text = line.decode("latin-1")
+                yield number, {"text": text.strip(), "label": label, "id": f"{suffix[1:]}-{number}"}
+
+    return lambda path: opened(path, records)
 
 
-def _polarity_records(path: Path) -> Numbered:
-    for label, suffix in zip(SENTIMENT, (".neg", ".pos"), strict=True):
-        half = path.with_suffix(suffix)
-        if not half.is_file():
-            raise ValueError(f"no file {half}; sentence_polarity is two files, rt-polarity.neg and rt-polarity.pos")
-        for number, line in enumerate(half.read_bytes().splitlines(), 1):
-            try:
-                text = line.decode()
-            except UnicodeDecodeError:
-                text = line.decode("latin-1")
-            yield number, {"text": text.strip(), "label": label, "id": f"{suffix[1:]}-{number}"}
+def _sentence_task(labels: tuple[str, ...], **about: Any) -> Task:
+    """A task of single sentences whose source has no split. Text as SST-2's."""
+
+    def cast(record: Mapping[str, Any], split: str) -> list[Example]:
+        """One example if the sentence falls in the split, else none; any sentence is test, to be answered.
+
+        A sentence's split follows from its letters alone, so repetitions fall together, in whatever order and
+        from whatever source they are read.
+        """
+        sentence = text_column(record, "text", "sentence").strip()
+        targets = label_of(record, split, labels)
+        inputs = named({"sentence": sentence})
+        letters = "".join(filter(str.isalnum, sentence.casefold())) or sentence
+        is_dev = int(hashlib.sha256(letters.encode()).hexdigest(), 16) % DEV_SHARE == 0
+        if split != "test" and is_dev != (split == "dev"):
+            return []
+        return [
+            Example(inputs=inputs, targets=targets, id=own_id(record), references=labelled(targets), source=sentence)
+        ]
+
+    return labelled_task(labels, cast, fields=("text",), distinct=True, **about)
 
 
-def cast_polarity(record: Mapping[str, Any], split: str) -> list[Example]:
-    """One example if the sentence falls in the split, else none; any sentence is test, to be answered. Text as SST-2's.
-
-    A sentence's split follows from its letters alone, so repetitions fall together, in whatever order and
-    from whatever source they are read.
-    """
-    sentence = text_column(record, "text", "sentence").strip()
-    targets = label_of(record, split, SENTIMENT)
-    inputs = named({"sentence": sentence})
-    letters = "".join(filter(str.isalnum, sentence.casefold())) or sentence
-    is_dev = int(hashlib.sha256(letters.encode()).hexdigest(), 16) % POLARITY_DEV_SHARE == 0
-    if split != "test" and is_dev != (split == "dev"):
-        return []
-    return [Example(inputs=inputs, targets=targets, id=own_id(record), references=labelled(targets), source=sentence)]
-
-
-SENTENCE_POLARITY = labelled_task(
+SENTENCE_POLARITY = _sentence_task(
     SENTIMENT,
-    cast_polarity,
-    fields=("text",),
     name="classification/sentence_polarity",
     folder="classification/sentence_polarity",
     files={"train": ("rt-polarity.neg",), "dev": ("rt-polarity.neg",)},
-    read=read_polarity,
+    read=_halves("sentence_polarity", SENTIMENT, (".neg", ".pos")),
     # The hub's copy has a split of its own; all of it is read, and split as the files are.
     hub=Hub(
         id="cornell-movie-review-data/rotten_tomatoes",
         splits={"train": "train+validation+test", "dev": "train+validation+test"},
     ),
     counts={"train": 9558, "dev": 1104},
-    distinct=True,
+)
+
+SUBJECTIVITY = _sentence_task(
+    SUBJECTIVITY_LABELS,
+    name="classification/subjectivity",
+    folder="classification/subjectivity",
+    files={"train": ("subj.objective",), "dev": ("subj.objective",)},
+    read=_halves("subjectivity", SUBJECTIVITY_LABELS, (".objective", ".subjective")),
+    hub=Hub(id="SetFit/subj", splits={"train": "train+test", "dev": "train+test"}),
+    counts={"train": 8963, "dev": 1037},
+)
+
+
+AG_NEWS = fields_task(
+    NEWS,
+    ("text",),
+    name="classification/ag_news",
+    folder="classification/ag_news",
+    # The source has no dev part; its test part is scored, and nothing is chosen by it.
+    files={"train": ("train.tsv",), "dev": ("test.tsv",)},
+    parts={"train": ("train_*.tsv",)},
+    read=partial(read_tsv, columns=("text", "label")),
+    hub=Hub(id="fancyzhx/ag_news", splits={"train": "train", "dev": "test"}),
+    counts={"train": 120_000, "dev": 7_600},
 )
