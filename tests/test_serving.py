@@ -453,6 +453,32 @@ def test_a_long_answer_does_not_hold_up_a_short_one(kind):
     assert short.is_done and not long.is_done
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_labels_are_scored_in_turns_that_others_share_and_that_end_with_who_asked(kind):
+    lm = tiny_lm(kind)
+    prompts = make_prompts(lm)
+    engine, now, metered = make_engine(lm, prompts, clock=lambda: now), 0.0, []
+    many = ask_labels(ids_of(5), prompts[0], labels=tuple(f"label {i}" for i in range(600)))
+    ticket = engine.submit(replace(many, meter=lambda read, written: metered.append(read)))
+    cancelled, late = engine.submit(many), engine.submit(replace(many, timeout=5.0))
+    engine.step()
+    small = engine.submit(ask_labels(ids_of(7), prompts[1]))
+    engine.step()
+    assert small.is_done and not ticket.is_done and len(metered) > 0
+    cancelled.cancel()
+    now = 6.0
+    engine.step()
+    for ended, error in ((cancelled, Cancelled), (late, DeadlineExceeded)):
+        with pytest.raises(error):
+            ended.result(0.0)
+    finish(engine)
+    row = Row(ids_of(5), (), False, 0)
+    (wanted,) = Engine(lm, [prompts[0].values]).label_scores([row], [0], [many.parts[0].candidates])
+    assert list(ticket.result(0.0).prediction.scores.values()) == pytest.approx(wanted, abs=TOLERANCE)
+    assert len(metered) > 3 and sum(metered) == 5 + sum(map(len, many.parts[0].candidates))
+    assert engine.stats().num_waiting == 0 and not engine.queue.in_flight
+
+
 def test_no_more_input_tokens_are_read_in_a_turn_than_may_be(llama):
     engine = make_engine(llama, max_prefill_tokens=20)
     rows = []
@@ -613,7 +639,7 @@ def test_tokens_are_metered_as_they_are_read_and_written(kind):
     with pytest.raises(Cancelled):
         going.result(0.0)
     stats = engine.stats()
-    assert sum(read for read, _ in seen) == stats.num_input_tokens == 11
+    assert sum(read for read, _ in seen) == stats.num_input_tokens == 20  # the labels too
     assert sum(written for _, written in seen) == stats.num_output_tokens >= 5
 
 
@@ -741,6 +767,14 @@ def test_a_model_without_a_limit_has_one_for_what_it_writes(t5):
         (lambda lm: replace(ask_labels(ids_of(5)), labels=("a", "a", "b")), "labels repeat; give different ones"),
         (lambda lm: replace(ask_labels(ids_of(5)), labels=("a",)), "1 labels, but ids of 3 candidates"),
         (lambda lm: Request(parts=(Part(ids=(5,), candidates=((),)),), labels=("a",)), "a candidate is empty"),
+        (
+            lambda lm: Request(parts=(Part(ids=(5,), candidates=((5,) * 600,)),), labels=("a",)),
+            "a label has 600 tokens",
+        ),
+        (
+            lambda lm: ask_labels(ids_of(5), labels=tuple(map(str, range(5_000)))),
+            "5,000 labels, but a request may have",
+        ),
         (lambda lm: ask(ids_of(5), make_prompt(lm, 9)), "no prompt with the content hash"),
         (lambda lm: ask(ids_of(5), num_beams=20), "20 beams, but the batch has 16 rows; give fewer"),
         (lambda lm: replace(ask(ids_of(5)), parts=(Part(ids=(5,)),) * 9), "9 parts at once, .* takes 8"),

@@ -27,6 +27,7 @@ from softprompt.models.states import Embedded, Layout, PromptStates
 from softprompt.models.t5 import T5Layers
 from softprompt.models.tokenizer import Tokenizer
 
+LOGIT_ROWS = 256  # ours: positions whose logits stand in memory together in scoring; 50 MB of a vocabulary of 49,152
 NO_PROMPT = -1
 
 # transformers' model types whose encoder and decoder attend by relative position only, so that the candidates
@@ -276,9 +277,10 @@ class FrozenLM:
 
         `z_loss` adds that times log² Z for each token (1e-4 in T5X's t5_1_1_prompt.gin).
         """
-        log_probs, log_z = self._log_probs(rows, targets[:, None], targets_mask[:, None])
-        nll = -log_probs[:, 0]
-        return nll + z_loss * log_z[:, 0].square() if z_loss else nll
+        hidden = self._predicting(rows, targets[:, None], targets_mask[:, None])
+        log_probs, log_z = self._chosen(hidden, targets[targets_mask])
+        nll = z_loss * log_z.square() - log_probs if z_loss else -log_probs
+        return torch.zeros(targets.shape, dtype=nll.dtype, device=nll.device).masked_scatter(targets_mask, nll)
 
     def score(
         self, rows: Embedded, candidates: Int[Tensor, "b c l"], candidates_mask: Bool[Tensor, "b c l"]
@@ -287,7 +289,12 @@ class FrozenLM:
 
         Each row is read once for all its candidates.
         """
-        return self._log_probs(rows, candidates, candidates_mask)[0].sum(-1)
+        hidden = self._predicting(rows, candidates, candidates_mask)
+        ids = candidates[candidates_mask]
+        parts = zip(hidden.split(LOGIT_ROWS), ids.split(LOGIT_ROWS), strict=True)
+        chosen = torch.cat([self._chosen(*part)[0] for part in parts])
+        scores = torch.zeros(candidates.shape, dtype=chosen.dtype, device=chosen.device)
+        return scores.masked_scatter(candidates_mask, chosen).sum(-1)
 
     def encode(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The encoder's last states."""
@@ -359,17 +366,19 @@ class FrozenLM:
             return allowed
         return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
 
-    def _log_probs(self, rows: Embedded, candidates: Tensor, candidates_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """log p and log Z of every candidate token [b c l]; both 0 where masked."""
+    def _predicting(self, rows: Embedded, candidates: Tensor, candidates_mask: Tensor) -> Tensor:
+        """The states [n d] that predict the n candidate tokens which are not masked."""
         if self.is_encoder_decoder:
             hidden = self._after_encoder(rows, candidates)
         else:
             hidden = self._after_text(rows, candidates, candidates_mask)
-        logits = self.logits(hidden[candidates_mask])  # [valid v]
+        return hidden[candidates_mask]
+
+    def _chosen(self, hidden: Float[Tensor, "n d"], ids: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        """log p of these tokens and log Z, [n] each."""
+        logits = self.logits(hidden)
         log_z = logits.logsumexp(-1)
-        chosen = logits.gather(-1, candidates[candidates_mask][:, None])[:, 0] - log_z
-        zeros = torch.zeros(candidates.shape, dtype=chosen.dtype, device=chosen.device)
-        return zeros.masked_scatter(candidates_mask, chosen), zeros.masked_scatter(candidates_mask, log_z)
+        return logits.gather(-1, ids[:, None])[:, 0] - log_z, log_z
 
     def _after_encoder(self, rows: Embedded, candidates: Tensor) -> Tensor:
         """Decoder states [b c l d] that predict each candidate's tokens; each row is encoded once.

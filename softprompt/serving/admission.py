@@ -13,6 +13,7 @@ from softprompt.serving.request import Part, Request
 
 MAX_READS = 8.0  # ours: 1.2 times the throughput of one read a step when 96 requests wait (docs/log.md, 2026-11-25)
 MAX_NEW = 4_096  # ours: tokens of an answer where a model states no limit
+MAX_LABEL, MAX_LABELS = 512, 4_096  # ours: tokens of a label, as of a target in training; labels of a request
 MAX_OVERTAKEN = 64  # ours: parts that may go before one that memory lacks for; then all wait for it
 
 
@@ -25,6 +26,8 @@ class Room:
     max_rows: int
     max_prefill_tokens: int
     """Tokens read between two decoding steps, where no more parts wait than write."""
+    max_label_tokens: int
+    """Tokens of labels that a part has scored at a turn; one label is always allowed."""
 
 
 def check(request: Request, lm: FrozenLM) -> None:
@@ -41,6 +44,8 @@ def check(request: Request, lm: FrozenLM) -> None:
         )
     if request.num_alternatives and request.decoding.num_beams > 1:
         raise ValueError("the most probable tokens are not kept in a beam search; give num_beams 1, or ask for 0")
+    if len(request.labels) > MAX_LABELS:
+        raise ValueError(f"{len(request.labels):,} labels, but a request may have {MAX_LABELS:,}; give fewer")
     for part in request.parts:
         if not part.ids:
             raise ValueError("an input is empty; every input needs some tokens")
@@ -48,6 +53,8 @@ def check(request: Request, lm: FrozenLM) -> None:
             raise ValueError(f"{len(request.labels)} labels, but ids of {len(part.candidates)} candidates")
         if not all(part.candidates):
             raise ValueError("a candidate is empty; every candidate needs some tokens")
+        if (longest := max(map(len, part.candidates), default=0)) > MAX_LABEL:
+            raise ValueError(f"a label has {longest:,} tokens, but may have {MAX_LABEL}; give shorter labels")
         for ids in (part.ids, *part.candidates):
             if not 0 <= min(ids) <= max(ids) < lm.num_ids:
                 raise ValueError(f"an id is not one of {lm.name}'s {lm.num_ids}: {min(ids)} to {max(ids)}")
@@ -56,14 +63,15 @@ def check(request: Request, lm: FrozenLM) -> None:
 def start_of(request: Request, part: Part, table: PromptTable, room: Room) -> Start:
     """How a part with a pinned prompt begins. ValueError for one that the model or the memory can never take."""
     lm, decoding = table.lm, request.decoding
+    longest = max(map(len, part.candidates), default=0)
     start = Start(
         ids=part.ids,
         prompt_length=0 if part.prompt is None else table.get(part.prompt).length,
         num_rows=1 if part.candidates else decoding.num_beams,
-        max_tokens=sum(map(len, part.candidates)) or decoding.max_tokens,
+        max_tokens=max(longest, min(sum(map(len, part.candidates)), room.max_label_tokens)) or decoding.max_tokens,
         alternatives=request.num_alternatives if request.echo else None,
     )
-    new = max(map(len, part.candidates), default=decoding.max_tokens)
+    new = longest or decoding.max_tokens
     if lm.max_length is None and new > MAX_NEW:
         raise ValueError(f"max_tokens is {new}, but {lm.name} writes {MAX_NEW} at most; give a smaller max_tokens")
     if lm.max_length is not None and start.length + new > lm.max_length:

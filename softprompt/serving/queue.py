@@ -25,6 +25,8 @@ class Job:
     """Parts that went first while memory lacked for it."""
     slots: list[Slot] = field(default_factory=list)
     """Its rows of the running batch, one for each beam."""
+    scores: list[float] = field(default_factory=list)
+    """log p of its candidates, as far as they are scored."""
     read: list[dict[int, float]] = field(default_factory=list)
     """Its input's tokens with their log p, as `PartAnswer` has them."""
     uniforms: list[float] = field(default_factory=list)
@@ -34,6 +36,17 @@ class Job:
     def part(self) -> Part:
         """What is asked."""
         return self.ticket.request.parts[self.index]
+
+    def next_candidates(self, max_tokens: int) -> tuple[tuple[int, ...], ...]:
+        """The candidates to score in one pass: of those without a score as many as have so many tokens when each is as
+        long as the longest, one at least.
+        """
+        chosen, longest = self.part.candidates[len(self.scores) :], 0
+        for count, candidate in enumerate(chosen):
+            longest = max(longest, len(candidate))
+            if count and longest * (count + 1) > max_tokens:
+                return chosen[:count]
+        return chosen
 
     def draw(self) -> Draw | None:
         """What its next token is drawn with; None for the most probable."""
@@ -76,6 +89,12 @@ class Queue:
             for parts in jobs.values():
                 self.waiting.update(dict.fromkeys(parts))
             self.changed.notify_all()
+
+    def wait_again(self, job: Job) -> None:
+        """Put a part that has had its turn, and is not done, behind all others."""
+        with self.changed:
+            if job.ticket in self.in_flight:
+                self.waiting[job] = None
 
     def stop_waiting(self, ticket: Ticket) -> None:
         """Take out the parts of a ticket that wait, since nobody waits for them; it stays in flight."""

@@ -227,7 +227,7 @@ class Stats:
     num_steps: int = 0
     """Decoding steps of the batch."""
     num_input_tokens: int = 0
-    """Input tokens read, prompts not counted."""
+    """Tokens read: of inputs and of labels, not of prompts."""
     num_output_tokens: int = 0
     """Tokens generated."""
     num_answers: int = 0

@@ -61,6 +61,7 @@ class Scheduler:
             max_memory=max_memory,
             max_rows=max_rows,
             max_prefill_tokens=max_prefill_tokens or self.stepper.max_pass_tokens,
+            max_label_tokens=self.stepper.max_label_tokens,
         )
         self._clock = clock
         self._stepping = threading.Lock()

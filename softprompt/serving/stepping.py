@@ -33,6 +33,7 @@ from softprompt.tasks import Example, file_task
 
 # Tokens of one pass at most. Ours: on a processor half of training's, since those who write wait for it.
 MAX_PASS_TOKENS = MAX_TOKENS | {"cpu": 1_024}
+LABEL_PASSES = 4  # ours: a part's labels take such a part of a pass at a turn, then it is the others' turn
 
 
 class Stepper:
@@ -49,6 +50,7 @@ class Stepper:
         self.counts: Counter[str] = Counter()
         """Those of `Stats` that only grow, by their names there."""
         self.max_pass_tokens = MAX_PASS_TOKENS[table.lm.device.type]
+        self.max_label_tokens = self.max_pass_tokens // LABEL_PASSES
         self._clock, self._max_bytes = clock, max_bytes
 
     def read(self, admitted: Admission) -> None:
@@ -57,13 +59,13 @@ class Stepper:
         for_prompts = admitted.num_bytes - self.batch.projection().num_bytes
         shapes: dict[tuple[int, int], list[Job]] = {}
         for job in admitted.jobs:
-            candidates = job.part.candidates
+            candidates = job.next_candidates(self.max_label_tokens)
             shapes.setdefault((len(candidates), max(map(len, candidates), default=0)), []).append(job)
-        for (num_labels, _), group in shapes.items():
+        for (num_labels, longest), group in shapes.items():
             read = self._score if num_labels else partial(self._begin, max_bytes=self._max_bytes - for_prompts)
             lengths = []
             for job in group:
-                length = len(job.start.ids) + (job.start.max_tokens if num_labels else 0)
+                length = len(job.start.ids) + num_labels * longest
                 lengths.append(length + (job.start.prompt_length if self.lm.is_encoder_decoder else 0))
             for places in micro_batches(lengths, self.max_pass_tokens):
                 self._read_pass([group[place] for place in places], read)
@@ -159,16 +161,21 @@ class Stepper:
             self._take(slots, logits)
 
     def _score(self, jobs: list[Job], starts: list[Start]) -> None:
-        """Score the labels of parts in one pass, and answer them."""
+        """Score the next labels of parts in one pass, and answer the parts that have no more."""
         pad_id, device = self.lm.tokenizer.pad_id, self.lm.device
-        candidates, real = pad_candidates([job.part.candidates for job in jobs], pad_id, device)
+        turn = [job.next_candidates(self.max_label_tokens) for job in jobs]
+        candidates, real = pad_candidates(turn, pad_id, device)
         scored = self.lm.score(embedded(self.lm, starts), candidates, real)
-        for job, scores in zip(jobs, scored.tolist(), strict=True):
-            self._count(job, num_read=len(job.part.ids))
+        for job, labels, scores in zip(jobs, turn, scored.tolist(), strict=True):
+            self._count(job, num_read=sum(map(len, labels)) + (0 if job.scores else len(job.part.ids)))
             if not all(map(math.isfinite, scores)):
                 self.fail(job.ticket, _no_numbers(job))
                 continue
-            prediction = best(dict(zip(job.ticket.request.labels, scores, strict=True)))
+            job.scores += scores
+            if len(job.scores) < len(job.part.candidates):
+                self.queue.wait_again(job)
+                continue
+            prediction = best(dict(zip(job.ticket.request.labels, job.scores, strict=True)))
             job.writer.text, job.writer.finish_reason = prediction.text, "stop"
             self._answer(job, prediction)
 
