@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/python examples/demo.py --model $(MODEL)
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ FLOORS = [
     {"cli"},
     {"pretraining.commands", "study.commands"},
 ]
-FLOOR_OF = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
+FLOOR_OF = {folder: floor for floor, folders in enumerate(FLOORS) for folder in sorted(folders)}
 BESIDE_THE_PRODUCT = {"pretraining", "study"}
 LONGEST_PATH = 9
 MOST_FLOORS_IN_A_FOLDER = 6
