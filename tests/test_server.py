@@ -1216,6 +1216,91 @@ def test_bytes_that_are_no_request_get_a_reason(llama, tmp_path, content, reason
         assert reason in why(answer, 400)
 
 
+def raw_ask(app, method, path, receive, headers=()):
+    """What an ASGI application answers: the status, the headers and the body's JSON."""
+    sent = []
+    scope = {
+        "type": "http", "method": method, "path": path, "query_string": b"", "raw_path": b"", "http_version": "1.1",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers], "scheme": "http",
+        "root_path": "",
+    }  # fmt: skip
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"] or "null")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/completions"), ("POST", "/v1/classify"), ("POST", "/tokenize"), ("PUT", "/v1/prompts/x"),
+     ("PUT", "/v1/aliases/x")],
+)  # fmt: skip
+def test_the_key_and_its_rate_are_looked_at_before_the_body(llama, tmp_path, method, path):
+    async def receive():
+        raise AssertionError("the body was read")
+
+    access = Access((replace(KEYS[1], requests_per_minute=1),), clock=lambda: 0.0)
+    app = make_app(make_server(llama, tmp_path, access=access))
+    assert raw_ask(app, method, path, receive)[0] == 401
+    access.admit(access.keys[0])
+    status, _, answer = raw_ask(app, method, path, receive, [(b"authorization", b"Bearer boss-0123456789ab")])
+    assert (status, answer["error"]["message"]) == (429, "the key boss has used its requests of this minute; try later")
+
+
+def test_a_request_counts_once_whatever_its_body_is(llama, tmp_path):
+    access = Access((replace(KEYS[0], requests_per_minute=4),), clock=lambda: 0.0)
+    with served(make_server(llama, tmp_path, access=access)) as client:
+        ask = partial(client.post, "/v1/classify", headers=bearer("reader-0123456789"))
+        good = {"model": "p0", "input": TEXT}
+        answers = [ask(json=good), ask(content=b"{"), ask(json={}), ask(json=good), ask(json=good)]
+    assert [answer.status_code for answer in answers] == [200, 400, 400, 200, 429]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value", "reason"),
+    [
+        ("completions", "prompt", b"[" + b"null," * 700_000 + b"null]", "prompt[0] is null, but must be text"),
+        ("completions", "fields", b"[" + b"0.5," * 900_000 + b"0.5]", "fields[0] is 0.5, but must be"),
+        ("classify", "input", b"[" + b"[]," * 1_000_000 + b"[]]", "the body has 1,000,003 brackets, but may"),
+        ("classify", "fields", b'{"sentence": ' + b"[" * 100 + b"]" * 100 + b"}", "the body is nested too deeply; 100"),
+        ("classify", "input", b"[" * 50_000 + b"]" * 50_000, "the body is nested too deeply; 100 lists and objects"),
+        ("classify", "labels", b"[" + b"1," * 900_000 + b"1]", "labels is [1, 1, 1"),
+    ],
+)  # fmt: skip
+def test_a_body_is_read_within_bounds(llama, tmp_path, path, field, value, reason):
+    with served_raw(make_server(llama, tmp_path)) as client:
+        content = b'{"model": "p0", "%s": %s}' % (field.encode(), value)
+        began = time.process_time()
+        answer = client.post(f"/v1/{path}", content=content, headers={"content-type": "application/json"})
+        assert reason in why(answer, 400)
+        assert time.process_time() - began < 2.0  # a million errors, one an item, took 30
+
+
+def test_a_large_body_is_read_off_the_event_loop(llama, tmp_path, monkeypatch):
+    begun, may_read, loads = threading.Event(), threading.Event(), json.loads
+
+    def slow(data):
+        begun.set()
+        assert may_read.wait(20)
+        return loads(data)
+
+    with served_raw(make_server(llama, tmp_path)) as client:
+        monkeypatch.setattr("softprompt.serving.http.reading.json.loads", slow)
+        answers = []
+        asked = {"model": "p0", "input": ["x" * 70_000, ""]}
+        asker = threading.Thread(target=lambda: answers.append(client.post("/v1/classify", json=asked)))
+        asker.start()
+        assert begun.wait(20)
+        began = time.monotonic()
+        assert client.get("/healthz", headers={"x-request-id": "meanwhile"}).status_code == 200
+        took = time.monotonic() - began
+        may_read.set()
+        asker.join()
+    assert took < 5.0 and why(answers[0], 400).startswith("input 1: the input is empty")
+
+
 def test_a_long_body_is_refused_before_it_is_read(llama, tmp_path):
     with served(make_server(llama, tmp_path, limits=Limits(max_body=1_000))) as client:
         answer = client.post("/v1/classify", json={"model": "p0", "input": "x" * 2_000})

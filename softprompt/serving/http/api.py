@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from softprompt.answering import MAX_BEAMS, MAX_STOPS
 from softprompt.base.names import nearest
 from softprompt.serving.http.registry import MAX_MEMBERS
 
 MAX_CHOICES = 16  # completions of one input at most; ours
+MAX_TARGETS = 32  # of an alias; ours
 MAX_ALTERNATIVES = 20  # most probable tokens told in each place at most; as OpenAI's chat and vLLM have it
 Text = Annotated[str, Field(max_length=1_000_000)]
-Texts = Text | Annotated[list[Text], Field(min_length=1)] | None
+SOME: Any = Field(min_length=1, fail_fast=True)  # a list of which the first wrong item is told, not a million
+Texts = Text | Annotated[list[Text], SOME] | None
 Record = dict[str, Any]
-Records = Record | Annotated[list[Record], Field(min_length=1)] | None
+Records = Record | Annotated[list[Record], SOME] | None
 Id = Annotated[int, Field(ge=0)]
-Ids = Annotated[list[Id], Field(min_length=1)]
+Ids = Annotated[list[Id], SOME]
 MaxTokens = Annotated[int | None, Field(ge=0, le=100_000, description="the prompt's longest target if left out")]
 NumAlternatives = Annotated[int | None, Field(ge=0, le=MAX_ALTERNATIVES)]
 
@@ -112,7 +114,7 @@ class Writing(Question):
 class CompletionRequest(Writing):
     """Text for texts (`prompt`), which fill the only field of the prompt's template, or for records (`fields`)."""
 
-    prompt: Texts | Ids | Annotated[list[Ids], Field(min_length=1)] = None
+    prompt: Texts | Ids | Annotated[list[Ids], SOME] = None
     fields: Records = None
     max_tokens: MaxTokens = None
     logprobs: NumAlternatives = Field(None, description="log-probabilities of the tokens, and of so many most probable")
@@ -132,7 +134,7 @@ class Message(Strict):
     NOT_HAD: ClassVar[dict[str, tuple[Any, ...] | None]] = {"tool_calls": ([],), "annotations": ([],)}
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], SOME]
     name: str | None = None
 
     @property
@@ -163,7 +165,7 @@ class TokenizeRequest(Strict):
 class DetokenizeRequest(Strict):
     """Token ids to join."""
 
-    tokens: list[Id]
+    tokens: list[Id] = Field(fail_fast=True)
     model: str | None = None
 
 
@@ -186,7 +188,17 @@ class EnsembleRequest(Strict):
 class AliasRequest(Strict):
     """Where a name's requests go, in percent."""
 
-    targets: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(min_length=1, max_length=32)
+    targets: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(min_length=1, max_length=MAX_TARGETS)
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _few(cls, targets: Any) -> Any:
+        """Before each of them is looked at."""
+        if isinstance(targets, dict) and len(targets) > MAX_TARGETS:
+            raise PydanticKnownError(
+                "too_long", {"field_type": "Dictionary", "max_length": MAX_TARGETS, "actual_length": len(targets)}
+            )
+        return targets
 
 
 class Usage(BaseModel):

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +28,7 @@ from softprompt.serving.http.access import Key, Refused
 from softprompt.serving.http.errors import ERRORS, refuse
 from softprompt.serving.http.prompts import add_prompts
 from softprompt.serving.http.questions import add_questions
+from softprompt.serving.http.reading import KeyFirst
 from softprompt.serving.http.state import Server
 from softprompt.serving.http.telemetry import CONTENT_TYPE
 from softprompt.serving.http.tokenizing import add_tokenizer
@@ -75,6 +77,8 @@ def make_app(server: Server) -> FastAPI:
         redoc_url=None,
     )
     app.state.server = server
+    app.state.reading = CapacityLimiter(1)
+    app.router.route_class = KeyFirst
     for kind in (ValueError, RuntimeError, OSError, Refused, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refuse)
     add_questions(app, server)

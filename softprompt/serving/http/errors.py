@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import islice
 from typing import Any
 
 from fastapi import Request
@@ -40,7 +41,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 # What the web library says in its own words, in ours.
 FRAMEWORKS_OWN = {
-    "There was an error parsing the body": "the body cannot be read: it is no text in UTF-8, or nested too deeply",
+    "There was an error parsing the body": (
+        "the body cannot be read: it is no text in UTF-8, or has a number of thousands of digits"
+    ),
     "Not Found": "there is nothing at this path; /docs has those there are",
     "Method Not Allowed": "this path does not take this method; /docs has those it takes",
 }
@@ -100,15 +103,21 @@ def _of_validation(error: RequestValidationError) -> tuple[str | None, str]:
             name = f"{path}.{told['name']}".removeprefix(".")
             if kind == "unknown_field":
                 return name, f"unknown field {name!r}{told['hint']}"
-            value = json.dumps(told["value"])[:MAX_SHOWN]
+            value = _shown(told["value"])
             return name, f"{name} is {value}, which this server cannot do; leave it out, or give {told['taken']}"
         case "missing":
             if not first["loc"]:
                 return None, "the body is empty; send JSON with Content-Type: application/json"
             name = f"{path_of(first['loc'][:-1], data)}.{first['loc'][-1]}".removeprefix(".")
             return name, f"{name}: field required"
-    value = json.dumps(first.get("input"), default=str, ensure_ascii=False)[:MAX_SHOWN]
+    value = _shown(first.get("input"))
     return path or None, f"{path or 'the body'} is {value}, but must be {wanted_at(path, wrong, data)}"
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as JSON; no more of it is written, however large it is."""
+    pieces = json.JSONEncoder(default=str, ensure_ascii=False).iterencode(value)
+    return "".join(islice(pieces, MAX_SHOWN))[:MAX_SHOWN]
 
 
 async def refuse(request: Request, error: Exception) -> JSONResponse:

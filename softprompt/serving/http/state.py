@@ -54,10 +54,12 @@ class Server:
     def guard(self, scope: str) -> Any:
         """A dependency of endpoints: the key of a request that may do this, counted against its limits."""
 
-        def key_of(request: Request) -> Key:
-            key = self.access.key_of(request.headers.get("authorization"), scope)
-            request.scope["key"] = key.name
-            self.access.admit(key)
+        async def key_of(request: Request) -> Key:
+            if (key := request.scope.get("caller")) is None:  # asked before the body is read, and by FastAPI after it
+                key = self.access.key_of(request.headers.get("authorization"), scope)
+                request.scope["key"] = key.name
+                self.access.admit(key)
+                request.scope["caller"] = key
             return key
 
         return Depends(key_of)
