@@ -7,10 +7,11 @@
     python benchmarks/presets.py --table                                    # from the rows, no run
 
 A budget is a number of tokens that the model reads in training, the prompt's own included, from which the steps follow;
-what it took in minutes stands in the row. In rounds 1 and 2 part of the training file is kept apart and scored once,
-after the last step; nobody looks at dev. Round 3 trains as `softprompt train` does and scores dev. Settings rank by the
-mean over tasks and seeds of their score less the task's mean over all settings of the round. Runs that have a row
-already are not made again. Rows: results/presets.jsonl.
+what it took in minutes stands in the row. In rounds 1 and 2 the settings of a task and seed train together, and part of
+the training file is kept apart and scored once, after the last step; nobody looks at dev. Round 3 trains as `softprompt
+train` does and scores dev. Settings rank by the mean over tasks and seeds of their score less the task's mean over all
+settings of the round. Runs that have a row already are not made again, and the same command goes on with what was
+interrupted. Rows: results/presets.jsonl.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from softprompt.training.settings import RunConfig
 
 EXPERIMENT = "presets"
 MESSAGES = Path(__file__).parents[1] / "examples" / "customer_messages"
-TOKENS_A_MINUTE = 30_000
+TOKENS_A_MINUTE = 20_000
 """Ours: what SmolLM2-135M reads a minute in training on the two cores the budgets are meant for."""
 BATCH = 8
 APART = 500  # rows kept apart in rounds 1 and 2, and at most 3 in 10
@@ -134,20 +135,22 @@ def measure(given: argparse.Namespace) -> None:
     """The runs of a round that have no row yet."""
     data, this = data_folder(given.data), ROUNDS[given.round]
     settings = [SETTINGS[number] for number in given.settings or ()] or entering(given.round, read_rows(given.rows))
-    names = given.tasks or this.tasks
     lm = None
-    for name in names:
-        for setting in settings:
-            for seed in given.seeds or this.seeds:
-                config = config_of(name, setting, given.model, data, seed, given.out)
+    for name in given.tasks or this.tasks:
+        for seed in given.seeds or this.seeds:
+            configs = {}
+            for setting in settings:
                 key = {"round": given.round, "setting": asdict(setting), "minutes": given.minutes or this.minutes}
-                if any(_key(row) == (key, name, seed) for row in read_rows(given.rows)):
-                    continue
-                lm = lm or load_model(config)
-                run = on_dev if given.round == 3 else on_rows_apart
-                row = run(config, lm, key, name)
-                print(f"{name}, {setting.name}, seed {seed}: {row.value:.1%}, {row.seconds / 60:.1f} min", flush=True)
-                append_rows(given.rows, [row])
+                if not any(_key(row) == (key, name, seed) for row in read_rows(given.rows)):
+                    configs[setting] = (config_of(name, setting, given.model, data, seed, given.out), key)
+            if not configs:
+                continue
+            lm = lm or load_model(next(iter(configs.values()))[0])
+            if given.round == 3:
+                for config, key in configs.values():
+                    append_rows(given.rows, [on_dev(config, lm, key, name)])
+            else:
+                append_rows(given.rows, on_rows_apart(list(configs.values()), lm, name))
 
 
 def entering(number: int, rows: Sequence[Result]) -> list[Setting]:
@@ -191,38 +194,56 @@ def steps_within(minutes: float, data: TaskData, length: int, lm: FrozenLM, meth
     return round(minutes * TOKENS_A_MINUTE / a_step)
 
 
-def on_rows_apart(config: RunConfig, lm: FrozenLM, key: dict[str, Any], name: str) -> Result:
-    """Train on part of the training rows, score the others once with what the last step left."""
-    whole = prepare(replace(config, select="held-out"), tasks_of(config)[0], lm)
+def on_rows_apart(asked: Sequence[tuple[RunConfig, dict[str, Any]]], lm: FrozenLM, name: str) -> list[Result]:
+    """Train on part of the training rows, all settings together, and score the others with what the last step left.
+
+    A setting's seconds are its share of all, by the tokens read.
+    """
+    first = asked[0][0]
+    whole = prepare(first, tasks_of(first)[0], lm)
     examples = [*whole.train, *whole.selection]
-    share = min(0.3, APART / len(examples))
-    kept, apart = hold_out(examples, whole.task, fraction=share, seed=0)
+    kept, apart = hold_out(examples, whole.task, fraction=min(0.3, APART / len(examples)), seed=0)
     data = TaskData(whole.task, whole.form, kept, apart, [], [], "none", {"train": whole.notes["train"]})
-    (plan,) = plan_prompts(config, data, lm)
-    steps = steps_within(key["minutes"], data, len(plan.values), lm, config.method or "prompt")
-    plan.train = replace(plan.train, steps=steps, evaluate_every=steps, num_selection=len(apart))
-    started, watch = time.monotonic(), bars(key["minutes"])
-    watch.begin(steps, BATCH)
-    (fitted,) = fit(lm, members_of([plan], lm), folder=config.out, watch=watch)
-    return Result(
-        experiment=EXPERIMENT,
-        config={**key, "task": name, "train": json.loads(json.dumps(asdict(plan.train)))},
-        model=model_of_row(lm.name),
-        task=whole.task.name,
-        split="train",
-        selection="none",
-        scoring="rank",
-        metrics={},
-        value=fitted.score or 0.0,
-        illegal_rate=0.0,
-        num_examples=len(apart),
-        step=steps,
-        steps_run=fitted.steps_run,
-        seconds=time.monotonic() - started,
-        seed=plan.seed,
-        notes={"numbers": plan.values.numel(), "train_used": len(kept), "stopped": fitted.stopped},
-        **surroundings(lm.device, lm.dtype),
-    )
+    plans = []
+    for config, key in asked:
+        (plan,) = plan_prompts(config, data, lm)
+        steps = steps_within(key["minutes"], data, len(plan.values), lm, config.method or "prompt")
+        plan.train = replace(plan.train, steps=steps, evaluate_every=steps, num_selection=len(apart))
+        plan.run = Setting(**key["setting"]).name
+        plans.append(plan)
+    started, watch = time.monotonic(), bars()
+    watch.begin(max(plan.train.steps for plan in plans), BATCH * len(plans))
+    folder = first.out / f"{asked[0][1]['round']}-{name}-{first.seeds[0]}"
+    fitted = fit(lm, members_of(plans, lm), folder=folder, resume=True, watch=watch)
+    budgets = [key["minutes"] for _, key in asked]
+    seconds = (time.monotonic() - started) / sum(budgets)
+    return [
+        Result(
+            experiment=EXPERIMENT,
+            config={**key, "task": name, "train": json.loads(json.dumps(asdict(plan.train)))},
+            model=model_of_row(lm.name),
+            task=whole.task.name,
+            split="train",
+            selection="none",
+            scoring="rank",
+            metrics={},
+            value=result.score or 0.0,
+            illegal_rate=0.0,
+            num_examples=len(apart),
+            step=plan.train.steps,
+            steps_run=result.steps_run,
+            seconds=seconds * key["minutes"],
+            seed=plan.seed,
+            notes={
+                "numbers": plan.values.numel(),
+                "train_used": len(kept),
+                "stopped": result.stopped,
+                "together": len(plans),
+            },
+            **surroundings(lm.device, lm.dtype),
+        )
+        for (_, key), plan, result in zip(asked, plans, fitted, strict=True)
+    ]
 
 
 def on_dev(config: RunConfig, lm: FrozenLM, key: dict[str, Any], name: str) -> Result:
