@@ -1,15 +1,17 @@
 """Prompts that are keys and values of every layer: equal to transformers' and PEFT's, beside soft prompts, on disk."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from conftest import make_model, tiny_lm
+from conftest import make_model, make_tokenizer, tiny_lm
 
 from softprompt.answering import Engine, inspect_prompt, open_prompts
-from softprompt.models import Row
+from softprompt.models import FrozenLM, Row
 from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.prompts.formats import write_prompt
+from softprompt.serving import PromptTable
 from softprompt.training import RunConfig, gradients, train
 
 KINDS = ["llama", "gpt2", "gemma3"]
@@ -188,6 +190,18 @@ def test_what_has_no_place_for_keys_and_values_says_so(llama, tmp_path):
             write_prompt(prompt, tmp_path / kind, kind)
     with pytest.raises(ValueError, match="which are near no token; inspect takes soft prompts"):
         inspect_prompt(prompt, llama)
+
+
+def test_keys_and_values_must_be_finite_in_the_models_type(tmp_path):
+    lm = FrozenLM(make_model("llama").half(), make_tokenizer(bos=True), name="tiny-llama")
+    values = keys_and_values(lm)
+    values[1, 2, 0, 3] = 7e4
+    save_prompt(SoftPrompt(values, card(lm, values)), tmp_path)
+    for use in (PromptTable(lm, max_bytes=10**9).add, partial(open_prompts, model=lm)):
+        with pytest.raises(
+            ValueError, match=r"numbers reach 7e\+04, and tiny-llama computes in float16, which ends at"
+        ):
+            use(tmp_path)
 
 
 def test_keys_and_values_of_another_number_of_layers_are_refused(llama, tmp_path):

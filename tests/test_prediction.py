@@ -19,7 +19,7 @@ from softprompt.answering.saved import open_prompts, task_of
 from softprompt.answering.scores import evaluate_prompts
 from softprompt.models.loading import load
 from softprompt.models.text import default_format
-from softprompt.prompts import Card, SoftPrompt, save_prompt
+from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks import TASKS, count_items, file_task, get_task, read_items, read_lines, read_split
 
 SEEN = "<s>text: a warm film\nanswer:"  # by a decoder-only model
@@ -135,6 +135,16 @@ def test_a_prompt_of_another_model_is_refused_by_its_fingerprint(tmp_path):
     folder = saved_prompt(tmp_path / "p", tiny_lm("llama"))
     with pytest.raises(ValueError, match=r"trained for tiny-llama .* but tiny-t5 .* is loaded"):
         open_prompts(folder, model=tiny_lm("t5"))
+
+
+def test_a_prompt_whose_own_pass_is_no_number_is_refused(tmp_path):
+    lm = tiny_lm("gpt2")
+    folder = saved_prompt(tmp_path / "huge", lm)
+    huge = load_prompt(folder)
+    save_prompt(replace(huge, values=torch.full_like(huge.values, 3e38)), folder)
+    reason = "own pass through tiny-gpt2 leaves the range of float32, so that no .*; train the prompt with a lower"
+    with pytest.warns(UserWarning, match="another scale"), pytest.raises(ValueError, match=reason):
+        open_prompts(folder, model=lm)
 
 
 def test_prompts_of_different_tasks_are_refused(lm, tmp_path):

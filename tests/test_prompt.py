@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import re
 import resource
 import struct
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,10 +58,11 @@ class ManyWords(Characters):
         return f"word{id}"
 
 
-def model(name, fingerprint, width=4):
+def model(name, fingerprint, width=4, dtype=torch.float32):
     """What a prompt is compared with, and no more of a model."""
     lm = object.__new__(FrozenLM)
     lm.name, lm.fingerprint, lm.width = name, fingerprint, width
+    lm._table = torch.nn.Embedding.from_pretrained(torch.ones(3, width, dtype=dtype))
     return lm
 
 
@@ -213,6 +216,39 @@ def test_a_prompt_without_a_fingerprint_is_checked_for_width_with_a_warning():
         check_fits(bare, model("other/t5", "99ff" * 16, width=4))
     with pytest.raises(ValueError, match=r"trained for an unnamed model \(width 4\), but other/t5 .*width 8"):
         check_fits(bare, model("other/t5", "99ff" * 16, width=8))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "reason"),
+    [
+        (
+            torch.float16,
+            7e4,
+            "reach 7e+04, and tiny/t5 computes in float16, which ends at 6.55e+04; load the model with",
+        ),
+        (torch.bfloat16, 3.4e38, "reach 3.4e+38, and tiny/t5 computes in bfloat16, which ends at 3.39e+38; load the"),
+    ],
+)
+def test_a_prompt_that_is_not_finite_in_the_models_type_is_refused(dtype, largest, reason):
+    values = table(3)
+    values[1, 2] = -largest
+    own = replace(prompt(), values=values)
+    with pytest.raises(ValueError, match=f"the prompt's numbers {re.escape(reason)}"):
+        check_fits(own, model("tiny/t5", "abcd1234" * 8, dtype=dtype))
+    with pytest.warns(UserWarning, match="scale"):  # float32 has them
+        check_fits(own, model("tiny/t5", "abcd1234" * 8))
+
+
+def test_a_prompt_far_from_the_embeddings_scale_is_taken_with_a_warning():
+    lm = model("tiny/t5", "abcd1234" * 8)
+    lm._table.weight[1] = -2
+    assert lm.largest_embedding == 2
+    values = torch.full((3, 4), 748.0)  # what the authors' own SST-2 prompt reaches
+    check_fits(replace(prompt(), values=values), lm)
+    with pytest.warns(
+        UserWarning, match=r"numbers reach 2.24e\+03 and the embeddings of tiny/t5 2: it may have been made"
+    ):
+        check_fits(replace(prompt(), values=3 * values), lm)
 
 
 # The folder

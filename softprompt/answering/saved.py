@@ -24,7 +24,7 @@ from softprompt.models import (
     load,
     room_for,
 )
-from softprompt.prompts import Card, SoftPrompt, check_fits, load_prompt
+from softprompt.prompts import Card, SoftPrompt, check_fits, check_runs, load_prompt
 from softprompt.tasks import Example, Task, file_task, get_task
 
 
@@ -90,8 +90,8 @@ def open_prompts(
     model: where the frozen model is, or the model itself; None: the one the first card names. That it is the
     right one is seen from its fingerprint. task: None takes the cards' own. scoring: None takes the one the
     prompts were trained with. quantize: 8bit or 4bit weights; where a prompt was trained on others, it warns.
-    Raises ValueError for prompts of different tasks, for a prompt of another model, and for what the cards do not
-    say and was not given.
+    Raises ValueError for prompts of different tasks, for a prompt of another model, for one that the model's type
+    cannot hold or that leaves it in its own pass, and for what the cards do not say and was not given.
     """
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     if not paths:
@@ -107,6 +107,7 @@ def open_prompts(
         lm = load_for(prompts[0], lm, device=device, dtype=dtype, quantize=quantize)
     for prompt, path in zip(prompts, paths, strict=True):
         check_fits(prompt, lm)
+        check_runs(prompt, lm)
         tell_quantization(prompt.card, path, lm)
     forms = [form_of(card, path, task, lm) for card, path in zip(cards, paths, strict=True)]
     return SavedPrompts(lm, paths, prompts, task, forms, shared_scoring(cards, paths, task, scoring))

@@ -16,6 +16,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -182,6 +183,12 @@ class FrozenLM:
         """The rows that ids become, one for each id of the tokenizer (scaled, where the model scales them)."""
         size = min(self.tokenizer.size, self.num_ids)
         return self.embed(torch.arange(size, device=self.device)[None])[0]
+
+    @cached_property
+    def largest_embedding(self) -> float:
+        """The largest number of an embedded token, whatever its sign."""
+        least, most = self._table.weight.aminmax(dim=1)
+        return float(self.embed(torch.maximum(-least, most).argmax()[None, None]).abs().max())
 
     def blocks(self) -> list[Any]:
         """The transformer blocks, in order; an encoder's before its decoder's."""

@@ -242,28 +242,39 @@ class RowStates:
         return self._cross
 
     def take_in(self, other: RowStates, rows: Sequence[int]) -> None:
-        """Add copies of these rows of another, or of its own, which must fit; they follow one another there."""
+        """Add copies of these rows of another, or of its own, which must fit; they follow one another there.
+
+        What rows that have left had in their places becomes 0.
+        """
         new, taken = slice(self.num_rows, self.num_rows + len(rows)), slice(rows[0], rows[-1] + 1)
         starts = other.starts[taken]
         length = other.end - min(starts)
         assert new.stop <= self.capacity and length <= self.end
         for mine, theirs in zip(self.states, other.states, strict=True):
+            mine[new, :, : self.end - length] = 0
             mine[new, :, self.end - length : self.end] = theirs[taken, :, other.end - length : other.end]
         encoded_lengths = other.encoded_lengths[taken]
         wide = max(encoded_lengths)
         self.encoded[new, :wide] = other.encoded[taken, :wide]
+        self.encoded[new, wide:] = 0
         self.starts += [self.end - other.end + start for start in starts]
         self.encoded_lengths += encoded_lengths
         self._cross = None
 
     def remove(self, row: int) -> None:
-        """Take a row out; the last one takes its place."""
+        """Take a row out; the last one takes its place.
+
+        What it had and the other has not becomes 0: what is masked is multiplied by 0, which is no number where the row
+        that left was none.
+        """
+        left, last = self.starts[row], self.num_rows - 1
         start, encoded_length = self.starts.pop(), self.encoded_lengths.pop()
-        last = self.num_rows
         if row != last:
             for state in self.states:
+                state[row, :, left:start] = 0
                 state[row, :, start : self.end] = state[last, :, start : self.end]
             self.encoded[row, :encoded_length] = self.encoded[last, :encoded_length]
+            self.encoded[row, encoded_length:] = 0
             self.starts[row], self.encoded_lengths[row] = start, encoded_length
         widest = max(self.encoded_lengths, default=0)
         for layer in () if self._cross is None else self._cross.cross_attention_cache.layers:

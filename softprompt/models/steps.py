@@ -80,7 +80,7 @@ def step_rows(lm: FrozenLM, tokens: Int[Tensor, " b"], groups: Sequence[RowState
 
 
 def _flush(rows: Embedded, lengths: Sequence[int], *, at_end: bool) -> tuple[Tensor, Tensor]:
-    """The embedded input with padding on one side only, as wide as the longest row, and its mask."""
+    """The embedded input with padding, zeros, on one side only, as wide as the longest row, and its mask."""
     device, width = rows.x.device, max(lengths)
     if not at_end and rows.x.shape[1] == width and bool(rows.mask[:, 0].all()):
         return rows.x, rows.mask
@@ -88,7 +88,8 @@ def _flush(rows: Embedded, lengths: Sequence[int], *, at_end: bool) -> tuple[Ten
     column = torch.arange(width, device=device) - before
     source = (column + rows.mask.int().argmax(1)[:, None]).clamp(0, rows.x.shape[1] - 1)
     mask = (column >= 0) & (column < torch.tensor(lengths, device=device)[:, None])
-    return rows.x.gather(1, source[:, :, None].expand(-1, -1, rows.x.shape[2])), mask
+    x = rows.x.gather(1, source[:, :, None].expand(-1, -1, rows.x.shape[2]))
+    return torch.where(mask[:, :, None], x, 0), mask
 
 
 def _prompts(rows: Embedded) -> list[tuple[int, list[Tensor]]]:

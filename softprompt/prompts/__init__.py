@@ -13,6 +13,6 @@ if TYPE_CHECKING:
     from softprompt.prompts.folder import CARD, CONFIG, README, WEIGHTS, load_prompt, save_prompt
     from softprompt.prompts.formats import convert, detect_kind, read_prompt
     from softprompt.prompts.initial import MAX_LENGTH, from_ids, from_uniform, initial_prompt
-    from softprompt.prompts.prompt import SoftPrompt, check_fits, prepend, stack
+    from softprompt.prompts.prompt import SoftPrompt, check_fits, check_passed, check_runs, prepend, stack
 
 __getattr__, __all__ = face(__name__)

@@ -18,6 +18,8 @@ from torch import Tensor
 from softprompt.models import FrozenLM
 from softprompt.prompts.card import Card
 
+FAR = 1_000  # ours: times the largest embedding. The authors' own SST-2 prompt reaches 748 and answers well
+
 
 @dataclass(frozen=True, eq=False)
 class SoftPrompt:
@@ -74,33 +76,74 @@ class SoftPrompt:
 
 
 def check_fits(prompt: SoftPrompt, lm: FrozenLM) -> None:
-    """Refuse a prompt that was trained for another model. The fingerprint decides, not the name.
+    """Refuse a prompt that was trained for another model, or has numbers that the model's type lacks.
 
-    A prompt without a recorded fingerprint is checked for its width only, with a warning.
+    The fingerprint decides, not the name. A prompt without a recorded fingerprint is checked for its width only, with
+    a warning; one that is far from the embeddings' scale has a warning, too.
 
     Raises:
-        ValueError: the prompt belongs to another model, or has another width.
+        ValueError: the prompt belongs to another model, has another width, or is not finite in the model's type.
     """
     card = prompt.card
     theirs = card.model_name or "an unnamed model"
     shape = lm.kv_shape if prompt.is_kv else (lm.width,)
     has_shape = tuple(prompt.values.shape[1:]) == shape
-    if card.model_fingerprint == lm.fingerprint and has_shape:
-        return
-    if card.model_fingerprint is not None or not has_shape:
+    if not has_shape or card.model_fingerprint not in (None, lm.fingerprint):
         wanted = _described(theirs, card.model_fingerprint, tuple(prompt.values.shape[1:]))
         loaded = _described(lm.name, lm.fingerprint, shape)
         raise ValueError(
             f"the prompt was trained for {wanted}, but {loaded} is loaded; load {theirs}, or train a new prompt "
             f"for {lm.name}"
         )
-    checked = "layers and heads were" if prompt.is_kv else f"width ({prompt.width}) was"
-    unsaid = "" if card.values_sha256 else ", nor what its numbers were, so damage to them would not be seen"
-    warnings.warn(
-        f"the prompt (for {theirs}) records no model fingerprint, so only its {checked} checked against "
-        f"{lm.name}{unsaid}",
-        stacklevel=2,
-    )
+    if card.model_fingerprint is None:
+        checked = "layers and heads were" if prompt.is_kv else f"width ({prompt.width}) was"
+        unsaid = "" if card.values_sha256 else ", nor what its numbers were, so damage to them would not be seen"
+        warnings.warn(
+            f"the prompt (for {theirs}) records no model fingerprint, so only its {checked} checked against "
+            f"{lm.name}{unsaid}",
+            stacklevel=2,
+        )
+    largest = prompt.values.abs().max()
+    if not largest.to(lm.dtype).isfinite():
+        raise ValueError(
+            f"the prompt's numbers reach {largest:.3g}, and {lm.name} computes in {_type(lm)}, which ends at "
+            f"{torch.finfo(lm.dtype).max:.3g}; {_advice(lm)}"
+        )
+    if not prompt.is_kv and largest > FAR * lm.largest_embedding:
+        warnings.warn(
+            f"the prompt's numbers reach {largest:.3g} and the embeddings of {lm.name} {lm.largest_embedding:.3g}: it "
+            "may have been made for another scale, and answer badly",
+            stacklevel=2,
+        )
+
+
+@torch.no_grad()
+def check_runs(prompt: SoftPrompt, lm: FrozenLM) -> None:
+    """Refuse a prompt that fits but whose own pass through the model is not finite. Raises ValueError."""
+    values = prompt.values.to(lm.device)
+    if not lm.is_encoder_decoder:
+        check_passed(lm.prompt_states([values]).by_layer(), lm)
+        return
+    x = values[None].to(lm.dtype)
+    check_passed([lm.encode(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))], lm)
+
+
+def check_passed(states: Sequence[Tensor], lm: FrozenLM) -> None:
+    """Raise ValueError unless what a prompt's own pass through the model gave is finite."""
+    if not all(bool(state.isfinite().all()) for state in states):
+        raise ValueError(
+            f"the prompt's own pass through {lm.name} leaves the range of {_type(lm)}, so that no answer with it would "
+            f"be a number; {_advice(lm)}"
+        )
+
+
+def _type(lm: FrozenLM) -> str:
+    return str(lm.dtype).removeprefix("torch.")
+
+
+def _advice(lm: FrozenLM) -> str:
+    wider = "" if lm.dtype == torch.float32 else "load the model with --dtype float32, or "
+    return f"{wider}train the prompt with a lower learning rate"
 
 
 def _described(name: str, fingerprint: str | None, shape: tuple[int, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from softprompt.models import FrozenLM, Layout, PromptStates
-from softprompt.prompts import Card, SoftPrompt, check_fits, load_prompt
+from softprompt.prompts import Card, SoftPrompt, check_fits, check_passed, check_runs, load_prompt
 
 VALUES, STATES, KEPT = "values", "states", "kept"
 
@@ -46,6 +46,10 @@ class _Entry:
     is_removed: bool = False
     kept: SoftPrompt | None = None
     """The prompt itself where it cannot be read from a folder again."""
+    is_sound: bool = False
+    """Whether its own pass through an encoder was seen to be finite."""
+    refusal: str | None = None
+    """Why nobody may wear it: its own pass is not finite."""
 
 
 @dataclass(slots=True)
@@ -166,9 +170,13 @@ class PromptTable:
         return self._bytes[KEPT]
 
     def pin(self, prompts: Iterable[str]) -> None:
-        """Keep these usable until `unpin`, even if they are removed. ValueError for an unknown one; then none is."""
+        """Keep these usable until `unpin`, even if they are removed.
+
+        ValueError for an unknown one, and for one whose own pass was seen to be no number; then none is.
+        """
         with self._lock:
             entries = [self._entry(sha256) for sha256 in prompts]
+            self._refuse(prompts)
             for entry in entries:
                 entry.num_pins += 1
 
@@ -199,8 +207,22 @@ class PromptTable:
         """Take so much less, if it is above 0, until `limit` is told again."""
         self.limit(self._limit - max(num_bytes, 0))
 
+    def sound_values(self, sha256: str) -> SoftPrompt:
+        """As `values`, of a pinned prompt that an encoder was seen to read as numbers; else ValueError."""
+        self._refuse([sha256])
+        prompt, entry = self.values(sha256), self._entries[sha256]
+        if not entry.is_sound:
+            with self._refusing(entry):
+                check_runs(prompt, self.lm)
+            entry.is_sound = True
+        return prompt
+
     def states(self, prompts: Collection[str]) -> dict[str, PromptStates]:
-        """Keys and values of pinned prompts whose values are readable, each run once and then remembered."""
+        """Keys and values of pinned prompts whose values are readable, each run once and then remembered.
+
+        ValueError for a prompt whose own pass is not finite; the others are remembered all the same.
+        """
+        self._refuse(prompts)
         with self._lock:
             found = {sha256: self._recent[sha256, STATES] for sha256 in prompts if (sha256, STATES) in self._recent}
             for sha256 in found:
@@ -212,10 +234,27 @@ class PromptTable:
             with self._lock:
                 self.counts.num_run += len(missing)
                 for sha256, states in zip(missing, run, strict=True):
-                    self._remember(self._entries[sha256], STATES, states)
-                    found[sha256] = states
+                    with contextlib.suppress(ValueError), self._refusing(self._entries[sha256]):
+                        check_passed(states.by_layer(), self.lm)
+                        self._remember(self._entries[sha256], STATES, states)
+                        found[sha256] = states
                 self._evict(prompts)
+            self._refuse(prompts)
         return found
+
+    def _refuse(self, prompts: Iterable[str]) -> None:
+        for sha256 in prompts:
+            if refusal := self._entries[sha256].refusal:
+                raise ValueError(refusal)
+
+    @contextlib.contextmanager
+    def _refusing(self, entry: _Entry) -> Iterator[None]:
+        """Note what is wrong with a prompt's own pass: from then on nobody may wear it."""
+        try:
+            yield
+        except ValueError as error:
+            entry.refusal = f"prompt {entry.registered.sha256[:12]} is not served: {error}"
+            raise ValueError(entry.refusal) from error
 
     @torch.no_grad()
     def _run(self, values: list[torch.Tensor]) -> list[PromptStates]:

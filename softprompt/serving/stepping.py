@@ -140,7 +140,7 @@ class Stepper:
         prompts = {job.part.prompt for job in jobs if job.part.prompt is not None}
         worn: dict[str | None, Any] = {None: None}
         if self.lm.is_encoder_decoder:
-            worn |= {prompt: self.table.values(prompt).values for prompt in prompts}
+            worn |= {prompt: self.table.sound_values(prompt).values for prompt in prompts}
         else:
             worn |= self.table.states(prompts)
         return [replace(job.start, worn=worn[job.part.prompt]) for job in jobs]
@@ -197,7 +197,10 @@ class Stepper:
             if slot not in self.running or slot is not job.slots[0]:  # it has failed; or the first beam takes for all
                 continue
             try:
-                if not (job.beams or math.isfinite(log_prob)):
+                numbers = [log_prob]
+                if not job.writer.log_probs:  # the first token: with it comes what the input's own were worth
+                    numbers += [read for told in job.read for read in told.values()]
+                if not (job.beams or all(map(math.isfinite, numbers))):
                     raise _no_numbers(job)
                 if not job.writer.decoding.max_tokens:  # the input was all that was to be read
                     job.writer.finish_reason = "length"
