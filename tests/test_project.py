@@ -39,7 +39,7 @@ ONLY_IN = {
     "starlette": {"serving.http"},
     "pydantic": {"base.checked", "serving.http"},
     "prometheus_client": {"serving.http"},
-    "uvicorn": {"cli.serve"},
+    "uvicorn": {"cli.serve", "serving.http.listening"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import socket
 import tarfile
 import threading
 import time
@@ -31,6 +32,7 @@ from softprompt.serving import Request as Asked
 from softprompt.serving.http.access import Access, Key, read_keys
 from softprompt.serving.http.app import Server, make_app
 from softprompt.serving.http.asking import Asker
+from softprompt.serving.http.listening import Listener
 from softprompt.serving.http.logprobs import columns, entries, tokens_of
 from softprompt.serving.http.registry import Registry
 from softprompt.serving.http.wire import Limits
@@ -105,13 +107,21 @@ def served(server):
 @contextmanager
 def listening(server):
     """The server on a port of this machine; its address."""
-    web = uvicorn.Server(uvicorn.Config(make_app(server), port=0, log_config=None))
-    thread = threading.Thread(target=web.run)
+    with listening_app(make_app(server)) as port:
+        yield f"http://127.0.0.1:{port}/"
+
+
+@contextmanager
+def listening_app(app, **limits):
+    """An application on a port of this machine, as `softprompt serve` listens; the port."""
+    web = Listener(uvicorn.Config(app, log_config=None, ws="none"), **limits)
+    bound = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=web.run, kwargs={"sockets": [bound]})
     thread.start()
     while not web.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}/"
+        yield bound.getsockname()[1]
     finally:
         web.should_exit = True
         thread.join()

@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import uvicorn
 
-        from softprompt.serving.http import Access, Limits, Server, make_app, read_keys
+        from softprompt.serving.http import Access, Limits, Listener, Server, make_app, read_keys
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}; pip install 'softprompt[serve]'") from error
     keys = read_keys(key_file) if key_file is not None else ()
@@ -142,8 +142,8 @@ def run(args: argparse.Namespace) -> int:
         sizes = {name: settings[name] for name in ("max_body", "max_upload") if name in settings}
         limits = Limits(timeout=settings["timeout"], drain_seconds=settings["drain"], **sizes)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-        for noisy in ("uvicorn.error", "httpx"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns at every request that is none
         count = counted(len(registry.versions()), "prompt")
         say(f"{registry.base} ({type_of(engine.lm)}) with {count}, {engine.max_memory / (1 << 30):.1f} GiB for them")
         who = "with API keys" if key_file is not None else "this machine only: no --api-key-file was given"
@@ -153,10 +153,11 @@ def run(args: argparse.Namespace) -> int:
             make_app(Server(engine, registry, access, limits)),
             log_config=None,
             access_log=False,
+            ws="none",
             server_header=False,
             timeout_graceful_shutdown=round(settings["drain"]) + 1,
         )
-        server = uvicorn.Server(config)
+        server = Listener(config)
         server.run(sockets=[bound])
         return 0 if server.started else 1
 

@@ -10,6 +10,7 @@ from softprompt.base.faces import face
 if TYPE_CHECKING:
     from softprompt.serving.http.access import Access, read_keys
     from softprompt.serving.http.app import make_app
+    from softprompt.serving.http.listening import Listener
     from softprompt.serving.http.registry import Registry
     from softprompt.serving.http.state import Server
     from softprompt.serving.http.wire import Limits

@@ -28,6 +28,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "no API key, or an unknown one",
         403: "the key may not do this",
         404: "no such name",
+        408: "the body took too long",
         409: "it does not go with what there is",
         413: "the body is too long",
         429: "too many requests; try again after Retry-After seconds",

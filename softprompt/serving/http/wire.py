@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,9 @@ REQUEST_ID = "request_id"
 CLIENT_GONE = 499  # nginx's code for it; nobody reads it but the log
 GIVEN_ID = re.compile("[A-Za-z0-9._-]{1,64}")
 UPLOADS = re.compile(r"/v1/prompts/[^/]+")
+MOST_SKIPPED = 1 << 20  # bytes of a body that nobody wanted; ours
+SKIPPING_SECONDS = 1.0
+SLOWEST = 1 << 16  # bytes of a body in a second, once its time is up; ours
 log = logging.getLogger("softprompt.access")
 
 
@@ -32,12 +37,54 @@ class Limits:
     """Bytes of a request."""
     max_upload: int = 64 << 20
     """Bytes of an uploaded archive, packed and unpacked: a prompt of 500 tokens of width 8,192 is 16 MB."""
+    body_seconds: float = 60.0
+    """Seconds for a body to come, and one more for each 64 KiB of it."""
     max_inputs: int = 256
     """Inputs of a request."""
     timeout: float = 120.0
     """Seconds for a request, its time in the queue included."""
     drain_seconds: float = 30.0
     """Seconds that requests in flight get when the server is told to stop."""
+
+
+class _Body:
+    """A request's body as it comes: how much there may be, and until when."""
+
+    def __init__(self, receive: Any, said: Headers, limit: int, limits: Limits):
+        self._receive, self.limit, self.seconds = receive, limit, limits.body_seconds
+        length = said.get("content-length", "")
+        self.length = int(length) if length.isdecimal() else 0
+        self.is_read = not (self.length or "transfer-encoding" in said)
+        self.is_held_back = "expect" in said  # the client waits until it is asked for
+        self.taken, self.began = 0, time.monotonic()
+
+    async def receive(self) -> dict[str, Any]:
+        """The next part; HTTPException as soon as it is seen that there are too many bytes (413) or seconds (408)."""
+        too_long = HTTPException(413, f"the body is longer than {self.limit:,} bytes, which is all that is allowed")
+        if self.length > self.limit:
+            raise too_long
+        seconds = self.seconds + self.taken / SLOWEST
+        try:
+            # From its end on, what comes is that the client has left.
+            async with asyncio.timeout(None if self.is_read else self.began + seconds - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            told = f"{self.taken:,} bytes of the body came in {seconds:.3g} seconds, and no more are waited for"
+            raise HTTPException(408, told) from None
+        self.is_read = self.is_read or not message.get("more_body", False)
+        self.taken += len(message.get("body", b""))
+        if self.taken > self.limit:
+            raise too_long
+        return message
+
+    async def skip(self) -> None:
+        """Read what is left of it where that is little, for the client to see the answer and go on."""
+        if (self.is_held_back and not self.taken) or self.length > MOST_SKIPPED:
+            return
+        with suppress(HTTPException, TimeoutError):
+            async with asyncio.timeout(SKIPPING_SECONDS):
+                while not self.is_read and self.taken <= MOST_SKIPPED:
+                    await self.receive()
 
 
 class Wire:
@@ -58,18 +105,24 @@ class Wire:
         # HEAD is GET without the body, of which the answer keeps the length.
         scope = scope | {REQUEST_ID: own, "method": "GET" if asked == "HEAD" else asked}
 
+        is_upload = scope["method"] == "PUT" and UPLOADS.fullmatch(scope["path"])
+        body = _Body(receive, said, self.limits.max_upload if is_upload else self.limits.max_body, self.limits)
+
         async def answer(message: dict[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", own.encode())]
+                await body.skip()
+                if not body.is_read:
+                    message["headers"].append((b"connection", b"close"))
             elif asked == "HEAD":
                 message = message | {"body": b""}
             await send(message)
 
         try:
             self.access.let_in(said.get("host", ""), said.get("origin"))
-            await self.app(scope, self._limited(scope, receive, said), answer)
+            await self.app(scope, body.receive, answer)
         except Exception as error:
             if status:  # the answer has begun; all that can be done is to break it off
                 raise
@@ -77,25 +130,6 @@ class Wire:
             await response(scope, receive, answer)
         finally:
             self._note(scope, asked, status, time.monotonic() - started)
-
-    def _limited(self, scope: dict[str, Any], receive: Any, said: Headers) -> Any:
-        """`receive`, which refuses a body that is too long as soon as that is seen."""
-        is_upload = scope["method"] == "PUT" and UPLOADS.fullmatch(scope["path"])
-        limit = self.limits.max_upload if is_upload else self.limits.max_body
-        length, taken = said.get("content-length", ""), 0
-        too_long = HTTPException(413, f"the body is longer than {limit:,} bytes, which is all that is allowed")
-
-        async def limited() -> dict[str, Any]:
-            nonlocal taken
-            if length.isdecimal() and int(length) > limit:
-                raise too_long
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > limit:
-                raise too_long
-            return message
-
-        return limited
 
     def _note(self, scope: dict[str, Any], method: str, status: int, seconds: float) -> None:
         route = scope.get("route")
