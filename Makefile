@@ -4,7 +4,7 @@ MODEL ?= smollm2-135m
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check lint types
+.PHONY: setup demo test slow check lint types
 
 setup: $(VENV)/ready
 
@@ -20,6 +20,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff format --check .

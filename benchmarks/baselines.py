@@ -33,7 +33,7 @@ from softprompt.answering.evaluation import Evaluation, best, evaluate, judge, r
 from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings
 from softprompt.base.files import write_whole
 from softprompt.base.watch import Progress, Watch
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.loading import SMOLLM2, load
 from softprompt.models.text import TextFormat, collate, encode_examples, encode_target, micro_batches
 from softprompt.study.comparison import with_dev

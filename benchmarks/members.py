@@ -30,7 +30,7 @@ from train_speed import append
 from softprompt.answering.engine import MAX_TOKENS
 from softprompt.answering.rows import model_of_row, surroundings
 from softprompt.base.memory import peak_bytes, reset_peak
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.loading import keep_freed_memory, load
 from softprompt.models.text import Row, default_format, encode_examples
 from softprompt.tasks import get_task, read_examples

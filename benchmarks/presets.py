@@ -29,7 +29,7 @@ from typing import Any
 from baselines import bars, data_folder, right_answers
 
 from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.loading import SMOLLM2
 from softprompt.tasks import hold_out
 from softprompt.training.loop import fit

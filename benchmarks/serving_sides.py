@@ -128,7 +128,7 @@ def _until(ids: list[int], eos: int) -> list[int]:
 
 def frozen(side: Side) -> Any:
     """The model for our engine."""
-    from softprompt.models.backbone import FrozenLM
+    from softprompt.models import FrozenLM
     from softprompt.models.loading import load
 
     if side.model not in SHAPES:

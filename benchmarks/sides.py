@@ -137,17 +137,17 @@ class Ours:
     """`softprompt.training.methods.gradients` and an optimizer update."""
 
     def __init__(self, side: Side):
-        from softprompt.models import backbone, loading
+        from softprompt.models import FrozenLM, keep_freed_memory
         from softprompt.training.optimizers import AdamW
 
         if side.keep_freed_memory:
-            loading.keep_freed_memory()
+            keep_freed_memory()
         if side.is_encoder_decoder:
-            self.lm = backbone.FrozenLM(hf_model(side), t5_tokenizer(side.source), name=side.model)
+            self.lm = FrozenLM(hf_model(side), t5_tokenizer(side.source), name=side.model)
         else:
             from transformers import AutoTokenizer
 
-            self.lm = backbone.FrozenLM(hf_model(side), AutoTokenizer.from_pretrained(side.source), name=side.model)
+            self.lm = FrozenLM(hf_model(side), AutoTokenizer.from_pretrained(side.source), name=side.model)
         if side.compiled:
             self.lm.compile()
         self.prompt = self.lm.embeddings[: side.prompt_length].float().clone()

@@ -35,7 +35,7 @@ from softprompt.answering.engine import Prediction
 from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows
 from softprompt.base.files import write_whole
 from softprompt.base.watch import Watch
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.loading import SMOLLM2
 from softprompt.study.comparison import settings_of, settings_of_row
 from softprompt.tasks import get_task, read_split

@@ -26,7 +26,7 @@ from smollm2_study import add_settings, config_of, in_own_folder, kept_predictio
 from softprompt.answering.evaluation import Evaluation, ensemble, evaluate, judge
 from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.base.watch import Watch
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.text import TextFormat
 from softprompt.prompts import load_prompt
 from softprompt.tasks import Example, get_task, read_split

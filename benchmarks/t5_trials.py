@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from softprompt.answering.rows import surroundings
 from softprompt.base.watch import Watch
-from softprompt.models.backbone import NO_PROMPT, FrozenLM
+from softprompt.models import NO_PROMPT, FrozenLM
 from softprompt.models.loading import BUNDLED_FOLDER, keep_freed_memory, load
 from softprompt.models.shapes import SIZES, Shape
 from softprompt.models.text import Row, TextFormat, collate, default_format, encode_examples, encode_target

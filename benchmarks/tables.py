@@ -346,6 +346,34 @@ def startup(results: Path) -> str:
     return "\n".join([*lines, "", f"{len(last['samples'])} runs each, files in memory; {where(newest.values())}."])
 
 
+def types(results: Path) -> str:
+    """Which types of models are taken, and why others are not."""
+    rows = read(results / "types.jsonl")
+    if not rows:
+        return "No rows yet: `make slow` makes them."
+    taken = [row for row in rows if row["outcome"] == "exact"]
+    off = max(max(row["largest"], row.get("peft", 0.0)) for row in taken)
+    beside_peft = sum("peft" in row for row in taken)
+    lines = [
+        f"Taken, {beside_peft} of {len(taken)} beside PEFT too, no log-probability off by more than {off:.0e}: "
+        f"{', '.join(row['type'] for row in taken)}.",
+        "",
+        "| refused, since it | types |",
+        "|---|---|",
+    ]
+    types_by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        if row["outcome"] != "exact":
+            reason = {"refused": "", "not built": "has no default configuration to try ("}.get(
+                row["outcome"], "WRONG ("
+            )
+            reason = (reason + row.get("reason", "")).partition(" (")[0]
+            types_by_reason.setdefault(reason, []).append(row["type"])
+    for reason, names in sorted(types_by_reason.items(), key=lambda pair: -len(pair[1])):
+        lines.append(f"| {reason} | {', '.join(names)} |")
+    return "\n".join([*lines, "", f"{where(rows)}, transformers {rows[-1]['versions']['transformers']}."])
+
+
 def released(results: Path) -> str:
     """What the authors' released prompts are to score."""
     lines = ["| task | expected on dev |", "|---|---|"]
@@ -418,6 +446,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "train_speed": train_speed,
     "members": members,
     "startup": startup,
+    "types": types,
     "family": family,
     "family_curves": family_curves,
     "bundled": bundled,

@@ -30,7 +30,7 @@ from sides import DOCUMENTED_BATCH, SHAPES, SMOLLM2, Layout, Side, Worker, count
 from softprompt.answering.engine import MAX_TOKENS
 from softprompt.answering.rows import surroundings
 from softprompt.base.files import append_whole
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.loading import load
 from softprompt.models.text import Row, TextFormat, default_format, encode_examples
 from softprompt.models.tokenizer import Tokenizer

@@ -155,7 +155,7 @@ def spread(model, seed: int = 0):
 
 def tiny_lm(kind: str, **changes):
     """A tiny FrozenLM of a kind in FAMILIES."""
-    from softprompt.models.backbone import FrozenLM
+    from softprompt.models import FrozenLM
 
     return FrozenLM(make_model(kind, **changes), make_tokenizer(bos=kind == "llama"), name=f"tiny-{kind}")
 
@@ -164,7 +164,7 @@ def lossy_lm(*steps):
     """A tiny Llama whose tokenizer normalises text by these steps; by default it drops accents."""
     from tokenizers import normalizers
 
-    from softprompt.models.backbone import FrozenLM
+    from softprompt.models import FrozenLM
 
     tokenizer = make_tokenizer(bos=True)
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(

@@ -14,8 +14,7 @@ from conftest import FAMILIES, make_model, make_tokenizer, tiny_lm
 from softprompt.answering.engine import Engine
 from softprompt.answering.running import RunningBatch, Start
 from softprompt.cli.options import set_up
-from softprompt.models import loading
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM, loading
 from softprompt.models.loading import SMOLLM2, choose_device, choose_dtype, dequantised_folder, load
 from softprompt.models.states import Embedded, RowGroups
 from softprompt.models.text import Row
@@ -136,7 +135,7 @@ def test_another_kind_of_encoder_decoder_is_refused(tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "bart")
     with pytest.raises(
         ValueError,
-        match="bart is an encoder-decoder of type 'bart'; softprompt takes the types t5, mt5, umt5 and decoder-only",
+        match="bart is of type 'bart', which is an encoder-decoder other than t5, mt5, umt5; give a Llama-type, Gemma",
     ):
         load(tmp_path / "bart")
 
@@ -156,14 +155,11 @@ def test_layers_that_are_no_attention_are_refused():
         FrozenLM(model, make_tokenizer(), name="tiny")
 
 
-def test_blocks_in_another_place_are_refused():
-    from transformers import OPTConfig, OPTForCausalLM
-
-    config = OPTConfig(
-        vocab_size=340, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=16
-    )
-    with pytest.raises(ValueError, match="'opt', which does not keep its blocks where Llama or GPT-2 has them"):
-        FrozenLM(OPTForCausalLM(config), make_tokenizer(), name="tiny")
+def test_blocks_in_no_list_are_refused():
+    model = make_model("llama")
+    model.model.layers = torch.nn.Sequential(*model.model.layers)
+    with pytest.raises(ValueError, match="'llama', which does not keep its blocks in one list; give a Llama-type"):
+        FrozenLM(model, make_tokenizer(), name="tiny")
 
 
 def test_a_model_that_is_taken_over_is_taken_once_and_a_copy_leaves_it_as_it_was():

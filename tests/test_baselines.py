@@ -12,7 +12,7 @@ from conftest import make_llama, make_tokenizer, tiny_lm
 from softprompt.answering.engine import Prediction
 from softprompt.answering.rows import Result, append_rows
 from softprompt.base.watch import Watch
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.text import encode_inputs
 from softprompt.study.comparison import with_dev
 from softprompt.study.prompt_design import listed

@@ -12,7 +12,7 @@ from softprompt.answering.evaluation import right_answers
 from softprompt.answering.rows import read_rows
 from softprompt.base.watch import Watch
 from softprompt.cli.command_line import main
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.text import default_format
 from softprompt.study import comparison
 from softprompt.study.comparison import compare, equal_seconds, rows_of, run_method, score_within, title_of

@@ -8,7 +8,7 @@ from conftest import make_model, make_tokenizer, tiny_lm
 
 from softprompt.answering.decoding import Decoding
 from softprompt.answering.running import generate
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.loading import load
 from softprompt.models.states import Embedded
 from softprompt.models.text import TextFormat, encode_inputs, encode_target

@@ -20,7 +20,7 @@ from softprompt.answering.engine import Engine
 from softprompt.answering.evaluation import ensemble, predict
 from softprompt.answering.running import RunningBatch, Start, generate
 from softprompt.base.watch import Watch
-from softprompt.models.backbone import NO_PROMPT, FrozenLM
+from softprompt.models import NO_PROMPT, FrozenLM
 from softprompt.models.layers import use_written_out_attention, written_out_attention
 from softprompt.models.states import Embedded
 from softprompt.models.t5 import CrossAttention

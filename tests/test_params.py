@@ -8,7 +8,8 @@ from conftest import T5, make_llama, make_tokenizer, tiny_lm
 from transformers import T5Config, T5ForConditionalGeneration
 
 from softprompt.cli.command_line import main
-from softprompt.models.shapes import SIZES, Architecture, read_architecture
+from softprompt.models.loading import read_architecture
+from softprompt.models.shapes import SIZES, Architecture
 from softprompt.study.paper import SIZES as PAPER_SIZES
 from softprompt.study.paper import TABLE_4
 from softprompt.study.params import counts, figure_4, prefix_numbers, t5, table_4

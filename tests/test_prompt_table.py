@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.serving.prompt_table import PromptTable
 

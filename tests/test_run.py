@@ -24,7 +24,7 @@ from softprompt.answering.engine import Engine
 from softprompt.answering.evaluation import evaluate
 from softprompt.answering.rows import read_rows
 from softprompt.base.watch import Watch
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.text import default_format, encode_examples, encode_target
 from softprompt.tasks import Example, get_task, mixed, mixture
 from softprompt.training import loop as training

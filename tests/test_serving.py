@@ -18,7 +18,7 @@ from softprompt.answering.decoding import Decoding
 from softprompt.answering.engine import Engine, Prediction
 from softprompt.answering.evaluation import vote
 from softprompt.answering.running import generate
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.text import Row
 from softprompt.prompts import Card, SoftPrompt, save_prompt
 from softprompt.serving import (

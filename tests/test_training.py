@@ -18,7 +18,7 @@ from softprompt.answering.engine import Engine
 from softprompt.base.files import CHECKPOINT, LOCK
 from softprompt.base.terminal import Display
 from softprompt.base.watch import Watch
-from softprompt.models.backbone import FrozenLM
+from softprompt.models import FrozenLM
 from softprompt.models.states import Embedded
 from softprompt.models.text import Row, collate, default_format, encode_examples
 from softprompt.tasks import Example, file_task

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from softprompt.base.faces import face
 
 if TYPE_CHECKING:
-    from softprompt.models.backbone import NO_PROMPT, T5_TYPES, FrozenLM, scales_outputs
+    from softprompt.models.backbone import NO_PROMPT, T5_TYPES, scales_outputs
     from softprompt.models.loading import (
         SMOLLM2,
+        FrozenLM,
         cache_folder,
         choose_device,
         choose_dtype,
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
         keep_freed_memory,
         load,
         quiet,
+        read_architecture,
         read_checkpoint,
         resolve,
         write_checkpoint,
     )
-    from softprompt.models.shapes import SIZES, Architecture, Shape, read_architecture, shape_of
+    from softprompt.models.shapes import SIZES, Architecture, Shape, shape_of
     from softprompt.models.states import Embedded, Layout, PromptStates, RowStates
     from softprompt.models.steps import begin_rows, step_rows
     from softprompt.models.text import (

@@ -5,7 +5,7 @@ of all candidates of a row, q queries, s keys, d width, v vocabulary. True in a 
 
 A prompt enters in one of two ways. As embeddings in front of the input (`softprompt.prompts.prepend`), which
 any model takes; or, in a decoder-only model, as the keys and values of a prompt that was run once
-(`FrozenLM.run_prompts`), which is exact because nothing in front of a prompt can change it.
+(`Backbone.run_prompts`), which is exact because nothing in front of a prompt can change it.
 """
 
 from __future__ import annotations
@@ -67,13 +67,8 @@ ARCHITECTURE = [
 ]
 
 
-class FrozenLM:
-    """A language model whose weights never change, used through embeddings.
-
-    Made by `softprompt.load`. `FrozenLM(model, tokenizer, name=...)` takes over a transformers model that is in memory
-    and changes it in place: no weight takes a gradient any more and dropout is off. In a T5 modules for dropout and
-    attention are replaced, so its weights have other names in `state_dict()`; in a decoder-only model every attention
-    gets a configuration of its own. Give it a model that nothing else trains or saves, or `copy.deepcopy(model)`.
+class Backbone:
+    """A model of transformers behind embeddings: a FrozenLM whose type nobody has tried out yet.
 
     Raises ValueError for a model of a type that is not taken, for one whose texts have no end, and for a T5 that is
     another FrozenLM's.
@@ -82,13 +77,8 @@ class FrozenLM:
     def __init__(self, model: Any, tokenizer: Any, *, name: str, embedding_digest: bytes | None = None):
         self.config = model.config.get_text_config()
         self.is_encoder_decoder: bool = bool(model.config.is_encoder_decoder)
-        if self.is_encoder_decoder and model.config.model_type not in T5_TYPES:
-            raise ValueError(
-                f"{name} is an encoder-decoder of type {model.config.model_type!r}; "
-                f"softprompt takes the types {', '.join(T5_TYPES)} and decoder-only models"
-            )
-        if not self.is_encoder_decoder:
-            _check_decoder_only(model, self.config, name)
+        if reason := reason_against(model.config, model):
+            raise refusal(name, model.config, reason)
         self.model = model.eval().requires_grad_(False)
         try:
             self.tokenizer = Tokenizer(tokenizer, _ends(model))
@@ -107,6 +97,9 @@ class FrozenLM:
         else:
             limits = ("max_position_embeddings", "n_positions")
             self.max_length = next((limit for key in limits if (limit := getattr(self.config, key, None))), None)
+            rope = getattr(self.config, "rope_parameters", None) or {}
+            if rope.get("rope_type") == "longrope":  # longer rows would change the rotations of all in their batch
+                self.max_length = rope.get("original_max_position_embeddings") or self.max_length
             use_row_attention(self.blocks())
         digest = embedding_digest or digest_of_table(self._table.weight)
         self.fingerprint = _fingerprint(model.config, digest, self.tokenizer)
@@ -194,8 +187,7 @@ class FrozenLM:
         """The transformer blocks, in order; an encoder's before its decoder's."""
         if self.is_encoder_decoder:
             return [*self.model.encoder.block, *self.model.decoder.block]
-        body = self.model.base_model
-        return list(body.layers if hasattr(body, "layers") else body.h)
+        return _blocks_of(self.model.get_decoder(), self.config)
 
     def compile(self) -> None:
         """Compile each block; costs seconds to minutes once, pays over hundreds of steps."""
@@ -334,7 +326,7 @@ class FrozenLM:
         self, x: Float[Tensor, "b q d"], masks: Any, positions: Int[Tensor, "b q"], cache: Any = None, **options: Any
     ) -> Float[Tensor, "b q d"]:
         """Last hidden states of a decoder-only model. masks: as `allowed` or `by_kind` make them."""
-        return self.model.base_model(
+        return self.model.get_decoder()(
             inputs_embeds=x.to(self.dtype),
             attention_mask=masks,
             position_ids=positions,
@@ -488,20 +480,37 @@ def _ends(model: Any) -> list[int]:
     return ends
 
 
-def _check_decoder_only(model: Any, config: Any, name: str) -> None:
-    """Raise ValueError for a model that cannot be told which tokens attend to which, and at what positions."""
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    body = model.base_model
-    takes = inspect.signature(body.forward).parameters
+def reason_against(config: Any, model: Any = None) -> str:
+    """Why no model of this configuration can be taken, or not this one, as the end of a sentence; empty for none.
+
+    A decoder-only model must be told which tokens attend to which, and at what positions.
+    """
+    if config.is_encoder_decoder:
+        return "" if config.model_type in T5_TYPES else f"is an encoder-decoder other than {', '.join(T5_TYPES)}"
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if kinds:
-        why = f"has layers of {', '.join(sorted(kinds))}"
-    elif "position_ids" not in takes or getattr(config, "alibi", False):
-        why = "does not take the positions of its tokens"
-    elif not (hasattr(body, "layers") or hasattr(body, "h")):
-        why = "does not keep its blocks where Llama or GPT-2 has them"
-    else:
-        return
-    raise ValueError(f"{name} is of type {config.model_type!r}, which {why}; give a Llama-type, Gemma, Qwen or GPT-2")
+        return f"has layers of {', '.join(sorted(kinds))}"
+    body = None if model is None else model.get_decoder()
+    is_blind = body is not None and "position_ids" not in inspect.signature(body.forward).parameters
+    if is_blind or getattr(text, "alibi", False):
+        return "does not take the positions of its tokens"
+    if body is not None and not _blocks_of(body, text):
+        return "does not keep its blocks in one list"
+    return ""
+
+
+def refusal(name: str, config: Any, reason: str) -> ValueError:
+    """The error for a model of a type that cannot be taken."""
+    return ValueError(
+        f"{name} is of type {config.model_type!r}, which {reason}; give a Llama-type, Gemma, Qwen, GPT-2 or T5"
+    )
+
+
+def _blocks_of(body: Any, config: Any) -> list[Any]:
+    """The blocks of a decoder-only model's body; none if it keeps them elsewhere."""
+    lists = [child for child in body.children() if isinstance(child, torch.nn.ModuleList)]
+    return next((list(blocks) for blocks in lists if len(blocks) == config.num_hidden_layers), [])
 
 
 def digest_of_table(table: Float[Tensor, "v d"]) -> bytes:

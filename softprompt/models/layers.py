@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt.models.states import RowGroups, RowStates
+from softprompt.models.states import RowGroups, RowStates, with_mask
 
 
 def use_row_attention(blocks: Sequence[nn.Module]) -> None:
@@ -96,13 +96,6 @@ class _WrittenOut(torch.autograd.Function):
         of_bias = scores.sum_to_size(bias.shape).to(bias.dtype) if ctx.needs_input_grad[3] else None
         scores = (scores * ctx.scale).to(q.dtype)
         return scores @ k, scores.mT @ q, weights.mT @ gradient, of_bias, None
-
-
-def with_mask(bias: Tensor, mask: Tensor | None) -> Tensor:
-    """The bias of an attention with its mask in it, whether that is of True and False or to be added."""
-    if mask is None:
-        return bias
-    return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
 
 
 def written_out_attention(

@@ -27,13 +27,33 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from softprompt.base.names import first_line, nearest
-from softprompt.models.backbone import FrozenLM, digest_of_table
+from softprompt.models.backbone import Backbone, digest_of_table, scales_outputs
+from softprompt.models.probe import check_type
+from softprompt.models.shapes import Architecture
 
 SMOLLM2 = "smollm2-135m"
 BUNDLED = "bundled/"  # what the names of the models that ship with this package begin with
 HEAD_BYTES = 1 << 24  # ours: more than the header of a GGUF file, vocabulary included
 NUM_BLOCKS, BLOCK_BYTES = 512, 1 << 16  # ours: with the head 0.1 s of hashing, however large the file
 BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled"
+
+
+class FrozenLM(Backbone):
+    """A language model whose weights never change, used through embeddings.
+
+    Made by `softprompt.load`. `FrozenLM(model, tokenizer, name=...)` takes over a transformers model that is in memory
+    and changes it in place: no weight takes a gradient any more and dropout is off. In a T5 modules for dropout and
+    attention are replaced, so its weights have other names in `state_dict()`; in a decoder-only model every attention
+    gets a configuration of its own. Give it a model that nothing else trains or saves, or `copy.deepcopy(model)`.
+
+    Raises ValueError for a model of a type that is not taken or would get wrong numbers, for one whose texts have no
+    end, and for a T5 that is another FrozenLM's.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, embedding_digest: bytes | None = None):
+        with quiet():
+            check_type(type(model), model.config, name, cache_folder())
+        super().__init__(model, tokenizer, name=name, embedding_digest=embedding_digest)
 
 
 def load(
@@ -48,8 +68,8 @@ def load(
 
     device: auto, cpu, cuda, cuda:N or mps. dtype: auto (bfloat16 where the processor has it, else float32),
     float32, bfloat16 or float16. quantize: 8bit or 4bit weights (bitsandbytes). Raises ValueError for a source
-    that is no model, a device or type this machine lacks, or quantisation without its library. Warns where the
-    cache cannot be written, and goes on without.
+    that is no model, one whose type would get wrong numbers, a device or type this machine lacks, or quantisation
+    without its library. Warns where the cache cannot be written, and goes on without.
     """
     place = choose_device(device)
     number = choose_dtype(dtype, place)
@@ -58,6 +78,7 @@ def load(
         options |= {"quantization_config": _quantisation(quantize, number), "device_map": {"": place}}
     path, name = resolve(str(source))
     with as_folder(path, name) as folder:
+        _check_before_loading(folder, name)
         model, tokenizer = _read_model(folder, name, options)
         # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
         exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
@@ -89,10 +110,32 @@ def is_encoder_decoder(source: str) -> bool:
     path, name = resolve(source)
     if str(path).endswith(".gguf"):
         return False  # `_dequantise` reads decoder-only models
-    from transformers import AutoConfig
+    return bool(_read_config(path, name).is_encoder_decoder)
 
-    with quiet(), _readable(name):
-        return bool(AutoConfig.from_pretrained(path).is_encoder_decoder)
+
+def read_architecture(source: str | Path) -> Architecture:
+    """A model's, from its configuration alone: no weights are read. ValueError for a source that is no model."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    path, name = resolve(str(source))
+    try:
+        with quiet(), as_folder(path, name) as folder, torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder)
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            model = kind.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot read the configuration of {str(source)!r}: {first_line(error)}") from None
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if not config.is_encoder_decoder:
+        text = config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        layers = text.num_hidden_layers
+        return Architecture(name, text.hidden_size, layers, count, (layers, heads, width))
+    if config.model_type != "umt5" and not scales_outputs(config):  # transformers 5 ties the two tables of every new T5
+        count += config.vocab_size * config.d_model
+    states = (config.num_decoder_layers, config.num_heads, config.d_kv)
+    return Architecture(name, config.d_model, config.num_layers + config.num_decoder_layers, count, states)
 
 
 def write_checkpoint(
@@ -270,6 +313,24 @@ def _dequantise(gguf: Path, name: str, folder: Path) -> None:
         del config.quantization_config
     # transformers refuses to save a model read from GGUF, so the same model is built afresh around its weights.
     write_checkpoint(folder, type(read), config, read.state_dict(), tokenizer)
+
+
+def _read_config(path: str | Path, name: str) -> Any:
+    from transformers import AutoConfig
+
+    with quiet(), _readable(name):
+        return AutoConfig.from_pretrained(path)
+
+
+def _check_before_loading(path: str | Path, name: str) -> None:
+    """Refuse a type of model before its weights are read, which may take long."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+    config = _read_config(path, name)
+    kinds: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) in kinds:
+        with quiet():
+            check_type(kinds[type(config)], config, name, cache_folder())
 
 
 def _read_model(path: str | Path, name: str, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -6,11 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from softprompt.base.names import first_line, nearest
-from softprompt.models.backbone import scales_outputs
-from softprompt.models.loading import as_folder, quiet, resolve
+from softprompt.base.names import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,31 +64,6 @@ class Architecture:
         """A T5 1.1's, with two tables of `vocabulary` rows."""
         layers = shape.num_layers + shape.num_decoder_layers
         return cls(name, shape.d_model, layers, shape.num_parameters + 2 * vocabulary * shape.d_model)
-
-
-def read_architecture(source: str | Path) -> Architecture:
-    """A model's, from its configuration alone: no weights are read. ValueError for a source that is no model."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    path, name = resolve(str(source))
-    try:
-        with quiet(), as_folder(path, name) as folder, torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder)
-            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            model = kind.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot read the configuration of {str(source)!r}: {first_line(error)}") from None
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if not config.is_encoder_decoder:
-        text = config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        layers = text.num_hidden_layers
-        return Architecture(name, text.hidden_size, layers, count, (layers, heads, width))
-    if config.model_type != "umt5" and not scales_outputs(config):  # transformers 5 ties the two tables of every new T5
-        count += config.vocab_size * config.d_model
-    states = (config.num_decoder_layers, config.num_heads, config.d_kv)
-    return Architecture(name, config.d_model, config.num_layers + config.num_decoder_layers, count, states)
 
 
 def shape_of(size: str) -> Shape:

@@ -342,6 +342,10 @@ class RowGroups:
             group.update(keys[part], values[part], layer)
         return keys, values
 
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Columns in front of the new ones, of the longest row."""
+        return max(group.get_seq_length() for group in self.groups)
+
     def attend(self, attention: Callable[..., Any], module: Any, query: Tensor, mask: Tensor, **options: Any) -> Tensor:
         """The model's own attention, group by group [b 1 h e]."""
         outputs = []
@@ -350,3 +354,10 @@ class RowGroups:
             keys, values = group.view(module.layer_idx, first, group.end + 1)
             outputs.append(attention(module, query[part], keys, values, real, **options)[0])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def with_mask(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """The bias of an attention with its mask in it, whether that is of True and False or to be added."""
+    if mask is None:
+        return bias
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softprompt.models.backbone import FrozenLM
+from softprompt.models.backbone import Backbone
 from softprompt.models.states import Embedded, Layout, RowGroups, RowStates
 
 
 def begin_rows(
-    lm: FrozenLM, layout: Layout, rows: Embedded, lengths: Sequence[int], *, capacity: int, room: int
+    lm: Backbone, layout: Layout, rows: Embedded, lengths: Sequence[int], *, capacity: int, room: int
 ) -> tuple[RowStates, Float[Tensor, "b q d"] | None]:
     """Read rows in one pass: their keys and values, and the last hidden states of their inputs, which end together.
 
@@ -52,7 +52,7 @@ def begin_rows(
     return states, hidden
 
 
-def step_rows(lm: FrozenLM, tokens: Int[Tensor, " b"], groups: Sequence[RowStates]) -> Float[Tensor, "b v"]:
+def step_rows(lm: Backbone, tokens: Int[Tensor, " b"], groups: Sequence[RowStates]) -> Float[Tensor, "b v"]:
     """The next logits after one more token of every row, in the order of the groups; an encoder-decoder has one group.
 
     Moves the groups' ends, if nothing fails: then the same step may be taken again.

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt.models.layers import with_mask
-from softprompt.models.states import RowStates
+from softprompt.models.states import RowStates, with_mask
 
 
 class SharedDropout(nn.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from softprompt.base.checked import checked
-from softprompt.models.backbone import FrozenLM
+from softprompt.models.backbone import Backbone
 from softprompt.models.tokenizer import SENTINEL, Tokenizer
 from softprompt.tasks import Example
 
@@ -83,7 +83,7 @@ class TextFormat:
         return checked(TextFormat, values, "the card's text format")
 
 
-def default_format(lm: FrozenLM, *, max_target_length: int = 64, **changes: Any) -> TextFormat:
+def default_format(lm: Backbone, *, max_target_length: int = 64, **changes: Any) -> TextFormat:
     """The format a model gets unless told otherwise: T5's for encoder-decoders, a separator for the others."""
     if lm.is_encoder_decoder:
         chosen = TextFormat(inputs_end_with_eos=True, max_target_length=max_target_length)
@@ -238,7 +238,7 @@ def encode_examples(
     return rows
 
 
-def check_length(rows: Sequence[Row], prompt_length: int, lm: FrozenLM, *, answer_length: int = 0) -> None:
+def check_length(rows: Sequence[Row], prompt_length: int, lm: Backbone, *, answer_length: int = 0) -> None:
     """Raise ValueError where prompt, input and target together are longer than the model can take.
 
     answer_length: the most tokens that may be written after any input, where that is more than its target.
