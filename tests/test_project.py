@@ -205,5 +205,13 @@ def test_links_to_files_lead_somewhere(document):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_the_tests_that_a_promise_names_are_there():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
+    written = set()
+    for path in (ROOT / "tests").glob("*.py"):
+        written |= set(re.findall(r"def (test_\w+)", path.read_text()))
+    assert len(named) > 20 and named <= written, named - written
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120

@@ -938,7 +938,21 @@ def test_keys_open_what_their_scopes_say(llama, tmp_path):
         assert client.get("/metrics").status_code == 401
 
 
-EVIL = "https://attacker.example"
+def test_every_endpoint_but_the_machines_own_wants_a_key(llama, tmp_path):
+    with served_raw(make_server(llama, tmp_path, access=Access(KEYS))) as client:
+        open_to_all = []
+        for path, operations in client.get("/openapi.json").json()["paths"].items():
+            for method in operations:
+                if client.request(method, path.format(name="p0")).status_code != 401:
+                    open_to_all.append(path)
+    assert open_to_all == ["/healthz", "/readyz"]
+
+
+def test_the_pages_load_nothing_from_elsewhere_and_are_in_no_frame(llama, tmp_path):
+    with served_raw(make_server(llama, tmp_path)) as client:
+        for path in ("/", "/docs", "/playground/playground.js"):
+            policy = client.get(path).headers["content-security-policy"].split("; ")
+            assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
 
 
 EVIL = "https://attacker.example"
