@@ -1512,7 +1512,7 @@ def test_metrics_count_requests_and_tokens_by_prompt(client):
     assert 'softprompt_requests_total{endpoint="/v1/classify",prompt="p0",status="200"} 1.0' in text
     assert 'softprompt_requests_total{endpoint="/v1/classify",prompt="",status="404"} 1.0' in text
     assert 'softprompt_request_seconds_count{endpoint="/v1/classify",prompt="p0"} 1.0' in text
-    assert "softprompt_batch_rows 0.0" in text
+    assert "softprompt_batch_rows 0.0" in text and "process_resident_memory_bytes" in text
     assert 'softprompt_input_tokens_total{prompt="p0"}' in text
 
 

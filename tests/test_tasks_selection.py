@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from softprompt.tasks import Example, file_task, folds, get_task, hold_out, without_overlap
+from softprompt.tasks import Example, file_task, folds, get_task, hold_out, in_whole_groups, without_overlap
 
 LABELLED = file_task(inputs="{text}", targets="{label}", labels=["a", "b", "c"])
 SST2 = get_task("sst2")
@@ -184,3 +184,10 @@ def test_overlap_is_found_after_folding_case_spaces_and_punctuation():
     others = examples(("it's  FINE", "b", None), ("?!", "b", None))
     kept, num_dropped = without_overlap(rows, others)
     assert ([e.inputs for e in kept], num_dropped) == (["Other", "..."], 1)
+
+
+def test_what_is_scored_together_is_not_parted_by_a_limit():
+    grouped = [replace(e, group=e.targets) for e in labelled(a=3, b=2, c=4)]
+    counts = [in_whole_groups(grouped, count) for count in range(1, 12)]
+    assert counts == [3, 3, 3, 3, 5, 5, 5, 5, 9, 9, 9]
+    assert in_whole_groups(labelled(a=4), 3) == 3

@@ -51,7 +51,17 @@ from softprompt.study.prompt_design import (
 )
 from softprompt.study.transfer import Other, digest, observer
 from softprompt.study.weights import PREFIX_TUNING, TUNERS, PerWeight, Tuning, make_tuning
-from softprompt.tasks import Example, Task, get_task, has_split, hold_out, mixed, mixture, without_overlap
+from softprompt.tasks import (
+    Example,
+    Task,
+    get_task,
+    has_split,
+    hold_out,
+    in_whole_groups,
+    mixed,
+    mixture,
+    without_overlap,
+)
 from softprompt.training import (
     Adafactor,
     AdamW,
@@ -521,7 +531,7 @@ def _designed(config: RunConfig, data: TaskData, lm: FrozenLM, watch: Watch) -> 
     """A row for each number of shots: of its wordings, draws and calibrations the one that selection rows choose."""
     task, form = data.task, data.form
     plan = plan_prompts(replace(config, learning_rate=None, seeds=config.seeds[:1]), data, lm)[0]
-    selection = data.selection[: plan.train.num_selection]
+    selection = data.selection[: in_whole_groups(data.selection, plan.train.num_selection)]
     length = CONTEXT_LENGTH[lm.is_encoder_decoder]
     if lm.max_length is not None:
         length = max(min(length, lm.max_length - config.max_input_length - form.max_target_length), 0)

@@ -37,6 +37,19 @@ def hold_out(examples: Sequence[Example], task: Task, *, fraction: float = 0.1, 
     return _sides(examples, task, held)
 
 
+def in_whole_groups(examples: Sequence[Example], count: int) -> int:
+    """How many of the first examples to take for at most `count`, so that none that are scored together are parted; the
+    first group is taken whole. Examples of a group stand side by side.
+    """
+    if count >= len(examples):
+        return len(examples)
+    group = examples[count].group
+    if group is None or examples[count - 1].group != group:
+        return count
+    start = next(place for place, example in enumerate(examples) if example.group == group)
+    return start or next((n for n in range(count, len(examples)) if examples[n].group != group), len(examples))
+
+
 def folds(examples: Sequence[Example], task: Task, *, num_folds: int = 5, seed: int) -> list[Sides]:
     """`num_folds` pairs (train on, held out) whose held-out parts are disjoint and together everything.
 

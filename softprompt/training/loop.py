@@ -27,7 +27,7 @@ from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, is_out_of_memory, ju
 from softprompt.base.files import CHECKPOINT, held, refusals, remove_leftovers
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, Row, TextFormat
-from softprompt.tasks import Example, Task
+from softprompt.tasks import Example, Task, in_whole_groups
 from softprompt.training.checkpoint import read_checkpoint, uninterrupted, write_checkpoint
 from softprompt.training.methods import Method, PromptTuning
 from softprompt.training.optimizers import Adafactor, Optimizer
@@ -103,6 +103,11 @@ class Member:
     judging: dict[str, Any] = field(default_factory=dict)
     """How it is scored where its task does not say: the metric and group_by of a task of one's own, and what an
     observer scores. For a checkpoint to be of the same run."""
+
+    @cached_property
+    def num_scored(self) -> int:
+        """How many of its selection rows are scored: none that belong together are parted."""
+        return in_whole_groups(self.selection, self.config.num_selection)
 
     @property
     def title(self) -> str:
@@ -458,7 +463,7 @@ class _Run:
             rows: list[Row] = []
             worn: list[int] = []
             for state, prompt in group:
-                count = state.member.config.num_selection
+                count = state.member.num_scored
                 examples += state.member.selection[:count]
                 rows += state.member.selection_rows[:count]
                 worn += [prompt] * (len(rows) - len(worn))
@@ -467,7 +472,7 @@ class _Run:
             answers = predict(engine, task, examples, rows, worn, form, scoring=scoring, progress=told)
             first = 0
             for state, _ in group:
-                own = state.member.selection[: state.member.config.num_selection]
+                own = state.member.selection[: state.member.num_scored]
                 scores[state.number] = judge(task, own, answers[first : first + len(own)]).headline
                 first += len(own)
         return scores

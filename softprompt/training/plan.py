@@ -34,6 +34,7 @@ from softprompt.tasks import (
     get_task,
     has_split,
     hold_out,
+    in_whole_groups,
     read_split,
     without_overlap,
 )
@@ -214,8 +215,11 @@ def dev_examples(config: RunConfig, task: Task, part: str = "dev") -> list[Examp
 
 
 def at_most(examples: list[Example], count: int | None) -> list[Example]:
-    """So many of them, in an order of their own; those that are scored together stay side by side."""
-    return examples if count is None else _shuffled_groups(examples)[:count]
+    """At most so many of them, in an order of their own; those that are scored together stay together."""
+    if count is None:
+        return examples
+    shuffled = _shuffled_groups(examples)
+    return shuffled[: in_whole_groups(shuffled, count)]
 
 
 def _shuffled_groups(examples: Sequence[Example]) -> list[Example]:

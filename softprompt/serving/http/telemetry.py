@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from softprompt.serving import Stats
@@ -44,7 +44,9 @@ class Telemetry:
         self.requests = Counter(
             "softprompt_requests", "Requests by endpoint, prompt and status", ["endpoint", "prompt", "status"], **own
         )
-        self.input_tokens = Counter("softprompt_input_tokens", "Input tokens, prompts not counted", ["prompt"], **own)
+        self.input_tokens = Counter(
+            "softprompt_input_tokens", "Tokens read: of inputs and of labels, not of prompts", ["prompt"], **own
+        )
         self.output_tokens = Counter("softprompt_output_tokens", "Tokens generated", ["prompt"], **own)
         self.seconds = Histogram(
             "softprompt_request_seconds",
@@ -57,6 +59,7 @@ class Telemetry:
             "softprompt_queue_seconds", "Seconds an input waited", ["prompt"], buckets=SECONDS, **own
         )
         self._registry.register(_Engine(stats))
+        ProcessCollector(registry=self._registry)  # what the process holds, beside what the engine accounts for
 
     def scrape(self) -> bytes:
         """Everything, in Prometheus's text format."""
