@@ -358,16 +358,13 @@ def types(results: Path) -> str:
         f"Taken, {beside_peft} of {len(taken)} beside PEFT too, no log-probability off by more than {off:.0e}: "
         f"{', '.join(row['type'] for row in taken)}.",
         "",
-        "| refused, since it | types |",
+        "| not taken, as a model that | types |",
         "|---|---|",
     ]
     types_by_reason: dict[str, list[str]] = {}
     for row in rows:
         if row["outcome"] != "exact":
-            reason = {"refused": "", "not built": "has no default configuration to try ("}.get(
-                row["outcome"], "WRONG ("
-            )
-            reason = (reason + row.get("reason", "")).partition(" (")[0]
+            reason = row["reason"].partition(" (")[0] if row["outcome"] == "refused" else f"is {row['outcome']}"
             types_by_reason.setdefault(reason, []).append(row["type"])
     for reason, names in sorted(types_by_reason.items(), key=lambda pair: -len(pair[1])):
         lines.append(f"| {reason} | {', '.join(names)} |")

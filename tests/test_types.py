@@ -64,6 +64,16 @@ RELEASED = {
         "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
     }),
 }  # fmt: skip
+# What types need that is None by default.
+NEEDED = {
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_routed_experts": 128, "n_shared_experts": 2},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "lfm2_moe": {"layer_types": ["full_attention", "conv"] * 16},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+}
 RESULTS = Path(__file__).parent.parent / "results" / "types.jsonl"
 CANDIDATES = [(8, 9, 10, 1), (12, 1)]
 TOLERANCE = 1e-3
@@ -87,7 +97,7 @@ def tiny_of(config):
 
 
 def default_config(kind):
-    fields = {"decoder_start_token_id": 0} if kind in T5_TYPES else {}
+    fields = {"decoder_start_token_id": 0} if kind in T5_TYPES else NEEDED.get(kind, {})
     return CONFIG_MAPPING[kind](**fields)
 
 
@@ -147,6 +157,8 @@ def test_these_types_give_what_transformers_gives(name, tmp_path):
     [
         ("gpt_neo", "which gives a row other numbers in a padded batch with prompts than alone; give a Llama-type"),
         ("gptj", "which gives a text other numbers token by token than in one pass; give a Llama-type"),
+        ("falcon", "which gives a row other numbers in a padded batch with prompts than alone"),
+        ("deepseek_v3", "which cannot be run on embeddings with masks and positions (Expected size"),
         ("bloom", "which does not take the positions of its tokens"),
         ("bart", "is of type 'bart', which is an encoder-decoder other than t5, mt5, umt5; give a Llama-type"),
     ],

@@ -31,7 +31,7 @@ def use_row_attention(blocks: Sequence[nn.Module]) -> None:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Any,
+        attention_mask: Any,
         *,
         rows: RowGroups | None = None,
         **options: Any,
@@ -42,8 +42,8 @@ def use_row_attention(blocks: Sequence[nn.Module]) -> None:
             eager = sys.modules[type(module).__module__].eager_attention_forward
         plain: Any = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
         if rows is not None:
-            return rows.attend(plain, module, query, mask, **options), None
-        return plain(module, query, key, value, mask, **options)
+            return rows.attend(plain, module, query, attention_mask, **options), None
+        return plain(module, query, key, value, attention_mask, **options)
 
     AttentionInterface.register("softprompt_rows", attention)
     copies: dict[int, Any] = {}

@@ -186,6 +186,9 @@ def _shrunk(values: dict[str, Any], is_narrow: bool = True) -> dict[str, Any]:
             value = value[: int(HEAD_WIDTH / 2 * values.get("partial_rotary_factor", 1))]
         elif key in by_layer:
             value = [value[place] for place in kept]
+        elif key.endswith("per_layer_config") and value:
+            of_layer = {int(place): fields for place, fields in value.items()}
+            value = {new: _shrunk(of_layer[old], is_narrow) for new, old in enumerate(kept) if old in of_layer}
         shrunk[key] = len(kept) if LAYERS.match(key) and value else _small(key, value, heads, is_narrow)
     return shrunk
 
