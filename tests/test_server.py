@@ -644,6 +644,84 @@ def test_a_prompt_of_another_model_is_refused_and_nothing_changes(lm, tmp_path):
         assert not (tmp_path / "kept" / "p9").exists()
 
 
+OTHER_CARDS = {  # what is changed in a card, and the reason it is refused for
+    "two labels alike": ({"labels": ["b", "b"]}, "must be one or more, all different and not empty, not ['b', 'b']"),
+    "labels that look alike": ({"labels": ["1", "\uff11"]}, "look the same"),
+    "half a character": ({"labels": ["\ud800", "b"]}, "half a character"),
+    "length as text": ({"text": {"max_input_length": "abc"}}, "max_input_length is 'abc', but must be a whole number"),
+    "length as null": ({"text": {"max_input_length": None}}, "max_input_length is None, but must be a whole number"),
+    "no length": ({"text": {"max_target_length": 0}}, "max_target_length is 0, but must be 1 or more"),
+    "no room": ({"text": {"separator": "a b c d e", "max_input_length": 8}}, "leaves no room for the input; make"),
+    "more than the model": ({"text": {"max_target_length": 10_000}}, "tiny-llama takes 256"),
+    "template as number": ({"text": {"inputs_template": 3}}, "inputs_template is 3, but must be text"),
+    "template of nothing": ({"text": {"inputs_template": "{}"}}, "names no column"),
+    "separator as number": ({"text": {"separator": 3}}, "separator is 3, but must be text"),
+    "separator as list": ({"text": {"separator": ["a"]}}, "separator is ['a'], but must be text"),
+    "metric as list": ({"recipe": {"metric": ["em"]}}, "recipe.metric is ['em'], but must be text"),
+    "unknown metric": ({"recipe": {"metric": "acc"}}, "no metric named 'acc'"),
+    "group as number": ({"recipe": {"group_by": 3}}, "recipe.group_by is 3, but must be text"),
+    "unknown scoring": ({"recipe": {"scoring": "best"}}, "no scoring named 'best'; choose generate or rank"),
+    "metrics as text": ({"dev_metrics": {"accuracy": "high"}}, "accuracy is 'high', but must be a number"),
+    "metrics of nan": ({"dev_metrics": {"accuracy": math.nan}}, "accuracy is nan, but must be a number that"),
+    "unknown task": ({"task": "glue/sst3", "text": {"inputs_template": None}}, "no task named 'glue/sst3'"),
+}  # fmt: skip
+
+
+def with_card(folder, changes):
+    """The folder with something else in its card, as somebody may write it by hand."""
+    path = folder / "softprompt.json"
+    card = json.loads(path.read_text())
+    for name, value in changes.items():
+        card[name] = card[name] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(card))
+    return folder
+
+
+def test_an_upload_that_cannot_be_answered_with_is_refused_before_anything_is_kept(llama, tmp_path):
+    with served(make_server(llama, tmp_path)) as client:
+        client.put("/v1/prompts/mine", content=archive(saved(llama, tmp_path / "mine", seed=21)))
+        before = client.get("/v1/prompts").json()
+        kept = sorted((tmp_path / "kept").rglob("*"))
+        for number, (what, (changes, reason)) in enumerate(OTHER_CARDS.items()):
+            folder = with_card(saved(llama, tmp_path / f"bad{number}", seed=40 + number), changes)
+            for name in ("mine", "fresh"):
+                assert reason in why(client.put(f"/v1/prompts/{name}", content=archive(folder)), 400), what
+        folder = saved(llama, tmp_path / "half")
+        (folder / "softprompt.json").unlink()
+        config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "\ud800"}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        reason = why(client.put("/v1/prompts/half", content=archive(folder)), 400)
+        assert reason.startswith("adapter_config.json holds '\\ud800', half a character, behind")
+        assert client.get("/v1/prompts").json() == before
+        assert sorted((tmp_path / "kept").rglob("*")) == kept
+        assert client.post("/v1/classify", json={"model": "mine", "input": TEXT}).status_code == 200
+
+
+def test_an_upload_whose_own_pass_is_no_number_is_refused_before_anything_is_kept(tmp_path):
+    lm = tiny_lm("gpt2")
+    prompt = make_prompt(lm)
+    save_prompt(replace(prompt, values=torch.full_like(prompt.values, 3e38)), tmp_path / "huge")
+    server = make_server(lm, tmp_path)
+    with pytest.warns(UserWarning, match="made for another scale"), served(server) as client:
+        before = client.get("/v1/prompts").json()
+        reason = why(client.put("/v1/prompts/p0", content=archive(tmp_path / "huge")), 400)
+        assert reason.startswith("the prompt's own pass through tiny-gpt2 leaves the range of float32")
+        assert client.get("/v1/prompts").json() == before
+
+
+@pytest.mark.parametrize(
+    "what", ["two labels alike", "no room", "unknown scoring", "metrics of nan", "half a character"]
+)
+def test_a_prompt_in_the_folder_that_cannot_be_answered_with_is_left_out_and_no_list_fails(llama, tmp_path, what):
+    changes, reason = OTHER_CARDS[what]
+    with_card(saved(llama, tmp_path / "kept" / "bad"), changes)
+    with pytest.warns(UserWarning, match=r"bad in .* is not served: bad: ") as told:
+        server = make_server(llama, tmp_path)
+    assert reason in str(told[0].message)
+    with served(server) as client:
+        assert [one["name"] for one in client.get("/v1/prompts").json()["prompts"]] == ["p0", "p1"]
+
+
 def hostile(members, *, link=None):
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as file:

@@ -199,8 +199,9 @@ def shared_scoring(cards: Sequence[Card], paths: Sequence[Path], task: Task, giv
         check_scoring(given)
         return given
     usual = "rank" if task.labels else "generate"
-    trained = [card.recipe.get("scoring", usual) for card in cards]
+    trained = [card.recipe.get("scoring") or usual for card in cards]
     for scoring, path in zip(trained, paths, strict=True):
+        check_scoring(scoring)
         if scoring != trained[0]:
             raise ValueError(
                 f"{paths[0]} was trained with scoring {trained[0]} and {path} with {scoring}; give --scoring"

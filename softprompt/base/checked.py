@@ -57,13 +57,7 @@ def checked(kind: Callable[..., T], data: Any, where: str, *, noun: str = "field
         ValueError: in one line that begins with `where` (the file, or what it is): an unknown name, with the nearest
             there is, a missing one, or a value with what it must be. noun: what messages call a name.
     """
-    try:
-        text = json.dumps(data, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        before, half = error.object[max(0, error.start - 30) : error.start], error.object[error.start]
-        raise ValueError(f"{where} holds {half!r}, half a character, behind {before!r}; write whole ones") from None
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"{where} is nested too deeply, or in itself") from error
+    text = as_json(data, where)
     adapter = _adapter(kind)
     try:
         return adapter.validate_json(text, strict=True, extra="forbid")
@@ -85,6 +79,17 @@ def checked(kind: Callable[..., T], data: Any, where: str, *, noun: str = "field
         raise ValueError(f"{where}: {path}{': ' if path else ''}{first['ctx']['error']}")
     subject = f"{where}: {path}" if path else where
     raise ValueError(f"{subject} is {repr(first['input'])[:MAX_SHOWN]}, but must be {wanted_at(path, wrong, data)}")
+
+
+def as_json(data: Any, where: str) -> bytes:
+    """The data as JSON. ValueError that begins with `where` for half a character, and for what is nested too deeply."""
+    try:
+        return json.dumps(data, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        before, half = error.object[max(0, error.start - 30) : error.start], error.object[error.start]
+        raise ValueError(f"{where} holds {half!r}, half a character, behind {before!r}; write whole ones") from None
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{where} is nested too deeply, or in itself") from error
 
 
 def wanted_at(path: str, wrong: Sequence[Any], data: Any) -> str:

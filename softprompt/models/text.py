@@ -61,6 +61,8 @@ class TextFormat:
     def __post_init__(self) -> None:
         if self.max_input_length < 8:
             raise ValueError(f"max_input_length is {self.max_input_length}, but must be 8 or more")
+        if self.max_target_length < 1:
+            raise ValueError(f"max_target_length is {self.max_target_length}, but must be 1 or more")
         if self.sentinel not in SENTINELS:
             raise ValueError(f"sentinel is {self.sentinel!r}, but must be one of {', '.join(SENTINELS)}")
         if self.truncation_side not in ("end", "start"):

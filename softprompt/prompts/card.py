@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
-from softprompt.base.checked import checked
+from softprompt.base.checked import as_json, checked
 from softprompt.models import TextFormat
 
+OptionalText: Any = str | None
 FORMAT_VERSION = 2  # of softprompt.json; raised when a reader of the old one would go wrong
 
 
@@ -74,15 +75,18 @@ class Card:
             )
         card = checked(Card, record, "the card", noun="key")
         TextFormat.from_json(card.text)
+        for name in ("metric", "group_by", "scoring", "quantize"):  # what is read from it in use
+            checked(OptionalText, card.recipe.get(name), f"the card: recipe.{name}")
         return card
 
 
 def parse_object(text: str, what: str) -> dict[str, Any]:
-    """The object that a JSON text holds. ValueError, naming it as `what`, for any other text."""
+    """The object that a JSON text holds. ValueError, naming it as `what`, for any other, and for half a character."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         raise ValueError(f"{what} is not valid JSON ({error})") from error
     if not isinstance(record, dict):
         raise ValueError(f"{what} is a JSON {type(record).__name__}; wanted an object")
+    as_json(record, what)
     return record

@@ -83,14 +83,17 @@ class PromptTable:
         self._max_bytes = self._limit = max_bytes
         self._bytes: Counter[str] = Counter()
 
-    def add(self, prompt: str | Path | SoftPrompt) -> str:
+    def add(self, prompt: str | Path | SoftPrompt, folder: Path | None = None) -> str:
         """Register a prompt folder (or a prompt in memory, which stays there) and return its content hash.
 
-        The same content again is no error; its folder is then the newer one. ValueError for a folder that holds no
-        prompt, for one of another model, and for one in memory where there is no room for it.
+        folder: where a prompt in memory can be read again. The same content again is no error; its folder is then the
+        newer one. ValueError for a folder that holds no prompt, for one of another model, and for one in memory where
+        there is no room for it.
         """
-        folder = None if isinstance(prompt, SoftPrompt) else Path(prompt)
-        loaded = prompt if isinstance(prompt, SoftPrompt) else load_prompt(prompt)
+        if isinstance(prompt, SoftPrompt):
+            loaded = prompt
+        else:
+            loaded, folder = load_prompt(prompt), Path(prompt)
         check_fits(loaded, self.lm)
         sha256, slim = loaded.sha256, _slim(loaded)
         registered = Registered(sha256, loaded.length, loaded.width, folder, slim.card.to_json())

@@ -12,8 +12,20 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat
+
 from softprompt.answering import Decoding, candidates_of, form_of, shared_scoring, shared_task, vote
-from softprompt.models import FrozenLM, Rendered, Row, TextFormat, default_format, encode_examples, room_for
+from softprompt.base.checked import checked
+from softprompt.models import (
+    FrozenLM,
+    Rendered,
+    Row,
+    TextFormat,
+    check_length,
+    default_format,
+    encode_examples,
+    room_for,
+)
 from softprompt.prompts import Card
 from softprompt.serving import Part, PromptTable, Registered, Request
 from softprompt.tasks import Example, Task, examples_of, file_task
@@ -155,10 +167,23 @@ class Asker:
         return Request(parts=tuple(parts), labels=tuple(texts), vote=partial(vote, task, example))
 
     def _describe(self, prompt: Registered) -> Worn:
-        card, place = prompt.card, [Path(prompt.sha256[:12])]
-        task = shared_task([card], place)
-        form = form_of(card, place[0], task, self.lm)
-        return Worn(prompt.sha256, task, form, shared_scoring([card], place, task), card)
+        return worn_by(prompt.card, prompt.sha256, prompt.length, self.lm)
+
+
+def worn_by(card: Card, sha256: str, length: int, lm: FrozenLM) -> Worn:
+    """A prompt of so many tokens as requests wear it: the task with its labels, the text format and the scoring.
+
+    ValueError for a card by which no request could be answered, and for one that cannot be listed.
+    """
+    place = [Path(sha256[:12])]
+    task = shared_task([card], place)
+    form = form_of(card, place[0], task, lm)
+    checked(dict[str, FiniteFloat], card.dev_metrics, "the card: dev_metrics")
+    shortest = encode_examples(
+        [Example(inputs="a", targets="", id="", references=())], form, lm.tokenizer, with_targets=False
+    )
+    check_length(shortest, length, lm, answer_length=form.max_target_length)
+    return Worn(sha256, task, form, shared_scoring([card], place, task), card)
 
 
 def _answer_of(form: TextFormat, text: str) -> str:

@@ -21,8 +21,9 @@ from typing import Any, Literal, TypeVar
 from softprompt.base.checked import checked
 from softprompt.base.files import write_whole
 from softprompt.base.names import nearest
-from softprompt.prompts import CONFIG, SoftPrompt, check_fits, save_prompt
+from softprompt.prompts import CONFIG, SoftPrompt, check_fits, check_runs, load_prompt, save_prompt
 from softprompt.serving import PromptTable, Registered
+from softprompt.serving.http.asking import worn_by
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 SHORT_HASH = 12  # digits shown; ours
@@ -167,21 +168,25 @@ class Registry:
     def add(self, name: str, folder: str | Path, *, is_upload: bool = False) -> Version:
         """Serve a prompt folder where it lies. is_upload: it is this registry's own, and deleted with the name.
 
-        ValueError for a bad name, no prompt there, or another model's.
+        ValueError for a bad name, no prompt there, another model's, or one that no request could be answered by.
         """
         with self._changing:
             self._check_new(name, self.now.versions)
             try:
-                version = Version(self.table.get(self.table.add(folder)), Path(folder), is_upload)
+                prompt = load_prompt(folder)
+                worn_by(prompt.card, prompt.sha256, prompt.length, self.table.lm)
+                sha256 = self.table.add(prompt, Path(folder))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+            version = Version(self.table.get(sha256), Path(folder), is_upload)
             self.now = self.now.with_version(name, version)
             return version
 
     def upload(self, name: str, prompt: SoftPrompt) -> Version:
         """Keep a prompt on disk as the newest version of a name, then serve it.
 
-        ValueError for a bad name or another model's prompt, Conflict without a folder to keep it in or where the name
+        ValueError for a bad name, for another model's prompt, and for one that no request could be answered by
+        (everything is looked at before anything is kept), Conflict without a folder to keep it in or where the name
         is an ensemble's or an alias's, OSError where it cannot be written; then nothing has changed.
         """
         with self._changing:
@@ -190,9 +195,11 @@ class Registry:
                 raise Conflict("this server keeps no prompts; start it with --prompts-dir DIR to upload some")
             lm = self.table.lm
             check_fits(prompt, lm)
+            check_runs(prompt, lm)
+            worn_by(prompt.card, prompt.sha256, prompt.length, lm)
             folder = self.folder / name / prompt.sha256
             save_prompt(prompt, folder)
-            version = Version(self.table.get(self.table.add(folder)), folder, is_upload=True)
+            version = Version(self.table.get(self.table.add(prompt, folder)), folder, is_upload=True)
             try:
                 self._change(self.now.with_version(name, version))
             except OSError:
