@@ -8,6 +8,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import lossy_lm, make_model, make_tokenizer, tiny_lm
@@ -20,7 +22,7 @@ from softprompt.answering.scores import evaluate_prompts
 from softprompt.models.loading import load
 from softprompt.models.text import default_format
 from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
-from softprompt.tasks import TASKS, count_items, file_task, get_task, read_items, read_lines, read_split
+from softprompt.tasks import TASKS, count_items, file_task, get_task, read_items, read_lines, read_records, read_split
 
 SEEN = "<s>text: a warm film\nanswer:"  # by a decoder-only model
 WORDS = ["warm", "funny", "dull", "lifeless", "summer", "street", "story", "morning", "family", "sea"]
@@ -575,14 +577,57 @@ def test_lines_are_records_in_braces_and_else_text():
         ('{"text": "warm", "emoji": "\\ud83d"}', r"'\ud83d' is half of a character, which is no text; take it out, or"),
         ('{"text": ' + "[" * 200_000, "not JSON (brackets too deep in one another)"),
         ('{"text": ' + "9" * 5000 + "}", "not JSON (a number of too many digits)"),
+        ('{"text": NaN}', "column 'text' holds a number that is not finite (NaN, Infinity, 1e999), which JSON has not"),
+        ('{"text": "warm", "price": -Infinity}', "column 'price' holds a number that is not finite"),
+        ('{"text": "warm", "prices": [1, {"high": 1e999}]}', "column 'prices' holds a number that is not finite"),
+        ("", "the line is blank"),
+        (" \t", "the line is blank"),
     ],
 )
 def test_json_that_no_answer_could_hold_is_an_error_line(llama, tmp_path, line, message):
     saved, output = open_prompts(saved_prompt(tmp_path / "p", llama), model=llama), tmp_path / "out.jsonl"
     lines = [b'{"text": "warm"}', line.encode(), b'{"text": "dull"}']
     assert predict_file(saved, lines, output).num_errors == 1
-    answer = json.loads(output.read_text().splitlines()[1])
+    written = output.read_text()
+    answer = json.loads(written.splitlines()[1])
     assert answer["error"].startswith(message) and answer["line"] == 2
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))  # one rule, whatever the file is called
+    (tmp_path / "in.txt").write_bytes(b"\n".join(lines))
+    for name in ("in.jsonl", "in.txt"):
+        predict_file(saved, tmp_path / name, tmp_path / "again.jsonl", overwrite=True)
+        assert (tmp_path / "again.jsonl").read_text() == written
+
+
+def test_a_number_that_is_not_finite_in_parquet_is_an_error_line(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "n": [1.5, math.nan]}), tmp_path / "a.parquet")
+    first, second = read_items(tmp_path / "a.parquet")
+    assert first == (1, {"text": "a", "n": 1.5})
+    assert str(second[1]).startswith("column 'n' holds a number that is not finite")
+
+
+def test_blank_lines_and_unused_numbers_of_examples_are_passed_over(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "b", "price": NaN}\n\n{"text": NaN, "label": "b"}\n')
+    task = file_task(inputs="{text}", targets="{label}")
+    first, second = read_records(tmp_path / "a.jsonl")
+    assert task.cast(first[1], "train")[0].inputs == "a" and second[0] == 3
+    with pytest.raises(ValueError, match="column 'text' holds no text but nan"):
+        task.cast(second[1], "train")
+
+
+@pytest.mark.parametrize("scoring", ["rank", "generate"])
+def test_an_answer_that_is_no_number_is_an_error_line(lm, tmp_path, scoring):
+    saved = open_prompts(saved_prompt(tmp_path / "p", lm), model=lm, scoring=scoring)
+    tokens = set(lm.tokenizer.encode("text: a sea")) - set(lm.tokenizer.encode("text: a warm film"))
+    lm._table.weight[list(tokens)] = math.inf  # an input with one of these is no number
+    items = [(1, {"text": "a warm film"}), (2, {"text": "a sea", "n": 7}), (3, {"text": "a warm film"})]
+    first, second, third = answers(saved, items)
+    reason = "the model gives no finite numbers for this input; load it with --dtype float32, or use another prompt"
+    assert second == {"text": "a sea", "n": 7, "error": reason, "line": 2}
+    assert first == third and math.isfinite(first["log_prob"])
+    found = predict_records(saved, items, strict=True)
+    assert next(found) == first
+    with pytest.raises(ValueError, match=r"^line 2: the model gives no finite numbers"):
+        next(found)
 
 
 def test_a_file_of_records_is_read_by_its_name(tmp_path):
@@ -605,6 +650,7 @@ def test_a_file_of_records_is_read_by_its_name(tmp_path):
     assert read(tmp_path / "a.json") == [(1, {"text": "warm"})]
     assert [item for _, item in read(tmp_path / "a.jsonl")] == [
         {"text": "warm"},
+        "the line is blank",
         "not JSON (Expecting value, column 1)",
         "wanted an object, got [1]",
     ]

@@ -1307,6 +1307,11 @@ def test_bad_requests_get_a_reason(llama, tmp_path, path, body, status, reason):
         (b'{"model": "\xff"}', "the body"),
         (b"", "the body is empty"),
         (b'{"model": "p0", "input": "\\ud800"}', "input"),
+        (
+            b'{"model": "p0", "fields": {"sentence": NaN}}',
+            "column 'sentence' holds a number that is not finite (NaN, Inf",
+        ),
+        (b'{"model": "p0", "fields": {"sentence": "x", "n": [1e999]}}', "column 'n' holds a number that is not finite"),
         (b'{"model": "p0", "fields": {"sentence": "\\ud800"}}', "input 0 holds half a character; send whole ones"),
         (b'{"model": "p0", "input": "x", "timeout": NaN}', "timeout"),
         (b"[" * 100_000, "body"),

@@ -6,6 +6,7 @@ predict_file(open_prompts("runs/a"), "reviews.csv", "answers.jsonl")
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from softprompt.base.watch import Progress
 from softprompt.models import Row, read_text
 from softprompt.tasks import Example, Item, examples_of, read_items, read_lines
 
+NO_NUMBERS = "the model gives no finite numbers for this input; load it with --dtype float32, or use another prompt"
 CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
 
 
@@ -64,9 +66,11 @@ def predict_records(
     while taken := list(itertools.islice(items, chunk)):
         questions = [_question(saved, number, item, columns_of(item, reserved), read) for number, item in taken]
         bad = next((i for i, question in enumerate(questions) if question.error), None) if strict else None
-        yield from _answered(saved, questions[:bad], with_probabilities, show_input)
-        if bad is not None:
-            raise ValueError(f"line {questions[bad].number}: {questions[bad].error}")
+        until = None if bad is None else bad + 1
+        for answer in _answered(saved, questions[:until], with_probabilities, show_input):
+            if strict and "error" in answer:
+                raise ValueError(f"line {answer['line']}: {answer['error']}")
+            yield answer
 
 
 def _question(
@@ -102,9 +106,10 @@ def _answered(
         if question.error:
             yield {**question.columns, "error": question.error, "line": question.number}
             continue
-        lines = []
+        lines, numbers = [], []
         for example in question.examples:
             votes, rows = list(next(answers)), next(read)
+            numbers += [number for one in votes for number in (one.log_prob, *(one.scores or {}).values())]
             best = votes[0] if len(votes) == 1 else vote(saved.task, example, votes)
             was_cut = any(row.was_cut for row in rows)
             line = {"prediction": best.text, "log_prob": round(best.log_prob, NUM_DIGITS), "truncated": was_cut}
@@ -114,6 +119,9 @@ def _answered(
                 mean = mean_probabilities(votes)
                 line["probabilities"] = {text: round(share, NUM_DIGITS) for text, share in mean.items()}
             lines.append(line)
+        if not all(map(math.isfinite, numbers)):
+            yield {**question.columns, "error": NO_NUMBERS, "line": question.number}
+            continue
         several = [{"id": e.id, **line} for e, line in zip(question.examples, lines, strict=True)]
         yield {**question.columns, **(lines[0] if len(lines) == 1 else {"predictions": several})}
 

@@ -1,7 +1,8 @@
 """Answer texts and records with a saved prompt, or by the vote of several. A line in braces is a JSON record, which
 fills the prompt's template; any other line is a text, which fills it where it has one field. One JSON line comes out
-for each, in order, with the record's own columns; a row that cannot be answered gets a line with its error. An input's
-own column named prediction, predictions, log_prob, truncated, probabilities, error or line comes out as input_NAME.
+for each, in order, with the record's own columns; a row that cannot be answered, as a blank one, gets a line with its
+error. An input's own column named prediction, predictions, log_prob, truncated, probabilities, error or line comes out
+as input_NAME.
 
 examples:
   echo 'a warm and funny film' | softprompt predict --prompt runs/sst2 --scores --show-input

@@ -13,6 +13,8 @@ from softprompt.tasks.own_file import ASKED
 from softprompt.tasks.records import (
     COMPRESSIONS,
     READERS,
+    Blank,
+    check_finite,
     check_kind,
     decoded,
     open_bytes,
@@ -27,22 +29,30 @@ Item = str | dict[str, Any] | ValueError
 
 
 def read_lines(lines: Iterable[bytes], *, finished: bool = False) -> Iterator[tuple[int, Item]]:
-    """Each line as an item: an object in braces is a record, anything else a text (or an error).
+    """Each line as an item: an object in braces is a record, anything else a text; a blank line is an error.
 
     finished: every line is a text.
     """
     for number, raw in enumerate(lines, 1):
         try:
             line = decoded(raw)
-            yield number, line if finished or not line.lstrip().startswith("{") else read_object(line)
+            if not line.strip():
+                raise Blank
+            yield number, line if finished or not line.lstrip().startswith("{") else _finite(read_object(line))
         except ValueError as error:
             yield number, error
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    check_finite(record)
+    return record
 
 
 def read_items(path: str | Path, *, finished: bool = False) -> Iterator[tuple[int, Item]]:
     """The items of a file: .jsonl, .csv, .tsv, .json, .parquet, or lines of text under any other name.
 
-    Each may be compressed, with .gz or .xz behind. A bad row is an item that holds its error; ValueError for a file
+    Each may be compressed, with .gz or .xz behind. A bad row, and a blank line of JSONL or of text, is an item that
+    holds its error, and so is a record with a number that is not finite; ValueError for a file
     that is missing or not of its format, and for one of records where finished inputs are asked for.
     """
     path = Path(path)
@@ -52,7 +62,11 @@ def read_items(path: str | Path, *, finished: bool = False) -> Iterator[tuple[in
     if plain_suffix(path) in READERS:
         if finished:
             raise ValueError(f"{path} holds records; name the column of their finished inputs with --inputs-column")
-        yield from read_rows(path)
+        for number, row in read_rows(path):
+            try:
+                yield number, row if isinstance(row, ValueError) else _finite(row)
+            except ValueError as error:
+                yield number, error
         return
     with open_bytes(path) as file:
         yield from read_lines(file, finished=finished)

@@ -19,6 +19,14 @@ Numbered = Iterator[tuple[int, Record]]
 Rows = Iterator[tuple[int, Record | ValueError]]
 """Line numbers with records, or with what is wrong there."""
 
+
+class Blank(ValueError):
+    """A line with nothing on it. Files of examples pass over it; what is asked gets an answer for each line."""
+
+    def __init__(self) -> None:
+        super().__init__("the line is blank")
+
+
 COMPRESSIONS: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".xz": lzma.LZMAFile}
 FIELD_LIMIT = 1 << 26  # ours: characters of a CSV field; only a quote that is never closed makes a longer one
 
@@ -69,6 +77,8 @@ def opened(path: str | Path, reader: Callable[[Path], Rows] | None) -> Numbered:
     def records() -> Numbered:
         empty = True
         for number, row in reader(path):
+            if isinstance(row, Blank):
+                continue
             if isinstance(row, ValueError):
                 raise ValueError(f"{place(path, number)}: {row}") from row
             empty = False
@@ -168,6 +178,18 @@ def checked_object(value: Any) -> Record:
     return value
 
 
+def check_finite(record: Record) -> None:
+    """ValueError for a record with a number that no line of JSON can hold again."""
+    for name, value in record.items():
+        try:
+            json.dumps(value, allow_nan=False, default=str)
+        except ValueError:
+            raise ValueError(
+                f"column '{name}' holds a number that is not finite (NaN, Infinity, 1e999), which JSON has not; write "
+                "null, or a text"
+            ) from None
+
+
 def _why(error: Exception) -> str:
     """In a few words, why `json.loads` refused a text."""
     if isinstance(error, json.JSONDecodeError):
@@ -179,11 +201,10 @@ def jsonl_rows(path: Path) -> Rows:
     """The rows of a file with an object on each line."""
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, read_object(decoded(line))
-                except ValueError as error:
-                    yield number, error
+            try:
+                yield number, read_object(decoded(line)) if line.strip() else Blank()
+            except ValueError as error:
+                yield number, error
 
 
 def json_rows(path: Path) -> Rows:

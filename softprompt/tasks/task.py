@@ -1,5 +1,6 @@
 """What a task and an example are, and the pieces that casts are made of."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +125,7 @@ def column(record: Mapping[str, Any], *names: str) -> Any:
 
 
 def text_column(record: Mapping[str, Any], *names: str) -> str:
-    """As `column`, for text; a number becomes text. Raises ValueError for None, a list or an object too."""
+    """As `column`, for text; a finite number becomes text. Raises ValueError for None, a list or an object too."""
     return text_of(column(record, *names), names[0])
 
 
@@ -132,9 +133,9 @@ def text_of(value: Any, name: str) -> str:
     """A column's value as text. Raises ValueError as `text_column` does."""
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and math.isfinite(value):
         return str(value)
-    raise ValueError(f"column '{name}' holds no text but {type(value).__name__}")
+    raise ValueError(f"column '{name}' holds no text but {value if isinstance(value, float) else type(value).__name__}")
 
 
 def label_of(record: Mapping[str, Any], split: str, labels: Sequence[str], *names: str) -> str:

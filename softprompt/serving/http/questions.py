@@ -27,6 +27,7 @@ from softprompt.serving.http.errors import error_of
 from softprompt.serving.http.logprobs import columns, entries, tokens_of
 from softprompt.serving.http.state import Server
 from softprompt.serving.http.wire import REQUEST_ID
+from softprompt.tasks import check_finite
 
 log = logging.getLogger("softprompt.serving.http")
 
@@ -373,6 +374,8 @@ def items_of(
     for number, item in enumerate(items):
         try:
             json.dumps(item, ensure_ascii=False).encode()
+            if isinstance(item, dict):
+                check_finite(item)
         except UnicodeEncodeError:  # half of a surrogate pair is no text
             raise ValueError(f"input {number} holds half a character; send whole ones") from None
         except RecursionError:
