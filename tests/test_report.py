@@ -8,7 +8,7 @@ import pytest
 from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.cli.command_line import main
 from softprompt.study.report import _courses, _hours, _mean_of, _of_common_tasks, _our_lines, write_report
-from softprompt.study.rows import VOTE
+from softprompt.study.rows import VOTE, table_cells
 
 
 def row(
@@ -305,3 +305,15 @@ def test_models_and_points_are_compared_on_the_tasks_that_all_of_them_have(tmp_p
 def test_sizes_are_told_beside_the_papers(tmp_path):
     text = write_report(ROWS, tmp_path).read_text()
     assert "share of the paper&#x27;s Small: 2.7 million (1/29), 14.4 million (1/5)." in text
+
+
+def test_a_task_that_is_scored_one_way_alone_is_in_every_mean():
+    cb, wsc = {"task": "superglue/cb"}, {"task": "superglue/wsc", "scoring": "generate"}
+    both = [row(value=0.4, scoring="rank", **cb), row(value=0.2, scoring="generate", **cb), row(value=0.6, **wsc)]
+    head, *lines = table_cells(both)
+    written, ranked = sorted(lines, key=lambda line: line[2])
+    assert head[2:6] == ["scoring", "superglue/cb", "superglue/wsc", "mean"]
+    assert written[2:6] == ["generate", "20.0", "60.0", "40.0"]
+    assert ranked[2:6] == ["rank (wsc: generate)", "40.0", "60.0", "50.0"]
+    _, line = table_cells([both[0], both[2]])  # neither is scored both ways: one line has them
+    assert line[2:6] == ["rank (wsc: generate)", "40.0", "60.0", "50.0"]

@@ -47,7 +47,7 @@ from softprompt.study.pictures import (
     picture,
     two_panels,
 )
-from softprompt.study.rows import VOTE, family_of, grouped, newest, short_name, spread, table_cells, where
+from softprompt.study.rows import VOTE, family_of, grouped, newest, scored_by, short_name, spread, table_cells, where
 
 PAGE = "index.html"
 PAPER_FIGURES: dict[str, Mapping[Any, Mapping[str, Point]]] = {
@@ -199,7 +199,7 @@ def _run(name: str, rows: Sequence[Result]) -> Section:
     else:
         # No votes, and of prompts that are scored both ways the one.
         scoring = "generate" if any(row.scoring == "generate" for row in rows) else "rank"
-        drawn = [r for r in rows if r.seed != VOTE and (r.scoring == scoring or "method" in r.config)]
+        drawn = [row for row in scored_by(rows, scoring) if row.seed != VOTE]
         shown, is_common = _of_common_tasks(drawn)
         section.png = two_panels(_paper_lines(name), _our_lines(shown), _mean_of(shown))
         how = {"generate": "answers generated, an illegal one is wrong", "rank": "labels ranked"}[scoring]

@@ -82,6 +82,12 @@ def family_of(row: Result) -> str:
     return str(place.parent) if place.parent.name else place.name
 
 
+def scored_by(rows: Sequence[Result], scoring: str) -> list[Result]:
+    """The rows scored so, and those of tasks that a point is never scored so on: WSC can only be written."""
+    there = {(row.config["asked"], row.config["point"], row.task) for row in where(rows, scoring=scoring)}
+    return [r for r in rows if r.scoring == scoring or (r.config["asked"], r.config["point"], r.task) not in there]
+
+
 def table(rows: Sequence[Result]) -> str:
     """`table_cells` as markdown."""
     head, *body = [f"| {' | '.join(cells)} |" for cells in table_cells(rows)]
@@ -91,16 +97,26 @@ def table(rows: Sequence[Result]) -> str:
 def table_cells(rows: Sequence[Result]) -> list[list[str]]:
     """Rows of one experiment as cells: each point by each scoring, the tasks' means and deviations over seeds.
 
-    What pools tasks (the mean, the rate of illegal answers, the vote) is over those that every line has.
+    A task that is scored one way alone stands in every line, which says so. What pools tasks (the mean, the rate of
+    illegal answers, the vote) is over those that every line has.
     """
     rows = newest(rows)
     tasks = list(dict.fromkeys(row.task for row in rows))
     cells = [["frozen model", "point", "scoring", *tasks, "mean", "illegal", "vote"]]
     models = list(dict.fromkeys(row.config["asked"] for row in rows))
-    lines = grouped(rows, "asked", "point", "scoring")
+    lines: dict[tuple[str, str, str], list[Result]] = {}
+    for (asked, point), own in grouped(rows, "asked", "point").items():
+        ways = {row.scoring: scored_by(own, row.scoring) for row in own}
+        for scoring, line in ways.items():
+            others = [other for way, other in ways.items() if way != scoring and (asked, point, way) in lines]
+            if line not in others:  # else each task is scored one way alone, and one line has them all
+                lines[asked, point, scoring] = line
     common = set.intersection(*({row.task for row in line} for line in lines.values()))
     for asked, point, scoring in sorted(lines, key=lambda line: models.index(line[0])):
         line = lines[asked, point, scoring]
+        otherwise = {f"{row.task.split('/')[-1]}: {row.scoring}": None for row in line if row.scoring != scoring}
+        if otherwise:
+            scoring = f"{scoring} ({', '.join(otherwise)})"
         prompts = [row for row in line if row.seed != VOTE]
         pooled = [row for row in prompts if row.task in common]
         votes = [100 * row.value for row in line if row.seed == VOTE and row.task in common]
