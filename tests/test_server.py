@@ -945,7 +945,64 @@ def test_a_registry_of_the_first_version_is_read(llama, tmp_path):
     assert registry.now.resolve("live", 0.5).prompts == (hashes["p1"], hashes["p2"])
     assert registry.now.resolve("live", 0.7).prompts == (hashes["p1"],)
     registry.set_alias("live", {"both": 60.0, "p1": 40.0})
-    assert json.loads((tmp_path / "kept" / "registry.json").read_text()) == state
+    assert json.loads((tmp_path / "kept" / "registry.json").read_text()) == state | {"deleted": {}}
+
+
+def test_a_prompt_put_there_by_hand_stays_deleted_until_it_is_uploaded(llama, tmp_path):
+    def listed(client):
+        return {one["name"]: len(one["versions"]) for one in client.get("/v1/prompts").json()["prompts"]}
+
+    place = saved(llama, tmp_path / "kept" / "hand", seed=5)
+    data = archive(place)
+    with served(make_server(llama, tmp_path)) as client:
+        assert listed(client) == {"p0": 1, "p1": 1, "hand": 1}
+        assert client.delete("/v1/prompts/hand").status_code == 200
+    reason = r"hand in .* is not served: hand: it was deleted here; upload it to have it back, or remove its folder"
+    with pytest.warns(UserWarning, match=reason):
+        server = make_server(llama, tmp_path)
+    with served(server) as client:
+        assert listed(client) == {"p0": 1, "p1": 1}
+        other = archive(saved(llama, tmp_path / "other", seed=6))
+        assert client.put("/v1/prompts/hand", content=other).status_code == 200
+    with pytest.warns(UserWarning, match=reason):  # another content under its name does not bring it back
+        server = make_server(llama, tmp_path)
+    with served(server) as client:
+        assert listed(client)["hand"] == 1
+        assert client.put("/v1/prompts/hand", content=data).status_code == 200
+    with served(make_server(llama, tmp_path)) as client:
+        assert listed(client)["hand"] == 2
+        assert (
+            client.delete("/v1/prompts/hand").status_code == 200
+        )  # its folder is there once more, beside the upload's
+    with pytest.warns(UserWarning, match=reason):
+        server = make_server(llama, tmp_path)
+    assert "hand" not in server.registry.names()
+    saved(llama, place, seed=7)  # what is put there now is another prompt
+    assert "hand" in make_server(llama, tmp_path).registry.names()
+
+
+def test_names_of_the_servers_own_files_are_refused(llama, tmp_path):
+    with served(make_server(llama, tmp_path)) as client:
+        data = archive(saved(llama, tmp_path / "a"))
+        for name in ("registry.json", "Registry.JSON"):
+            reason = why(client.put(f"/v1/prompts/{name}", content=data), 400)
+            assert reason == f"'{name}' is a file of the server's own; choose another name"
+        assert client.put("/v1/prompts/.softprompt.lock", content=data).status_code == 400
+        assert why(client.put("/v1/aliases/registry.json", json={"targets": {"p0": 100}}), 400).endswith("another name")
+    (tmp_path / "kept" / "registry.json").mkdir()
+    with pytest.raises(
+        ValueError, match=r"registry.json is not a registry of softprompt serve \(.* is a folder, .*move it"
+    ):
+        make_server(llama, tmp_path)
+
+
+def test_an_ensemble_has_no_member_twice(llama, tmp_path):
+    with served(make_server(llama, tmp_path)) as client:
+        worn = client.get("/v1/prompts").json()["prompts"][0]["versions"][0]["prompt_hash"]
+        for other in ("p0", f"p0@{worn[:12]}"):
+            reason = why(client.put("/v1/ensembles/both", json={"members": ["p0", "p1", other]}), 400)
+            assert reason == f"p0 and {other} are one prompt, and each votes once"
+        assert client.get("/v1/prompts").json()["ensembles"] == []
 
 
 def test_without_a_folder_nothing_can_be_uploaded(llama, tmp_path):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from softprompt.base.checked import checked
-from softprompt.base.files import write_whole
+from softprompt.base.files import check_file, write_whole
 from softprompt.base.names import nearest
 from softprompt.prompts import CONFIG, SoftPrompt, check_fits, check_runs, load_prompt, save_prompt
 from softprompt.serving import PromptTable, Registered
@@ -30,6 +30,7 @@ SHORT_HASH = 12  # digits shown; ours
 MIN_HASH = 8  # digits that a request must give; ours
 MAX_MEMBERS = 32  # prompts of an ensemble; ours
 STATE = "registry.json"
+RESERVED = (STATE,)  # names of files in the folder; those that begin with a dot are no names
 T = TypeVar("T")
 
 
@@ -75,6 +76,8 @@ class State:
     """The content hashes that were uploaded under each name, the last one current."""
     ensembles: dict[str, list[str]]
     aliases: dict[str, dict[str, float]]
+    deleted: dict[str, list[str]] = field(default_factory=dict)
+    """The content hashes that were deleted of each name whose folder was put there by hand, and lies there still."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Names:
     """Their members."""
     aliases: dict[str, dict[str, float]] = field(default_factory=dict)
     """Their targets and shares in percent."""
+    deleted: dict[str, list[str]] = field(default_factory=dict)
+    """What must not come back by itself, as in `State`."""
 
     def __iter__(self) -> Iterator[str]:
         yield from (self.base, *self.versions, *self.ensembles, *self.aliases)
@@ -174,6 +179,8 @@ class Registry:
             self._check_new(name, self.now.versions)
             try:
                 prompt = load_prompt(folder)
+                if self._is_by_hand(name, folder) and prompt.sha256 in self.now.deleted.get(name, ()):
+                    raise ValueError("it was deleted here; upload it to have it back, or remove its folder")
                 worn_by(prompt.card, prompt.sha256, prompt.length, self.table.lm)
                 sha256 = self.table.add(prompt, Path(folder))
             except ValueError as error:
@@ -200,8 +207,11 @@ class Registry:
             folder = self.folder / name / prompt.sha256
             save_prompt(prompt, folder)
             version = Version(self.table.get(self.table.add(prompt, folder)), folder, is_upload=True)
+            names, deleted = self.now.with_version(name, version), dict(self.now.deleted)
+            if name in deleted:
+                deleted[name] = [sha256 for sha256 in deleted[name] if sha256 != version.sha256]
             try:
-                self._change(self.now.with_version(name, version))
+                self._change(replace(names, deleted=deleted))
             except OSError:
                 if version.sha256 not in [old.sha256 for old in self.now.versions.get(name, ())]:
                     self._forget([version])
@@ -227,12 +237,16 @@ class Registry:
                     if len(going) == len(versions) or ("@" in target and names.version(target) in going):
                         raise Conflict(f"{owner} still leads to {target}; change or delete {owner} first")
             kept = [version for version in versions if version not in going]
+            deleted = dict(names.deleted)
+            if self.folder is not None and (self.folder / name / CONFIG).is_file():
+                deleted[name] = [*deleted.get(name, ()), *(version.sha256 for version in going)]
             self._change(
                 Names(
                     self.base,
                     _without(names.versions, name) | ({name: kept} if kept else {}),
                     _without(names.ensembles, name),
                     _without(names.aliases, name),
+                    deleted,
                 )
             )
             self._forget(going)
@@ -241,7 +255,8 @@ class Registry:
     def set_ensemble(self, name: str, members: Sequence[str]) -> None:
         """Name several prompts that vote.
 
-        ValueError for fewer than two, for unknown ones, or a name in use; OSError where it cannot be written.
+        ValueError for fewer than two, for one twice, for unknown ones, or a name in use; OSError where it cannot be
+        written.
         """
         with self._changing:
             names = self.now
@@ -249,6 +264,10 @@ class Registry:
             if not 2 <= len(members) <= MAX_MEMBERS:
                 raise ValueError(f"an ensemble takes 2 to {MAX_MEMBERS} prompts, and this one has {len(members)}")
             self._check_served(members, "an ensemble's member", names.versions)
+            hashes = [names.version(member).sha256 for member in members]
+            for place, sha256 in enumerate(hashes):
+                if (first := hashes.index(sha256)) < place:
+                    raise ValueError(f"{members[first]} and {members[place]} are one prompt, and each votes once")
             self._change(replace(names, ensembles={**names.ensembles, name: list(members)}))
 
     def set_alias(self, name: str, shares: Mapping[str, float]) -> None:
@@ -295,9 +314,11 @@ class Registry:
         path, state = self.folder / STATE, State(format=1, versions={}, ensembles={}, aliases={})
         if path.exists():
             try:
+                check_file(path)
                 state = checked(State, json.loads(path.read_text()), "its content")
             except ValueError as error:
                 raise ValueError(f"{path} is not a registry of softprompt serve ({error}); move it away") from error
+        self.now = replace(self.now, deleted=state.deleted)
         for place in sorted(self.folder.iterdir()):
             if (place / CONFIG).is_file() and re.fullmatch(NAME, place.name):
                 self._try_to_add(place.name, place.name, place)
@@ -320,7 +341,13 @@ class Registry:
             for name, versions in names.versions.items():
                 if hashes := [version.sha256 for version in versions if version.is_upload]:
                     uploads[name] = hashes
-            state = State(format=1, versions=uploads, ensembles=names.ensembles, aliases=names.aliases)
+            state = State(
+                format=1,
+                versions=uploads,
+                ensembles=names.ensembles,
+                aliases=names.aliases,
+                deleted={name: hashes for name, hashes in names.deleted.items() if hashes},
+            )
             write_whole(self.folder / STATE, json.dumps(asdict(state), indent=1) + "\n")
         self.now = names
 
@@ -337,12 +364,18 @@ class Registry:
                 if version.folder.parent.is_dir() and not any(version.folder.parent.iterdir()):
                     version.folder.parent.rmdir()
 
+    def _is_by_hand(self, name: str, folder: str | Path) -> bool:
+        """Whether a folder is the one of that name in ours, which only hands put there."""
+        return self.folder is not None and Path(folder) == self.folder / name
+
     def _check_new(self, name: str, same_kind: Mapping[str, Any]) -> None:
         if not re.fullmatch(NAME, name):
             raise ValueError(
                 f"{name!r} is no name; give 1 to 100 letters, digits, dots, dashes and underscores, the first a letter "
                 "or a digit"
             )
+        if name.casefold() in RESERVED:
+            raise ValueError(f"{name!r} is a file of the server's own; choose another name")
         if name in self.now and name not in same_kind:
             raise Conflict(f"{name!r} is already the name of something else; choose another, or delete it first")
 
