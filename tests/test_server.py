@@ -24,6 +24,7 @@ from fastapi.testclient import TestClient
 
 from softprompt.answering import Decoding, Prediction, open_prompts, predict_records
 from softprompt.answering.evaluation import vote
+from softprompt.base.files import locked, write_whole
 from softprompt.models import Tokenizer, load_tokenizer
 from softprompt.models.text import default_format, encode_examples
 from softprompt.prompts import Card, SoftPrompt, save_prompt
@@ -817,11 +818,89 @@ def test_a_full_disk_changes_no_name(llama, tmp_path, monkeypatch):
             client.put("/v1/ensembles/both", json={"members": ["p1", "p0"]}),
             client.put("/v1/aliases/live", json={"targets": {"p0": 100}}),
             client.delete("/v1/prompts/both"),
-            client.delete("/v1/prompts/mine"),
         ):
             assert why(answer, 507) == "could not be kept: No space left on device"
             assert client.get("/v1/prompts").json() == before
         assert client.post("/v1/classify", json={"model": "mine", "input": TEXT}).status_code == 200
+
+
+@pytest.mark.parametrize("is_room", [True, False])
+def test_what_is_deleted_from_a_full_disk_makes_room(llama, tmp_path, monkeypatch, caplog, is_room):
+    place = tmp_path / "kept" / "mine"
+    with served(make_server(llama, tmp_path)) as client:
+        client.put("/v1/prompts/mine", content=archive(saved(llama, tmp_path / "a", seed=21)))
+
+        def full(path, content):
+            if place.exists() or not is_room:
+                raise OSError(28, "No space left on device")
+            write_whole(path, content)
+
+        monkeypatch.setattr("softprompt.serving.http.registry.write_whole", full)
+        assert why(client.put("/v1/aliases/live", json={"targets": {"p0": 100}}), 507).startswith("could not be kept")
+        told = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert told and not any(record.exc_info for record in told)  # a line, no traceback
+        assert client.delete("/v1/prompts/mine").status_code == 200
+        assert not place.exists()
+    monkeypatch.undo()
+    if is_room:
+        server = make_server(llama, tmp_path)
+    else:  # the registry could not be written: the prompt is gone with its folder
+        with pytest.warns(UserWarning, match="mine@.* is not served: mine: there is no prompt folder"):
+            server = make_server(llama, tmp_path)
+    assert server.registry.names() == [llama.name, "p0", "p1"]
+
+
+def test_an_upload_that_fails_leaves_no_folder(llama, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with served(make_server(llama, tmp_path)) as client:
+        data = archive(saved(llama, tmp_path / "a", seed=21))
+        for step in ("prompts.folder.os.rename", "serving.http.registry.write_whole"):
+            monkeypatch.setattr(f"softprompt.{step}", full)
+            assert client.put("/v1/prompts/mine", content=data).status_code == 507
+            monkeypatch.undo()
+            assert not (tmp_path / "kept" / "mine").exists()
+        assert client.put("/v1/prompts/mine", content=data).status_code == 200
+
+
+def test_what_killed_writers_left_is_removed_at_start_and_whole_uploads_are_told(llama, tmp_path):
+    kept, ghost = tmp_path / "kept", make_prompt(llama, 9)
+    for left in (f"half/{'a' * 64}/.softprompt-saving-x", "hand/.softprompt-saving-y"):
+        (kept / left).mkdir(parents=True)
+        (kept / left / "softprompt.json").write_text("{")
+    (kept / ".registry.json.123").write_text("{")
+    save_prompt(ghost, kept / "ghost" / ghost.sha256)
+    with pytest.warns(UserWarning, match=f"ghost/{ghost.sha256} is an upload that no name has: it did not come to its"):
+        server = make_server(llama, tmp_path)
+    assert sorted(path.name for path in kept.iterdir()) == [".softprompt.lock", "ghost", "hand"]
+    assert list((kept / "hand").iterdir()) == [] and "ghost" not in server.registry.names()
+
+
+def test_nothing_is_cleaned_where_another_server_is_at_work(llama, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / ".registry.json.123").write_text("{")
+    told = pytest.raises(ValueError, match="kept is being written by another process; wait for its end")
+    with open(tmp_path / "kept" / ".softprompt.lock", "w") as other, locked(other), told:
+        make_server(llama, tmp_path)
+    assert (tmp_path / "kept" / ".registry.json.123").exists()
+
+
+def test_an_upload_that_is_deleted_meanwhile_is_answered_by_what_it_was(llama, tmp_path, monkeypatch):
+    server = make_server(llama, tmp_path)
+    with served(server) as client:
+        client.put("/v1/prompts/mine", content=archive(saved(llama, tmp_path / "a", seed=21)))
+        upload, new = server.registry.upload, make_prompt(llama, 22)
+
+        def deleted_meanwhile(name, prompt):
+            versions = upload(name, prompt)
+            server.registry.remove(f"{name}@{new.sha256}")
+            return versions
+
+        monkeypatch.setattr(server.registry, "upload", deleted_meanwhile)
+        answer = client.put("/v1/prompts/mine", content=archive(saved(llama, tmp_path / "b", seed=22)))
+        assert answer.json()["versions"][-1]["prompt_hash"] == new.sha256
+        assert len(client.get("/v1/prompts").json()["prompts"][-1]["versions"]) == 1
 
 
 def test_an_upload_to_a_slow_disk_holds_nobody_up(llama, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from softprompt.base.faces import face
 if TYPE_CHECKING:
     from softprompt.prompts.card import Card
     from softprompt.prompts.export import export_vocabulary
-    from softprompt.prompts.folder import CARD, CONFIG, README, WEIGHTS, load_prompt, save_prompt
+    from softprompt.prompts.folder import CARD, CONFIG, README, STAGING, WEIGHTS, load_prompt, save_prompt
     from softprompt.prompts.formats import convert, detect_kind, read_prompt
     from softprompt.prompts.initial import MAX_LENGTH, from_ids, from_uniform, initial_prompt
     from softprompt.prompts.prompt import SoftPrompt, check_fits, check_passed, check_runs, prepend, stack

@@ -126,7 +126,7 @@ async def refuse(request: Request, error: Exception) -> JSONResponse:
     request_id = request.scope.get(REQUEST_ID, "")
     status, body = error_of(error, request_id)
     if status in (500, 507):
-        log.error("%s: %s", request_id, body.message, exc_info=error)
+        log.error("%s: %s", request_id, body.message, exc_info=error if status == 500 else None)
     wait = getattr(error, "retry_after", None)
     headers = {"retry-after": str(max(1, round(wait)))} if wait is not None else None
     if status == 401:

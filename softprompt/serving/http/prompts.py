@@ -67,9 +67,9 @@ def add_prompts(app: FastAPI, server: Server) -> None:
         if not data:
             raise ValueError("the body is empty; send a prompt's folder as a zip or tar archive")
         prompt = await run_sync(partial(read_archive, data, max_bytes=server.limits.max_upload))
-        version = await run_sync(registry.upload, name, prompt)
-        log.info("%s: %s uploaded %s, %s", request.scope[REQUEST_ID], key.name, name, version.sha256[:12])
-        return _info(server, name, registry.now.versions.get(name, [version]))
+        versions = await run_sync(registry.upload, name, prompt)
+        log.info("%s: %s uploaded %s, %s", request.scope[REQUEST_ID], key.name, name, prompt.sha256[:12])
+        return _info(server, name, versions)
 
     @app.delete("/v1/prompts/{name}", response_model=api.Deleted, tags=["prompts"])
     async def delete(name: Wanted, request: Request, key: Key = administer) -> Any:

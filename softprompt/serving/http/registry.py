@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from softprompt.base.checked import checked
-from softprompt.base.files import check_file, write_whole
+from softprompt.base.files import check_file, held, remove_leftovers, write_whole
 from softprompt.base.names import nearest
-from softprompt.prompts import CONFIG, SoftPrompt, check_fits, check_runs, load_prompt, save_prompt
+from softprompt.prompts import CONFIG, STAGING, SoftPrompt, check_fits, check_runs, load_prompt, save_prompt
 from softprompt.serving import PromptTable, Registered
 from softprompt.serving.http.asking import worn_by
 
@@ -189,8 +189,8 @@ class Registry:
             self.now = self.now.with_version(name, version)
             return version
 
-    def upload(self, name: str, prompt: SoftPrompt) -> Version:
-        """Keep a prompt on disk as the newest version of a name, then serve it.
+    def upload(self, name: str, prompt: SoftPrompt) -> list[Version]:
+        """Keep a prompt on disk as the newest version of a name, then serve it. The name's versions then, it the last.
 
         ValueError for a bad name, for another model's prompt, and for one that no request could be answered by
         (everything is looked at before anything is kept), Conflict without a folder to keep it in or where the name
@@ -205,18 +205,19 @@ class Registry:
             check_runs(prompt, lm)
             worn_by(prompt.card, prompt.sha256, prompt.length, lm)
             folder = self.folder / name / prompt.sha256
-            save_prompt(prompt, folder)
-            version = Version(self.table.get(self.table.add(prompt, folder)), folder, is_upload=True)
-            names, deleted = self.now.with_version(name, version), dict(self.now.deleted)
+            is_new = prompt.sha256 not in [old.sha256 for old in self.now.versions.get(name, ())]
+            deleted = dict(self.now.deleted)
             if name in deleted:
-                deleted[name] = [sha256 for sha256 in deleted[name] if sha256 != version.sha256]
+                deleted[name] = [sha256 for sha256 in deleted[name] if sha256 != prompt.sha256]
             try:
-                self._change(replace(names, deleted=deleted))
-            except OSError:
-                if version.sha256 not in [old.sha256 for old in self.now.versions.get(name, ())]:
-                    self._forget([version])
+                save_prompt(prompt, folder)
+                version = Version(self.table.get(self.table.add(prompt, folder)), folder, is_upload=True)
+                self._change(replace(self.now.with_version(name, version), deleted=deleted))
+            except BaseException:
+                if is_new:
+                    self._drop(prompt.sha256, folder)
                 raise
-            return version
+            return self.now.versions[name]
 
     def remove(self, wanted: str) -> list[str]:
         """Take out a prompt with all its versions, one version, an ensemble or an alias; the hashes that went.
@@ -240,16 +241,28 @@ class Registry:
             deleted = dict(names.deleted)
             if self.folder is not None and (self.folder / name / CONFIG).is_file():
                 deleted[name] = [*deleted.get(name, ()), *(version.sha256 for version in going)]
-            self._change(
-                Names(
-                    self.base,
-                    _without(names.versions, name) | ({name: kept} if kept else {}),
-                    _without(names.ensembles, name),
-                    _without(names.aliases, name),
-                    deleted,
-                )
+            names = Names(
+                self.base,
+                _without(names.versions, name) | ({name: kept} if kept else {}),
+                _without(names.ensembles, name),
+                _without(names.aliases, name),
+                deleted,
             )
-            self._forget(going)
+            try:
+                self._change(names)
+            except OSError:
+                if not any(version.is_upload for version in going):
+                    raise
+                # On a full disk what goes makes room. An upload without its folder is gone, whatever the registry says.
+                self.now = names
+                self._forget(going)
+                try:
+                    self._change(names)
+                except OSError:
+                    if any(version.folder.exists() for version in going):
+                        raise
+            else:
+                self._forget(going)
             return [version.sha256 for version in going]
 
     def set_ensemble(self, name: str, members: Sequence[str]) -> None:
@@ -305,8 +318,9 @@ class Registry:
     def open(self) -> None:
         """Serve what the folder holds: prompt folders put there by hand, and what was uploaded and named before.
 
-        A prompt that cannot be served (another model's, a damaged one) is left out with a warning that says why.
-        ValueError for a registry.json that is not ours.
+        A prompt that cannot be served (another model's, a damaged one) is left out with a warning that says why. What
+        killed writers left is removed. ValueError for a registry.json that is not ours, and where another server is at
+        work there.
         """
         if self.folder is None:
             return
@@ -318,6 +332,8 @@ class Registry:
                 state = checked(State, json.loads(path.read_text()), "its content")
             except ValueError as error:
                 raise ValueError(f"{path} is not a registry of softprompt serve ({error}); move it away") from error
+        with held(self.folder):
+            self._clean(self.folder, state.versions)
         self.now = replace(self.now, deleted=state.deleted)
         for place in sorted(self.folder.iterdir()):
             if (place / CONFIG).is_file() and re.fullmatch(NAME, place.name):
@@ -352,17 +368,37 @@ class Registry:
         self.now = names
 
     def _forget(self, going: Sequence[Version]) -> None:
-        """Take contents out of the table that no name has any more, and delete uploads' folders."""
-        left = {version.sha256: version for versions in self.now.versions.values() for version in versions}
         for version in going:
-            if version.sha256 in left:
-                self.table.add(left[version.sha256].folder)
-            elif version.sha256 in self.table:
-                self.table.remove(version.sha256)
-            if version.is_upload:
-                shutil.rmtree(version.folder, ignore_errors=True)
-                if version.folder.parent.is_dir() and not any(version.folder.parent.iterdir()):
-                    version.folder.parent.rmdir()
+            self._drop(version.sha256, version.folder if version.is_upload else None)
+
+    def _drop(self, sha256: str, upload: Path | None) -> None:
+        """Take a content out of the table unless some name still has it, and delete an upload's folder."""
+        left = {version.sha256: version for versions in self.now.versions.values() for version in versions}
+        if sha256 in left:
+            self.table.add(left[sha256].folder)
+        elif sha256 in self.table:
+            self.table.remove(sha256)
+        if upload is not None:
+            shutil.rmtree(upload, ignore_errors=True)
+            _remove_if_empty(upload.parent)
+
+    def _clean(self, folder: Path, uploads: Mapping[str, Sequence[str]]) -> None:
+        """Remove what writers that were killed left in the folder, and tell of whole uploads that no name has."""
+        remove_leftovers(folder / STATE)
+        for staging in (*folder.glob(f"*/{STAGING}*"), *folder.glob(f"*/*/{STAGING}*")):
+            shutil.rmtree(staging, ignore_errors=True)
+        for place in folder.glob(f"*/{'[0-9a-f]' * 64}"):
+            if place.name in uploads.get(place.parent.name, ()):
+                continue
+            if any(place.iterdir()):
+                warnings.warn(
+                    f"{place} is an upload that no name has: it did not come to its end, or was deleted as the disk "
+                    "failed; upload it again, or remove it",
+                    stacklevel=3,
+                )
+            else:
+                place.rmdir()
+                _remove_if_empty(place.parent)
 
     def _is_by_hand(self, name: str, folder: str | Path) -> bool:
         """Whether a folder is the one of that name in ours, which only hands put there."""
@@ -386,6 +422,11 @@ class Registry:
                 raise UnknownName(f"{role} is {target!r}, which is not served{nearest(name, known)}")
             if digits:
                 self.now.version(target)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _without(known: Mapping[str, T], name: str) -> dict[str, T]:
