@@ -19,6 +19,7 @@ import stat
 import time
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import jaxtyping
@@ -29,6 +30,7 @@ from safetensors.torch import save_file
 
 import softprompt
 from softprompt.cli import main, serve
+from softprompt.prompts import load_prompt, save_prompt
 
 MESSAGES = Path(__file__).parent / "messages.json"
 PROMPTS = Path(__file__).parent / "fixtures" / "v0.1.0" / "prompts"
@@ -1315,7 +1317,9 @@ def _client(place, run, *words):
         ))  # fmt: skip
         for name in ("mood", "film"):
             shutil.copytree(place.here / name, place.folder / "serving" / name, dirs_exist_ok=True)
-        served = [f"{name}={place.folder}/serving/{name}" for name in ("mood", "film")]
+        other = load_prompt(place.here / "mood")  # of the same task, for an ensemble
+        save_prompt(replace(other, values=2 * other.values), place.folder / "serving" / "q7")
+        served = [f"{name}={place.folder}/serving/{name}" for name in ("mood", "film", "q7")]
         more = ("--prompts-dir", place.folder / "serving" / "kept", "--dtype", "float32", "--device", "cpu")
         assert run("serve", "--model", "./llama", *more, *words, "--prompt", *served)["message"] == "served"
         client = TestClient(place.clients.pop("new"), "http://localhost")
@@ -1323,7 +1327,7 @@ def _client(place, run, *words):
         while client.get("/readyz").status_code != 200:
             time.sleep(0.01)
         if not words:
-            sent = (("ensembles/both", {"members": ["mood", "mood@5c37cc68"]}),
+            sent = (("ensembles/both", {"members": ["mood", "q7"]}),
                     ("ensembles/odd", {"members": ["mood", "film"]}),
                     ("aliases/live", {"targets": {"both": 100}}))  # fmt: skip
             for path, body in sent:
