@@ -563,7 +563,8 @@ def test_numbers_that_a_type_cannot_hold_are_refused(tmp_path):
     lm = load(base, dtype="float32", device="cpu")
     prompts = {"a": make_prompt(lm, values=torch.full((2, 16), 7e4))}
     words = "a: the prompt has numbers too large for float16; give --dtype float32 or bfloat16"
-    refused(words, prompts, tmp_path / "out", model=base, dtype="float16")
+    with pytest.warns(UserWarning, match="made for another scale"):
+        refused(words, prompts, tmp_path / "out", model=base, dtype="float16")
 
 
 def test_an_embedding_that_no_row_can_stand_for_is_refused(tmp_path, monkeypatch):
