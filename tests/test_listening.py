@@ -21,7 +21,7 @@ from softprompt.serving.http.access import Access, Key
 from softprompt.serving.http.app import make_app
 from softprompt.serving.http.wire import MOST_SKIPPED, Limits
 
-KEY = Key(name="team", sha256=sha256(b"0123456789abcdef").hexdigest())
+KEY = Key(name="team", sha256=sha256(b"0123456789abcdef").hexdigest(), scopes=frozenset({"use", "administer"}))
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 QUICK = Limits(max_body=2_000_000, body_seconds=0.3)
 
@@ -145,6 +145,51 @@ def test_more_connections_than_are_taken_wait_and_the_log_says_it_once(caplog):
     assert record.message == (
         "3 connections are open, which are all that are taken; new ones wait, and this is said once a minute at most"
     )
+
+
+@pytest.mark.parametrize("size", [50_000, 500_000])
+def test_an_answer_that_nobody_takes_ends_its_connection(size):
+    async def talkative(scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await app(scope, receive, send)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    with listening_app(talkative, stuck_seconds=0.2) as port, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.connect(("127.0.0.1", port))
+        client.settimeout(10)
+        client.sendall(GET * 200)  # more answers than the system holds for both sides
+        time.sleep(1.0)
+        assert len(heard(client)) < 200 * size
+
+
+def test_an_answer_that_is_taken_slowly_is_whole():
+    async def talkative(scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await app(scope, receive, send)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"x" * 10_000_000})
+
+    with listening_app(talkative, stuck_seconds=0.3) as port, called(port, GET) as client:
+        said = b""
+        for _ in range(12):
+            said += client.recv(500_000)
+            time.sleep(0.1)
+        assert len(said + heard(client)) > 10_000_000
+
+
+@pytest.mark.parametrize("path", ["POST /tokenize", "PUT /v1/prompts/x"])
+def test_a_client_that_leaves_amid_its_body_is_no_error_of_ours(served, path, caplog):
+    caplog.set_level(logging.INFO, "softprompt.access")
+    with called(served, posted(1_000).replace(b"POST /tokenize", path.encode()) + b"{"):
+        time.sleep(0.1)
+    for _ in range(100):
+        if caplog.records:
+            break
+        time.sleep(0.01)
+    (record,) = caplog.records
+    assert json.loads(record.message)["status"] == 499
 
 
 def test_a_system_out_of_files_pauses_and_the_log_says_it_once(caplog, monkeypatch):

@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from softprompt.base.checked import MAX_SHOWN, path_of, wanted_at
 from softprompt.serving import Cancelled, DeadlineExceeded, NotServing, QueueFull
@@ -58,6 +59,7 @@ KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (NotServing, 503, "not_serving"),
     (DeadlineExceeded, 504, "timeout"),
     (Cancelled, CLIENT_GONE, "client_gone"),
+    (ClientDisconnect, CLIENT_GONE, "client_gone"),
     (ValueError, 400, "invalid_request_error"),
     (OSError, 507, "disk_error"),
     (Exception, 500, "server_error"),

@@ -1,4 +1,4 @@
-"""uvicorn with limits: on connections at once, and on the time that the head of a request may take.
+"""uvicorn with limits: on connections at once, and on the time that a request's head and taking an answer may take.
 
 The limits on a body are `wire`'s, which knows what is asked.
 """
@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0  # ours
+STUCK_SECONDS = 30.0  # ours
 MOST_CONNECTIONS = 10_000  # whatever the limit on descriptors is; ours
 PAUSE = 0.1  # seconds until a connection is tried again
 TOLD_EVERY = 60.0  # seconds
@@ -35,21 +36,26 @@ def connections_allowed() -> int:
 
 
 class Protocol(H11Protocol):
-    """A connection whose heads are there in time, or it ends: with a 408 where one has begun, else without a word."""
+    """A connection whose heads are there in time, or it ends: with a 408 where one has begun, else without a word.
 
-    def __init__(self, *arguments: Any, head_seconds: float, **named: Any):
+    It ends too where nothing of an answer is taken between two looks, `stuck_seconds` apart.
+    """
+
+    def __init__(self, *arguments: Any, head_seconds: float, stuck_seconds: float, **named: Any):
         super().__init__(*arguments, **named)
-        self.head_seconds = head_seconds
+        self.head_seconds, self.stuck_seconds = head_seconds, stuck_seconds
         self._head_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """As asyncio calls it."""
         super().connection_made(transport)
         self._head_due = self.loop.call_later(self.head_seconds, self._too_slow)
+        self._next_look = self.loop.call_later(self.stuck_seconds, self._look, 0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio calls it."""
         self._forget_head()
+        self._next_look.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -75,6 +81,13 @@ class Protocol(H11Protocol):
         else:
             self.transport.close()
 
+    def _look(self, unsent_before: int) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent == unsent_before:
+            self.transport.abort()
+        else:
+            self._next_look = self.loop.call_later(self.stuck_seconds, self._look, unsent)
+
     def _end(self, status: HTTPStatus, message: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
             error = {"message": message, "type": "invalid_request_error", "param": None, "code": None, "request_id": ""}
@@ -93,11 +106,16 @@ class Listener(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, *, max_connections: int | None = None, head_seconds: float = HEAD_SECONDS
+        self,
+        config: uvicorn.Config,
+        *,
+        max_connections: int | None = None,
+        head_seconds: float = HEAD_SECONDS,
+        stuck_seconds: float = STUCK_SECONDS,
     ):
         super().__init__(config)
         self.max_connections = max_connections or connections_allowed()
-        self.head_seconds = head_seconds
+        self.head_seconds, self.stuck_seconds = head_seconds, stuck_seconds
         self._accepting: list[asyncio.Task[None]] = []
         self._told = -TOLD_EVERY
 
@@ -140,6 +158,7 @@ class Listener(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
             head_seconds=self.head_seconds,
+            stuck_seconds=self.stuck_seconds,
         )
 
     async def _pause(self, why: str) -> None:
