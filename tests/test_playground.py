@@ -5,32 +5,42 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import tiny_lm
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from test_server import listening, make_server
+from test_server import listening, make_server, saved
+
+from softprompt.models import default_format
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
 
 
-@pytest.fixture
-def site(llama, tmp_path):
-    """The address of a server with two prompts and an ensemble."""
-    server = make_server(llama, tmp_path)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The address of a server: two prompts of one field and their ensemble, one of two fields, one that writes."""
+    llama, folder = tiny_lm("llama"), tmp_path_factory.mktemp("site")
+    server = make_server(llama, folder)
     server.registry.set_ensemble("both", ["p0", "p1"])
+    for name, inputs, labels in (
+        ("pair", "premise: {premise} hypothesis: {hypothesis}", ("yes", "no")),
+        ("titles", "{style?} text: {text}", ()),
+    ):
+        text = default_format(llama, inputs_template=inputs, targets_template="{answer}").to_json()
+        server.registry.add(name, saved(llama, folder / name, 7, labels=labels, text=text))
     with listening(server) as address:
         yield address
 
 
-@pytest.fixture
-def browser(tmp_path):
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
         "--window-size=1100,800",
     ):  # fmt: skip
         options.add_argument(flag)
@@ -44,7 +54,9 @@ def wait(browser, condition):
     return WebDriverWait(browser, 20).until(condition)
 
 
-def opened(browser, site):
+def opened(browser, site, width=1200):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)  # windows are never narrower than 500
     browser.get(site)
     wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#choices input"))
     return browser
@@ -54,39 +66,133 @@ def texts(browser, selector):
     return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
 
 
-@needs_browser
-def test_labels_as_bars_for_two_prompts_side_by_side(browser, site):
-    opened(browser, site)
-    assert texts(browser, "#choices label")[:2] == ["p0\nmine", "p1\nmine"]
-    browser.find_elements(By.CSS_SELECTOR, "#choices input")[1].click()
-    browser.find_element(By.ID, "input").send_keys("sentence: a warm film", Keys.CONTROL, Keys.ENTER)
-    wait(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "article .said")) == 2)
-    assert texts(browser, "article h2") == ["p0", "p1"]
-    shares = [float(text.split("\n")[1].removesuffix(" %")) for text in texts(browser, "article:first-child .bar")]
-    assert len(shares) == 2 and sum(shares) == pytest.approx(100, abs=0.2)
+def all_of(browser, role):
+    """By the names that a screen reader says, what has this role and is to be seen."""
+    elements = browser.find_elements(By.CSS_SELECTOR, "input, textarea, button, summary, a")
+    return {one.accessible_name: one for one in elements if one.is_displayed() and one.aria_role == role}
+
+
+def boxes(browser):
+    """The boxes of the input, by their labels."""
+    return {name: box for name, box in all_of(browser, "textbox").items() if box.tag_name == "textarea"}
+
+
+def choose(browser, *names):
+    """Check the boxes of these prompts, and no others."""
+    for name, box in all_of(browser, "checkbox").items():
+        if box.is_selected() != (name in names):
+            box.click()
+
+
+def run(browser, **typed):
+    """Type into the boxes, press Run, and wait for an answer of each prompt that was chosen."""
+    for name, text in typed.items():
+        boxes(browser)[name].send_keys(text)
+    all_of(browser, "button")["Run Ctrl Enter"].click()
+    num_chosen = sum(box.is_selected() for box in all_of(browser, "checkbox").values())
+    wait(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "article details")) == num_chosen)
+
+
+def was_read(browser):
+    """What the answers say that the model read."""
+    for summary in browser.find_elements(By.CSS_SELECTOR, "article summary"):
+        summary.click()
+    return texts(browser, "article .read")
+
+
+def sent(browser):
+    """The body of the request that the curl line shows."""
+    line = browser.find_element(By.ID, "curl").get_attribute("textContent")
+    return json.loads(line.split(" -d '")[1].removesuffix("'").replace("'\\''", "'"))
+
+
+def looks_right(browser, width, picture):
+    """Nothing is wider than the window, and the page had no mistake of its own; a picture to look at."""
+    browser.save_screenshot(str(picture))
+    widths = "const page = document.documentElement; return [innerWidth, page.scrollWidth - page.clientWidth]"
+    assert browser.execute_script(widths) == [width, 0]
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 @needs_browser
-def test_text_streams_and_the_curl_line_is_the_request(browser, site):
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_prompt_of_one_field_has_one_box(browser, site, width, tmp_path):
+    opened(browser, site, width)
+    assert list(all_of(browser, "checkbox")) == ["p0 mine", "p1 mine", "pair mine", "titles mine", "both ensemble of 2", "tiny-llama bare model"]
+    assert list(boxes(browser)) == ["sentence"]
+    run(browser, sentence="a warm film")
+    assert was_read(browser) == ["<s>sentence: a warm film\nanswer:"]
+    shares = [float(text.split("\n")[1].removesuffix(" %")) for text in texts(browser, "article .bar")]
+    assert len(shares) == 2 and sum(shares) == pytest.approx(100, abs=0.2)
+    assert sent(browser) == {"model": "p0", "fields": {"sentence": "a warm film"}, "show_input": True}
+    looks_right(browser, width, tmp_path / "one.png")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_prompt_of_two_fields_has_two_boxes(browser, site, width, tmp_path):
+    opened(browser, site, width)
+    choose(browser, "pair mine")
+    assert list(boxes(browser)) == ["premise", "hypothesis"]
+    run(browser, premise="it rained", hypothesis="it was wet")
+    assert was_read(browser) == ["<s>premise: it rained hypothesis: it was wet\nanswer:"]
+    assert {text.split("\n")[0] for text in texts(browser, "article .bar")} == {"yes", "no"}
+    looks_right(browser, width, tmp_path / "two.png")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1200])
+def test_an_ensemble_has_the_boxes_of_its_members_and_shows_their_votes(browser, site, width, tmp_path):
+    opened(browser, site, width)
+    choose(browser, "both ensemble of 2")
+    assert list(boxes(browser)) == ["sentence"]
+    run(browser, sentence="a warm film")
+    assert was_read(browser) == ["<s>sentence: a warm film\nanswer:"]
+    assert sum(" votes " in text for text in texts(browser, "article .said")) == 2
+    looks_right(browser, width, tmp_path / "ensemble.png")
+
+
+@needs_browser
+def test_prompts_chosen_together_have_each_field_once_and_get_their_own(browser, site):
     opened(browser, site)
-    browser.find_element(By.CSS_SELECTOR, "input[value=complete]").click()
-    browser.find_element(By.ID, "input").send_keys("it's a film")
-    browser.find_element(By.ID, "max-tokens").send_keys("7")
-    browser.find_element(By.ID, "run").click()
-    wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "article .said"))
-    assert texts(browser, "article .text")[0]
-    line = browser.find_element(By.ID, "curl").get_attribute("textContent")
-    assert line.startswith("curl -N http://127.0.0.1:")
-    body = json.loads(line.split(" -d '")[1].removesuffix("'").replace("'\\''", "'"))
-    assert body == {"model": "p0", "prompt": "it's a film", "stream": True, "max_tokens": 7}
+    boxes(browser)["sentence"].send_keys("a warm film")
+    choose(browser, "p0 mine", "p1 mine", "pair mine")
+    assert list(boxes(browser)) == ["sentence", "premise", "hypothesis"]
+    assert texts(browser, "#fields small") == ["for p0, p1", "for pair", "for pair"]
+    run(browser, premise="it rained")
+    assert texts(browser, "article h2") == ["p0", "p1", "pair"]
+    read = ["<s>sentence: a warm film\nanswer:"] * 2 + ["<s>premise: it rained hypothesis: \nanswer:"]
+    assert was_read(browser) == read
+
+
+@needs_browser
+def test_a_prompt_that_writes_is_asked_for_text_and_what_may_be_empty_is_said(browser, site):
+    opened(browser, site)
+    choose(browser, "titles mine")
+    assert all_of(browser, "radio")["text"].is_selected()
+    assert list(boxes(browser)) == ["style", "text"] and texts(browser, "#fields small") == ["may be left empty", ""]
+    all_of(browser, "spinbutton")["Tokens"].send_keys("7")
+    run(browser, text="it's a film")
+    assert texts(browser, "article .text")[0] and was_read(browser) == ["<s>text: it's a film\nanswer:"]
+    assert browser.find_element(By.ID, "curl").get_attribute("textContent").startswith("curl -N http://127.0.0.1:")
+    asked = {"model": "titles", "fields": {"text": "it's a film"}, "show_input": True, "stream": True, "max_tokens": 7}
+    assert sent(browser) == asked
+
+
+@needs_browser
+def test_the_bare_model_goes_on_with_a_text(browser, site):
+    opened(browser, site)
+    choose(browser, "tiny-llama bare model")
+    assert list(boxes(browser)) == ["text"] and texts(browser, "#fields small") == ["which the model goes on with"]
+    run(browser, text="a warm")
+    assert was_read(browser) == ["<s>a warm"] and sent(browser)["prompt"] == "a warm"
 
 
 @needs_browser
 def test_the_nearest_tokens_are_shown(browser, site):
     opened(browser, site)
-    browser.find_element(By.ID, "input").send_keys("sentence: dull", Keys.CONTROL, Keys.ENTER)
-    wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "button.quiet"))[0].click()
+    run(browser, sentence="dull")
+    all_of(browser, "button")["Nearest tokens of p0"].click()
     wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "article table tr:nth-child(4)"))
     assert len(browser.find_elements(By.CSS_SELECTOR, "article table tr")) == 4  # the head and p0's three rows
 
@@ -105,28 +211,28 @@ def test_the_endpoints_have_a_page_of_their_own(browser, site):
 @needs_browser
 def test_mistakes_are_said_on_the_page(browser, site):
     opened(browser, site)
-    box = browser.find_element(By.ID, "input")
-    box.send_keys('{"sentence": ', Keys.CONTROL, Keys.ENTER)
-    wait(browser, lambda b: texts(b, "article .wrong"))
-    assert texts(browser, "article .wrong")[0].startswith("the record is not JSON")
-    box.clear()
-    box.send_keys('{"text": "x"}', Keys.CONTROL, Keys.ENTER)
-    wait(browser, lambda b: "no column 'sentence'" in " ".join(texts(b, "article .wrong")))
+    all_of(browser, "button")["Run Ctrl Enter"].click()
+    assert texts(browser, "[role=alert]") == ["fill in sentence first: p0 has nothing to answer"]
+    assert browser.switch_to.active_element.accessible_name == "sentence"
+    choose(browser)
+    all_of(browser, "button")["Run Ctrl Enter"].click()
+    assert texts(browser, "[role=alert]") == ["choose a prompt first"]
+    choose(browser, "titles mine")
+    all_of(browser, "radio")["label"].click()
+    boxes(browser)["text"].send_keys("x", Keys.CONTROL, Keys.ENTER)
+    wait(browser, lambda b: "there are no labels to score" in " ".join(texts(b, "article .wrong")))
 
 
 @needs_browser
-def test_it_works_by_keyboard_alone_and_fits_a_phone(browser, site):
-    browser.set_window_size(360, 740)
-    opened(browser, site)
+def test_it_works_by_keyboard_alone(browser, site):
+    opened(browser, site, 390)
     for _ in range(30):
         active = browser.switch_to.active_element
-        if active.get_attribute("id") == "input":
+        if active.accessible_name == "sentence":
             break
         active.send_keys(Keys.TAB)
-    browser.switch_to.active_element.send_keys("sentence: dull", Keys.CONTROL, Keys.ENTER)
+    browser.switch_to.active_element.send_keys("dull", Keys.CONTROL, Keys.ENTER)
     wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "article .said"))
-    wide = browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert wide == 0
 
 
 def test_the_page_loads_nothing_from_elsewhere():

@@ -376,6 +376,7 @@ class PromptVersion(BaseModel):
     prompt_hash: str
     length: int
     task: str | None
+    fields: list[str] = Field(description="what a record of it has, with ? behind one that may be missing")
     labels: list[str]
     dev_metrics: dict[str, Any]
     scoring: str

@@ -119,6 +119,7 @@ def _info(server: Server, name: str, versions: Sequence[Version]) -> dict[str, A
                 "prompt_hash": version.sha256,
                 "length": version.prompt.length,
                 "task": worn.card.task,
+                "fields": worn.task.fields,
                 "labels": worn.task.labels or (),
                 "dev_metrics": worn.card.dev_metrics,
                 "scoring": worn.scoring,

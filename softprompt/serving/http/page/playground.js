@@ -3,8 +3,11 @@
 
 const $ = (id) => document.getElementById(id);
 const kind = () => document.querySelector("input[name=kind]:checked").value;
+const BARE = "text";  // the bare model has a box of its own, under this name
 const chosen = () => [...document.querySelectorAll("#choices input:checked")].map((box) => box.value);
 let running = null;
+let known = null;
+const typed = new Map();  // by field, whatever is chosen
 
 function make(tag, text, className) {
   const element = document.createElement(tag);
@@ -30,7 +33,7 @@ async function ask(path, body, signal) {
 
 async function list() {
   try {
-    const known = await (await ask("/v1/prompts")).json();
+    known = await (await ask("/v1/prompts")).json();
     const names = [
       ...known.prompts.map((one) => [one.name, one.versions.at(-1).task ?? "prompt"]),
       ...known.ensembles.map((one) => [one.name, `ensemble of ${one.members.length}`]),
@@ -40,20 +43,20 @@ async function list() {
     const before = chosen();
     $("choices").replaceChildren(...names.map(([name, about], place) => choice(name, about, before.length ? before.includes(name) : place === 0)));
     $("about").textContent = `${known.base}, ${known.prompts.length} prompt${known.prompts.length === 1 ? "" : "s"}`;
+    choose();
     fail(null);
   } catch (error) {
     $("about").textContent = "not connected";
     if (error.status === 401 || error.status === 403) $("access").hidden = !($("access").open = true);
     fail(error);
   }
-  show();
 }
 
 function choice(name, about, checked) {
   const label = make("label");
   const box = make("input");
   Object.assign(box, { type: "checkbox", value: name, checked });
-  label.append(box, name, make("small", about));
+  label.append(box, name, " ", make("small", about));
   return label;
 }
 
@@ -62,22 +65,73 @@ function fail(error) {
   $("error").textContent = error ? error.message : "";
 }
 
-// A record is JSON in braces; everything else is a text, which fills the template.
-function question(model) {
-  const text = $("input").value;
-  const record = text.trim().startsWith("{");
-  let fields;
-  if (record) {
-    try { fields = JSON.parse(text); } catch (error) { throw new Error(`the record is not JSON: ${error.message}`); }
+// The versions that answer for a name: a prompt's, an ensemble's members', an alias's targets'; none for the bare model.
+function versions(name) {
+  const alias = known.aliases.find((one) => one.name === name), ensemble = known.ensembles.find((one) => one.name === name);
+  const parts = alias ? Object.keys(alias.targets) : ensemble?.members;
+  if (parts) return parts.flatMap(versions);
+  const [own, digits] = name.split("@");
+  const all = known.prompts.find((one) => one.name === own)?.versions ?? [];
+  return digits ? all.filter((one) => one.prompt_hash.startsWith(digits)) : all.slice(-1);
+}
+
+// What a name is asked for, and whether it must be there: the fields of its versions, each once.
+function fields(name) {
+  if (name === known.base) return new Map([[BARE, true]]);
+  const found = new Map();
+  for (const field of versions(name).flatMap((one) => one.fields)) {
+    const own = field.replace(/\?$/, "");
+    found.set(own, found.get(own) || own === field);
   }
+  return found;
+}
+
+// One box for each field of what is chosen, with what was typed into it before.
+function boxes() {
+  const names = chosen(), wanted = new Map(), boxes = [];
+  for (const name of names) for (const field of fields(name).keys()) wanted.set(field, [...(wanted.get(field) ?? []), name]);
+  for (const [field, readers] of wanted) {
+    const box = make("textarea"), label = make("label", field), line = make("div"), notes = [];
+    if (readers.every((name) => name === known.base)) notes.push("which the model goes on with");
+    if (readers.every((name) => fields(name).get(field) === false)) notes.push("may be left empty");
+    if (readers.length < names.length) notes.push(`for ${readers.join(", ")}`);
+    const note = make("small", notes.join("; "));
+    Object.assign(box, { id: `field-${boxes.length}`, rows: wanted.size > 1 ? 3 : 4, value: typed.get(field) ?? "" });
+    label.htmlFor = box.id;
+    note.id = `about-${box.id}`;
+    box.setAttribute("aria-describedby", note.id);
+    box.addEventListener("input", () => { typed.set(field, box.value); });
+    line.append(label, note, box);
+    boxes.push(line);
+  }
+  $("fields").replaceChildren(...(boxes.length ? boxes : [make("small", "choose a prompt first")]));
+}
+
+// The boxes and the way to answer follow what is chosen.
+function choose() {
+  boxes();
+  const all = chosen().flatMap(versions);
+  const way = chosen().length && all.every((one) => !one.labels.length) ? "complete" : "classify";
+  document.querySelector(`input[name=kind][value=${way}]`).checked = true;
+  show();
+}
+
+// A name's own fields; one that may be left empty is left out then.
+function record(name) {
+  const own = [...fields(name)].filter(([field, needed]) => needed || typed.get(field));
+  return Object.fromEntries(own.map(([field]) => [field, typed.get(field) ?? ""]));
+}
+
+function question(model) {
+  const asked = record(model), text = kind() === "classify" ? "input" : "prompt";
+  const input = { ...(model === known.base ? { [text]: asked[BARE] } : { fields: asked }), show_input: true };
   if (kind() === "classify") {
     const labels = $("labels").value.split(",").map((label) => label.trim()).filter(Boolean);
-    return ["/v1/classify", { model, ...(record ? { fields } : { input: text }), ...(labels.length ? { labels } : {}) }];
+    return ["/v1/classify", { model, ...input, ...(labels.length ? { labels } : {}) }];
   }
   const tokens = $("max-tokens").valueAsNumber, temperature = $("temperature").valueAsNumber;
   return ["/v1/completions", {
-    model, ...(record ? { fields } : { prompt: text }), stream: true,
-    ...(tokens ? { max_tokens: tokens } : {}), ...(temperature ? { temperature } : {}),
+    model, ...input, stream: true, ...(tokens ? { max_tokens: tokens } : {}), ...(temperature ? { temperature } : {}),
   }];
 }
 
@@ -85,12 +139,11 @@ function quoted(text) { return `'${text.replaceAll("'", `'\\''`)}'`; }
 
 function show() {
   document.body.classList.toggle("complete", kind() === "complete");
-  try {
-    const [path, body] = question(chosen()[0] ?? "NAME");
-    const key = sessionStorage.getItem("key") ? ` -H 'Authorization: Bearer KEY'` : "";
-    const quiet = body.stream ? " -N" : "";
-    $("curl").textContent = `curl${quiet} ${location.origin}${path} -H 'Content-Type: application/json'${key} -d ${quoted(JSON.stringify(body))}`;
-  } catch (error) { $("curl").textContent = error.message; }
+  if (!chosen().length) return $("curl").replaceChildren("choose a prompt first");
+  const [path, body] = question(chosen()[0]);
+  const key = sessionStorage.getItem("key") ? ` -H 'Authorization: Bearer KEY'` : "";
+  const quiet = body.stream ? " -N" : "";
+  $("curl").textContent = `curl${quiet} ${location.origin}${path} -H 'Content-Type: application/json'${key} -d ${quoted(JSON.stringify(body))}`;
 }
 
 async function run(event) {
@@ -98,7 +151,12 @@ async function run(event) {
   if (running) running.abort();
   const names = chosen();
   if (!names.length) return fail(new Error("choose a prompt first"));
-  if (!$("input").value.trim()) { $("input").focus(); return fail(new Error("type an input first")); }
+  const empty = names.find((name) => fields(name).size && !Object.values(record(name)).some((text) => text.trim()));
+  if (empty) {
+    const missing = [...fields(empty).keys()];
+    [...document.querySelectorAll("#fields label")].find((label) => label.textContent === missing[0])?.control.focus();
+    return fail(new Error(`fill in ${missing.join(" and ")} first: ${empty} has nothing to answer`));
+  }
   fail(null);
   const mine = running = new AbortController();
   $("run").disabled = true;
@@ -162,6 +220,10 @@ function said(result, card) {
   const line = make("p", `${result.input_tokens} input tokens${cut}`, "said");
   if (result.prompt_hash) line.append(`, prompt ${result.prompt_hash.slice(0, 12)}`);
   card.append(line);
+  const read = make("details");
+  read.append(make("summary", "What the model read"));
+  for (const text of [result.input_text].flat()) read.append(make("pre", text, "read"));
+  card.append(read);
   if (result.prompt_hash) card.append(nearest(card.querySelector("h2").textContent));
 }
 
@@ -190,6 +252,7 @@ function nearest(name) {
 }
 
 $("form").addEventListener("submit", run);
+$("choices").addEventListener("change", choose);
 $("form").addEventListener("input", show);
 document.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(); });
 $("save-key").addEventListener("click", () => { sessionStorage.setItem("key", $("key").value); $("key").value = ""; list(); });
