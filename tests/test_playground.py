@@ -24,12 +24,12 @@ def site(tmp_path_factory):
     llama, folder = tiny_lm("llama"), tmp_path_factory.mktemp("site")
     server = make_server(llama, folder)
     server.registry.set_ensemble("both", ["p0", "p1"])
-    for name, inputs, labels in (
-        ("pair", "premise: {premise} hypothesis: {hypothesis}", ("yes", "no")),
-        ("titles", "{style?} text: {text}", ()),
+    for seed, name, inputs, labels in (
+        (7, "pair", "premise: {premise} hypothesis: {hypothesis}", ("yes", "no")),
+        (8, "titles", "{style?} text: {text}", ()),
     ):
         text = default_format(llama, inputs_template=inputs, targets_template="{answer}").to_json()
-        server.registry.add(name, saved(llama, folder / name, 7, labels=labels, text=text))
+        server.registry.add(name, saved(llama, folder / name, seed, labels=labels, text=text))
     with listening(server) as address:
         yield address
 
@@ -40,8 +40,8 @@ def browser(tmp_path_factory):
     options.binary_location = CHROMIUM
     for flag in (
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-        "--window-size=1100,800",
+        "--disable-background-networking", "--disable-component-update", "--window-size=1100,800",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
     ):  # fmt: skip
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -118,7 +118,14 @@ def looks_right(browser, width, picture):
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_prompt_of_one_field_has_one_box(browser, site, width, tmp_path):
     opened(browser, site, width)
-    assert list(all_of(browser, "checkbox")) == ["p0 mine", "p1 mine", "pair mine", "titles mine", "both ensemble of 2", "tiny-llama bare model"]
+    assert list(all_of(browser, "checkbox")) == [
+        "p0 mine",
+        "p1 mine",
+        "pair mine",
+        "titles mine",
+        "both ensemble of 2",
+        "tiny-llama bare model",
+    ]
     assert list(boxes(browser)) == ["sentence"]
     run(browser, sentence="a warm film")
     assert was_read(browser) == ["<s>sentence: a warm film\nanswer:"]
