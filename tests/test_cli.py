@@ -777,7 +777,7 @@ def test_lines_and_records_come_out_in_order(run, prompts, monkeypatch):
     assert [list(line) for line in lines] == [
         ["inputs", "prediction", "log_prob", "truncated", "probabilities"],
         ["text", "id", "prediction", "log_prob", "truncated", "probabilities"],
-        ["inputs", "error", "line"],
+        ["error", "line"],
         ["txt", "error", "line"],
     ]
     assert lines[0]["prediction"] in ("good", "bad")

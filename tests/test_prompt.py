@@ -127,7 +127,7 @@ def changed(**changes):
         (changed(width=None), "the card: width is None, but must be a whole number"),
         (changed(is_encoder_decoder=1), "the card: is_encoder_decoder is 1, but must be true or false"),
         (changed(labels=[1, 2]), r"the card: labels\[0\] is 1, but must be text"),
-        (changed(labels=["a\ud800"]), r"the card holds '\\ud800', half a character"),
+        (changed(labels=["a\ud800"]), r"card holds '\\ud800', half a character"),
         (changed(init=[]), r"the card: init is \[\], but must be names with their values"),
         (changed(text={"separator": 3}), "the card's text format: separator is 3, but must be text"),
         (changed(text={"inputs_template": 3}), "the card's text format: inputs_template is 3, but must be text"),

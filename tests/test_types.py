@@ -295,3 +295,9 @@ def test_every_type_of_transformers_is_exact_or_refused(kind, table, tmp_path):
     table[kind] = {"experiment": "types", "type": kind, **row, **where, "command": "make slow"}
     assert row["outcome"] != "wrong", row
     assert kind not in TAKEN or row["outcome"] == "exact", row
+
+
+def test_a_model_for_short_texts_is_tried_with_rows_longer_than_its_own(tmp_path):
+    model = make_model("gpt2", n_positions=64)
+    assert model.config.n_positions == 64
+    check_type(type(model), model.config, "short", tmp_path)

@@ -56,6 +56,7 @@ SMALL = [
     (r"interval|period|every_n", 2),
     (r"", 64),
 ]
+TABLE_OF_POSITIONS = re.compile(r"(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length)$")
 LAYERS = re.compile(r"^(num_hidden_layers|n_layers?|num_layers|num_(en|de)coder_layers|(en|de)coder_layers)$")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 NOT_OF_THE_TYPE = ("quantization_config", "dtype", "architectures", "transformers_version", "_name_or_path")
@@ -203,6 +204,8 @@ def _small(key: str, value: Any, heads: int | None, is_narrow: bool) -> Any:
     if type(value) is not int:
         return value
     limit = next(limit for pattern, limit in SMALL if re.search(pattern, key))
+    if TABLE_OF_POSITIONS.match(key) and 0 < value < limit:
+        return limit  # a model for short texts is tried with the longest row all the same
     if limit == 2 and "heads" in key and value == heads:
         limit = 4  # as many for keys as for queries
     return min(value, limit) if is_narrow or limit == WINDOW or "vocab" in key else value
