@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import re
@@ -71,10 +72,8 @@ def check_type(kind: Any, config: Any, name: str, cache: Path) -> None:
 
     cache: the folder that keeps what was found; one that cannot be written is done without.
     """
-    ours = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    versions = [version("transformers"), version("torch"), hashlib.blake2b(b"".join(ours)).hexdigest()]
     attention = config._attn_implementation or ("sdpa" if kind._supports_sdpa else "eager")
-    known = [kind.__module__, kind.__qualname__, attention, _shrunk(config.to_dict()), versions]
+    known = [kind.__module__, kind.__qualname__, attention, _shrunk(config.to_dict()), _versions()]
     digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
     path = cache / "types" / f"{config.model_type}-{digest}.txt"
     is_lasting = kind.__module__.startswith("transformers.")  # another's code may change under its name
@@ -88,6 +87,13 @@ def check_type(kind: Any, config: Any, name: str, cache: Path) -> None:
                 write_whole(path, _found[digest] + "\n")
     if _found[digest]:
         raise refusal(name, config, _found[digest])
+
+
+@functools.cache
+def _versions() -> list[str]:
+    """Whose code an answer depends on: the libraries' versions, and a digest of ours."""
+    ours = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return [version("transformers"), version("torch"), hashlib.blake2b(b"".join(ours)).hexdigest()]
 
 
 def tiny_model(kind: Any, config: Any, *, is_narrow: bool = True) -> Any:
