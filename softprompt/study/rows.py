@@ -106,10 +106,9 @@ def table_cells(rows: Sequence[Result]) -> list[list[str]]:
     models = list(dict.fromkeys(row.config["asked"] for row in rows))
     lines: dict[tuple[str, str, str], list[Result]] = {}
     for (asked, point), own in grouped(rows, "asked", "point").items():
-        ways = {row.scoring: scored_by(own, row.scoring) for row in own}
-        for scoring, line in ways.items():
-            others = [other for way, other in ways.items() if way != scoring and (asked, point, way) in lines]
-            if line not in others:  # else each task is scored one way alone, and one line has them all
+        for scoring in dict.fromkeys(row.scoring for row in own):
+            line = scored_by(own, scoring)
+            if line not in lines.values():  # else each task is scored one way alone, and one line has them all
                 lines[asked, point, scoring] = line
     common = set.intersection(*({row.task for row in line} for line in lines.values()))
     for asked, point, scoring in sorted(lines, key=lambda line: models.index(line[0])):
