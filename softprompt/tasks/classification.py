@@ -1,7 +1,7 @@
 """Classification sets outside the benchmarks."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,35 +13,14 @@ from softprompt.tasks.task import Example, Hub, Task, label_of, labelled, named,
 DEV_SHARE = 10
 """One sentence in ten is dev where the source has no split; ours."""
 
-SUBJECTIVITY_LABELS = ("objective", "subjective")
 NEWS = ("World", "Sports", "Business", "Sci/Tech")  # in the order of their numbers on the hub, 0 to 3
 
 
-def _halves(name: str, labels: Sequence[str], suffixes: Sequence[str]) -> Callable[[Path], Numbered]:
-    """A reader of two files, one of each label, of which one is named: a sentence a line, in UTF-8 or in Latin-1.
+def _sentence_task(name: str, labels: tuple[str, ...], files: tuple[str, ...], **about: Any) -> Task:
+    """A task of single sentences whose source has no split. Text as SST-2's.
 
-    Some copies are in the one, some in the other, so each line is read as whichever it is. The reader raises ValueError
-    if either file is missing.
+    files: one of each label, a sentence a line, side by side.
     """
-
-    def records(path: Path) -> Numbered:
-        for label, suffix in zip(labels, suffixes, strict=True):
-            half = path.with_suffix(suffix)
-            if not half.is_file():
-                both = " and ".join(path.with_suffix(each).name for each in suffixes)
-                raise ValueError(f"no file {half}; {name} is two files, {both}")
-            for number, line in enumerate(half.read_bytes().splitlines(), 1):
-                try:
-                    text = line.decode()
-                except UnicodeDecodeError:
-                    text = line.decode("latin-1")
-                yield number, {"text": text.strip(), "label": label, "id": f"{suffix[1:]}-{number}"}
-
-    return lambda path: opened(path, records)
-
-
-def _sentence_task(labels: tuple[str, ...], **about: Any) -> Task:
-    """A task of single sentences whose source has no split. Text as SST-2's."""
 
     def cast(record: Mapping[str, Any], split: str) -> list[Example]:
         """One example if the sentence falls in the split, else none; any sentence is test, to be answered.
@@ -60,15 +39,40 @@ def _sentence_task(labels: tuple[str, ...], **about: Any) -> Task:
             Example(inputs=inputs, targets=targets, id=own_id(record), references=labelled(targets), source=sentence)
         ]
 
-    return labelled_task(labels, cast, fields=("text",), distinct=True, **about)
+    def records(path: Path) -> Numbered:
+        """The sentences of all files, those beside the one that is named too; ValueError where one is missing.
+
+        Some copies are in UTF-8, some in Latin-1, so each line is read as whichever it is.
+        """
+        for label, file in zip(labels, files, strict=True):
+            half = path.with_suffix(Path(file).suffix)
+            if not half.is_file():
+                both = " and ".join(path.with_suffix(Path(each).suffix).name for each in files)
+                raise ValueError(f"no file {half}; {name} is two files, {both}")
+            for number, line in enumerate(half.read_bytes().splitlines(), 1):
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError:
+                    text = line.decode("latin-1")
+                yield number, {"text": text.strip(), "label": label, "id": f"{half.suffix[1:]}-{number}"}
+
+    return labelled_task(
+        labels,
+        cast,
+        name=f"classification/{name}",
+        folder=f"classification/{name}",
+        fields=("text",),
+        files={"train": files[:1], "dev": files[:1]},
+        read=lambda path: opened(path, records),
+        distinct=True,
+        **about,
+    )
 
 
 SENTENCE_POLARITY = _sentence_task(
+    "sentence_polarity",
     SENTIMENT,
-    name="classification/sentence_polarity",
-    folder="classification/sentence_polarity",
-    files={"train": ("rt-polarity.neg",), "dev": ("rt-polarity.neg",)},
-    read=_halves("sentence_polarity", SENTIMENT, (".neg", ".pos")),
+    ("rt-polarity.neg", "rt-polarity.pos"),
     # The hub's copy has a split of its own; all of it is read, and split as the files are.
     hub=Hub(
         id="cornell-movie-review-data/rotten_tomatoes",
@@ -78,11 +82,9 @@ SENTENCE_POLARITY = _sentence_task(
 )
 
 SUBJECTIVITY = _sentence_task(
-    SUBJECTIVITY_LABELS,
-    name="classification/subjectivity",
-    folder="classification/subjectivity",
-    files={"train": ("subj.objective",), "dev": ("subj.objective",)},
-    read=_halves("subjectivity", SUBJECTIVITY_LABELS, (".objective", ".subjective")),
+    "subjectivity",
+    ("objective", "subjective"),
+    ("subj.objective", "subj.subjective"),
     hub=Hub(id="SetFit/subj", splits={"train": "train+test", "dev": "train+test"}),
     counts={"train": 8963, "dev": 1037},
 )
