@@ -155,7 +155,9 @@ def test_an_ensemble_has_the_boxes_of_its_members_and_shows_their_votes(browser,
     assert list(boxes(browser)) == ["sentence"]
     run(browser, sentence="a warm film")
     assert was_read(browser) == ["<s>sentence: a warm film\nanswer:"]
-    assert sum(" votes " in text for text in texts(browser, "article .said")) == 2
+    *votes, last = texts(browser, "article .said")
+    assert len(votes) == 2 and all(" votes " in text and not text.endswith(" ms") for text in votes)
+    assert " input tokens" in last and last.endswith(" ms")
     looks_right(browser, width, tmp_path / "ensemble.png")
 
 

@@ -173,7 +173,7 @@ async function answer(name, card, signal) {
     const response = await ask(path, body, signal);
     if (body.stream) await stream(response, card);
     else for (const result of (await response.json()).results) label(result, card);
-    card.querySelector(".said")?.append(`, ${Math.round(performance.now() - begun)} ms`);
+    card.querySelector(".tokens")?.append(`, ${Math.round(performance.now() - begun)} ms`);
   } catch (error) {
     if (error.name !== "AbortError") card.append(make("p", error.message, "wrong"));
   }
@@ -217,7 +217,7 @@ async function stream(response, card) {
 
 function said(result, card) {
   const cut = result.truncated ? ", cut to the length limit" : "";
-  const line = make("p", `${result.input_tokens} input tokens${cut}`, "said");
+  const line = make("p", `${result.input_tokens} input tokens${cut}`, "said tokens");
   if (result.prompt_hash) line.append(`, prompt ${result.prompt_hash.slice(0, 12)}`);
   card.append(line);
   const read = make("details");
