@@ -599,7 +599,9 @@ def test_a_servers_folder_is_served_as_it_was_left(here, monkeypatch, capsys):
     first, second, by_hand = (softprompt.load_prompt(f"prompts/{name}").sha256 for name in
                               ("llama-own-0", "llama-own-1", "llama-sst2"))  # fmt: skip
     moods = {"length": 3, "task": "own", "labels": ["glad", "cross"], "dev_metrics": {"f1": 0.0}, "scoring": "rank"}
+    moods["fields"] = ["text"]
     sst2 = {"length": 4, "task": "glue/sst2", "labels": ["negative", "positive"], "dev_metrics": {"accuracy": 0.5}}
+    sst2["fields"] = ["sentence"]
     words = ["--model", "./llama", "--prompts-dir", "served", "--dtype", "float32"]
     with served(monkeypatch, *words) as (client, _):
         assert client.get("/v1/prompts").json() == {
