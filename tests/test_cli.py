@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
@@ -23,6 +24,7 @@ from conftest import make_llama, make_t5, make_tokenizer
 import softprompt
 from softprompt.answering.evaluation import SCORINGS
 from softprompt.base import terminal
+from softprompt.base.files import held
 from softprompt.base.setting import settings_of
 from softprompt.cli import command_line as cli
 from softprompt.cli import options
@@ -37,6 +39,7 @@ from softprompt.training.run import train
 from softprompt.training.settings import RunConfig
 
 ROOT = Path(__file__).parent.parent
+ROWS = ROOT / "tests" / "fixtures" / "v0.1.0" / "rows" / "compare.jsonl"
 OWN = ["--inputs", "text: {text}", "--targets", "{label}", "--labels", "good,bad"]
 SHORT = ["--steps", "6", "--evaluate-every", "3", "--batch-size", "4", "--prompt-length", "4", "--learning-rate", "0.1"]
 
@@ -464,6 +467,52 @@ def test_a_disk_that_is_full_from_the_start_is_told_before_the_first_step(run, h
     )
     assert "step 1" not in err
     assert not (here / "out").exists()
+
+
+STUDIED = ["--data", "data", "--out", "out", "--rows", "rows.jsonl"]
+PRETRAINED = ["--corpus", "corpus.txt", "--steps", "1", "--out", "out"]
+WRITERS = {
+    "train": training("--out", "out"),
+    "predict": ["predict", "--prompt", "p0", "--input", "dev.jsonl", "--output", "out"],
+    "eval": ["eval", "--prompt", "p0", "--model", "./llama", "--data", "dev=dev.jsonl", "--errors", "out"],
+    "serve": ["serve", "--prompt", "p0", "--port", "0", "--prompts-dir", "out"],
+    "convert to peft": ["convert", "p0", "--to", "peft", "--out", "out"],
+    "convert to t5x": ["convert", "p0", "--to", "t5x", "--out", "out"],
+    "convert to tgis": ["convert", "p0", "--to", "tgis", "--out", "out"],
+    "convert to vocabulary": ["convert", "p0", "--to", "vocabulary", "--model", "./llama", "--out", "out"],
+    "compare": ["compare", "--model", "./llama", "--task", "glue/sst2", *STUDIED],
+    "experiment": ["experiment", "figure-3a", "--models", "./llama", *STUDIED],
+    "report": ["report", "rows.jsonl", "--out", "out"],
+    "rerun": ["rerun", "rows.jsonl:1", "--out", "out"],
+    "vocabulary": ["vocabulary", "--corpus", "corpus.txt", "--out", "out"],
+    "pretrain": ["pretrain", "--size", "micro", "--vocabulary", "t5", *PRETRAINED],
+    "adapt": ["adapt", "--model", "t5", *PRETRAINED],
+}
+FILES = {"predict", "eval", "convert to t5x", "convert to vocabulary"}  # the last a folder that must not be there
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_where_one_command_writes_a_second_is_told_who_does(name, run, here, prompts):
+    (here / "corpus.txt").write_text("the sea is warm\n")
+    shutil.copy(ROWS, "rows.jsonl")
+    with held(Path("out"), is_file=name in FILES), ThreadPoolExecutor() as pool:
+        code, _, err = pool.submit(run, *WRITERS[name]).result()
+    assert code == 2
+    told = (
+        rf"softprompt {WRITERS[name][0]}: out is being written by process {os.getpid()} \(.*\); wait for its end, or gi"
+    )
+    assert re.match(told, err.splitlines()[-1]), err
+
+
+@pytest.mark.parametrize("name", sorted(set(WRITERS) - FILES))
+def test_a_file_in_the_place_of_a_folder_is_told_and_stays(name, run, here, prompts):
+    (here / "corpus.txt").write_text("the sea is warm\n")
+    shutil.copy(ROWS, "rows.jsonl")
+    (here / "out").write_text("mine")
+    code, _, err = run(*WRITERS[name])
+    told = "out is a file, and what comes there is a folder; give another name"
+    assert (code, err.splitlines()[-1]) == (2, f"softprompt {WRITERS[name][0]}: {told}")
+    assert (here / "out").read_text() == "mine"
 
 
 def test_an_estimate_is_printed_and_nothing_written(run, here):

@@ -71,12 +71,12 @@ def test_killed_at_any_moment_there_is_the_old_file_or_the_new_one(moment, left,
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
-    for name in ("a[1]", ".a[1].7", ".a[1].b", ".a[1]", ".b.7", "a[1].7", ".a1.7"):
+    for name in ("a[1]", ".a[1].7", ".a[1].b", ".a[1]", ".b.7", "a[1].7", ".a1.7", ".a[1].b.7"):
         (tmp_path / name).write_text("")
     (tmp_path / ".a[1].77").mkdir()
     (tmp_path / ".a[1].77" / "file").write_text("")
     remove_leftovers(tmp_path / "a[1]")
-    assert names(tmp_path) == [".a1.7", ".a[1]", ".a[1].b", ".b.7", "a[1]", "a[1].7"]
+    assert names(tmp_path) == [".a1.7", ".a[1]", ".a[1].b", ".a[1].b.7", ".b.7", "a[1]", "a[1].7"]
     remove_leftovers(tmp_path / "nowhere" / "a")
 
 
@@ -166,6 +166,18 @@ def test_a_line_that_cannot_be_brought_to_the_disk_is_not_there_and_the_message_
     with pytest.raises(OSError, match="No space") as caught:
         write_whole(tmp_path / "file", "new")
     assert caught.value.filename == str(tmp_path / "file")
+
+
+def test_what_killed_writers_left_of_a_file_goes_where_its_folder_is_held(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in (".file.7", "in/.file.7"):
+        (tmp_path / name).write_text("")
+    write_whole(tmp_path / "file", "new")
+    assert names(tmp_path) == [".file.7", "file", "in"]
+    with held(tmp_path):
+        write_whole(tmp_path / "file", "new")
+        write_whole(tmp_path / "in" / "file", "new")
+    assert names(tmp_path) == [".softprompt.lock", "file", "in"] and names(tmp_path / "in") == ["file"]
 
 
 def in_a_thread(work):

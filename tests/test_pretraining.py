@@ -3,10 +3,12 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from texts import documents
 
 import softprompt
+from softprompt.base.files import LOCK
 from softprompt.base.watch import Watch
 from softprompt.models.shapes import SIZES, Shape, shape_of
 from softprompt.models.tokenizer import Tokenizer, load_tokenizer
@@ -188,26 +191,40 @@ def test_models_are_kept_on_the_way_and_load_as_frozen_models(tokenizer, text, t
     assert not torch.equal(end.model.lm_head.weight, end.model.shared.weight)
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
     assert end.tokenizer.encode("the sea") == tokenizer.encode("the sea")
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [LOCK]
 
 
-def test_kept_models_of_an_earlier_run_go_when_a_run_starts_anew(tokenizer, text, tmp_path):
-    trained(tokenizer, text, replace(SPAN, keep=(0, 4)), tmp_path)
-    (tmp_path / "steps" / "notes").mkdir()
+def test_kept_models_of_an_earlier_run_go_when_a_run_starts_anew(tokenizer, text, tmp_path, monkeypatch):
+    config = replace(SPAN, keep=(0,))
+    earlier, notes = new_model(TINY, tokenizer, seed=1), tmp_path / "steps" / "notes"
+    pretrain(earlier, tokenizer, *text, replace(SPAN, keep=(0, 4)), folder=tmp_path, name="tiny")
+    notes.mkdir()
+
+    def kill(folder):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(shutil, "rmtree", kill)  # the new run's first checkpoint is there, and the earlier one's models
+        trained(tokenizer, text, config, tmp_path)
+    trained(tokenizer, text, config, tmp_path, resume=True)
+    assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["0", "notes"]
+    start = new_model(TINY, tokenizer, seed=0).shared.weight.detach().bfloat16().float()
+    assert torch.equal(softprompt.load(tmp_path / "steps" / "0", dtype="float32").model.shared.weight, start)
     stopped(tokenizer, text, tmp_path, step=1)  # of a run that keeps nothing
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["notes"]
 
-    def kill(step, loss, tokens):
-        raise RuntimeError("killed")
 
-    config = replace(SPAN, keep=(0,))
-    with pytest.raises(RuntimeError, match="killed"):
-        trained(tokenizer, text, config, tmp_path, watch=Watch(step=kill))
-    assert not (tmp_path / CHECKPOINT).exists()  # the earlier run's, whose kept models are gone
-    other = new_model(TINY, tokenizer, seed=1)
-    start = other.shared.weight.detach().bfloat16().float().clone()
-    pretrain(other, tokenizer, *text, config, folder=tmp_path, name="tiny", resume=True)
-    assert torch.equal(softprompt.load(tmp_path / "steps" / "0", dtype="float32").model.shared.weight, start)
+def test_two_cannot_train_into_one_folder(tokenizer, text, tmp_path):
+    second = []
+
+    def also(step, loss, tokens):
+        if step == 1:
+            with ThreadPoolExecutor() as pool, pytest.raises(ValueError, match="is being written by process"):
+                pool.submit(trained, tokenizer, text, SPAN, tmp_path).result()
+            second.append("refused")
+
+    trained(tokenizer, text, SPAN, tmp_path, watch=Watch(step=also))
+    assert second == ["refused"]
 
 
 def test_what_a_kill_left_half_written_is_made_whole_or_removed(tokenizer, text, tmp_path):
@@ -215,14 +232,14 @@ def test_what_a_kill_left_half_written_is_made_whole_or_removed(tokenizer, text,
     trained(tokenizer, text, config, tmp_path / "whole")
     stopped(tokenizer, text, tmp_path / "killed", step=3)
     half = tmp_path / "killed" / "steps" / "3"
-    for folder in (half / ".model.77", half.parent / "0" / ".model.78", tmp_path / "killed" / ".model.79"):
+    for folder in (half / ".saving.77", tmp_path / "killed" / ".saving.79"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     (half / "model.safetensors").write_text("old")
     for name in (CHECKPOINT, CURVE):
         (tmp_path / "killed" / f".{name}.80").write_text("half")
     trained(tokenizer, text, config, tmp_path / "killed", resume=True)
-    assert not [path.name for path in (tmp_path / "killed").rglob(".*")]
+    assert [path.name for path in (tmp_path / "killed").rglob(".*")] == [LOCK]
     ours, wanted = (load_file(tmp_path / name / "steps" / "3" / "model.safetensors") for name in ("killed", "whole"))
     assert same(ours, wanted)
     assert (half / "config.json").is_file()
@@ -372,18 +389,36 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(tokenizer, 
     before = stopped(tokenizer, text, tmp_path, step=2)
     config, told = replace(SPAN, keep=(4,)), []
     words = r"^could not write \S+ \(File too large\); with room there, --resume goes on from the last checkpoint$"
-    with full_disk(), pytest.raises(OSError, match=words):
-        trained(
-            *(tokenizer, text, config, tmp_path), resume=True, watch=Watch(message=told.append), checkpoint_every_s=0.0
-        )
-    assert told[0].startswith("no checkpoint at step 3: ")
-    assert told[0].endswith("cannot be written (File too large); the last stays")
+    with ExitStack() as stack, pytest.raises(OSError, match=words):
+
+        def fill(step, loss, tokens):
+            if step == 3:
+                stack.enter_context(full_disk())
+
+        watch = Watch(message=told.append, step=fill)
+        trained(tokenizer, text, config, tmp_path, resume=True, watch=watch, checkpoint_every_s=0.0)
+    refused = f"no checkpoint at step 3: {tmp_path}/{CHECKPOINT} cannot be written (File too large); the last stays"
+    assert told[0] == refused
     assert told[1] == f"no model of step 4: could not write {tmp_path}/steps/4 (File too large); training goes on"
     assert (tmp_path / CHECKPOINT).read_bytes() == before
-    assert not [path.name for path in tmp_path.rglob(".*")]
+    assert [path.name for path in tmp_path.rglob(".*")] == [LOCK]
     _, curve = trained(tokenizer, text, config, tmp_path, resume=True)
     assert curve[-1]["step"] == 6
     assert softprompt.load(tmp_path / "steps" / "4").is_encoder_decoder
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_before_the_first_step(tokenizer, text, tmp_path):
+    trained(tokenizer, text, replace(SPAN, keep=(0, 4)), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    steps = []
+    words = (
+        rf"could not write \S+/{CHECKPOINT} \(File too large\); nothing was trained; free some space, or give another"
+    )
+    with full_disk(), pytest.raises(OSError, match=words):
+        watch = Watch(step=lambda step, loss, tokens: steps.append(step))
+        trained(tokenizer, text, SPAN, tmp_path, watch=watch)
+    assert steps == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_resumed_run_leaves_the_number_of_threads_and_tells_of_another(tokenizer, text, tmp_path):

@@ -74,6 +74,8 @@ class AnswerFile:
 
         ValueError as `predict_file` has it.
         """
+        if self.output.is_dir():
+            raise ValueError(f"{self.output} is a folder; give a file's name in it")
         for path in (self.partial, self.output):
             remove_leftovers(_settings_of(path))
         if not resume and not overwrite:

@@ -23,7 +23,15 @@ except ImportError:  # Windows
 CHECKPOINT = "checkpoint.safetensors"  # of a run that is not at its end, in its folder
 LOCK = ".softprompt.lock"  # in a folder that is written into
 
-_own = threading.local()  # `locks`: those that this thread holds
+
+class _Own(threading.local):
+    """What this thread holds."""
+
+    def __init__(self) -> None:
+        self.locks: set[Path] = set()
+
+
+_own = _Own()
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -44,10 +52,13 @@ def whole_path(path: str | Path) -> Iterator[Path]:
     """Where to write a file, which takes the name `path` at the end, or is removed if anything goes wrong.
 
     What stood there is replaced in one step: a kill or a full disk at any moment leaves the old file or the new one.
-    Makes the folders it lies in. Raises OSError, with `path` as its file, where it cannot be written.
+    Makes the folders it lies in; in a folder that is `held`, what killed writers left of it is removed. Raises OSError,
+    with `path` as its file, where it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if any(folder / LOCK in _own.locks for folder in path.resolve().parents):
+        remove_leftovers(path)
     temporary = _beside(path)
     try:
         yield temporary
@@ -96,24 +107,28 @@ def held(place: Path, *, is_file: bool = False) -> Iterator[None]:
 
     What says who that is stays: the folder's `LOCK`, or `.NAME.lock` beside the file, whose earlier
     writers' leftovers are removed. Makes the folder, and removes it where nothing else came to lie in it. Raises
-    ValueError, at once, where another process or thread holds it, OSError where it cannot be written. Nothing is held
-    where `locked` holds nothing.
+    ValueError, at once, where another process or thread holds it, or where a file has the folder's name; OSError where
+    it cannot be written. Nothing is held where `locked` holds nothing.
     """
+    if not is_file and place.exists() and not place.is_dir():
+        raise ValueError(f"{place} is a file, and what comes there is a folder; give another name")
     whole = place.absolute()
     lock = (whole.with_name(f".{whole.name}.lock") if is_file else whole / LOCK).resolve()
-    mine = vars(_own).setdefault("locks", set())
-    if lock in mine:
+    if lock in _own.locks:
         yield
         return
     is_new = not lock.parent.exists()
-    with _locked_file(lock, place):
-        if is_file:
-            remove_leftovers(whole)
-        mine.add(lock)
+    with _locked_file(lock, place) as file:
+        _own.locks.add(lock)
         try:
+            with refusals(place, "nothing was begun"):
+                file.truncate(0)
+                write_all(file, f"process {os.getpid()} ({shlex.join(sys.argv)})\n".encode())
+            if is_file:
+                remove_leftovers(whole)
             yield
         finally:
-            mine.discard(lock)
+            _own.locks.discard(lock)
             if is_new and os.listdir(lock.parent) == [lock.name]:
                 lock.unlink()
                 lock.parent.rmdir()
@@ -134,8 +149,6 @@ def _locked_file(lock: Path, place: Path) -> FileIO:
                 told = f"{place} is being written by {holder}; wait for its end, or give another place"
                 raise ValueError(told) from None
             if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                file.truncate(0)
-                write_all(file, f"process {os.getpid()} ({shlex.join(sys.argv)})\n".encode())
                 return file
             file.close()
 
@@ -171,8 +184,9 @@ def append_whole(path: Path, added: str, *, check: Callable[[BinaryIO], object] 
 
 def remove_leftovers(path: Path) -> None:
     """Remove what writers of `path` that were killed left beside it. No other may be at work (`held`)."""
-    for place in path.parent.glob(f".{escape(path.name)}.*"):
-        if place.suffix[1:].isdigit():
+    start = f".{path.name}."
+    for place in path.parent.glob(f"{escape(start)}*"):
+        if place.name.removeprefix(start).isdigit():
             shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
@@ -191,6 +205,23 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             if path.is_dir():
                 path.rmdir()
             os.replace(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def whole_files(folder: Path, *, last: str) -> Iterator[Path]:
+    """A folder to write into, whose files take their places in `folder` at the end: `last`, which goes first, is there
+    only beside all the others. No other may be at work there (`held`), and killed writers' leftovers are removed.
+    """
+    remove_leftovers(folder / "saving")
+    staging = _beside(folder / "saving")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        (folder / last).unlink(missing_ok=True)
+        for file in sorted(staging.iterdir(), key=lambda file: file.name == last):
+            os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.files import write_whole
+from softprompt.base.files import held, write_whole
 from softprompt.base.terminal import Display, counted, number, table, writing
 from softprompt.cli.options import add_prompt, add_shared, opened, read_data
 
@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
         )
     print(json.dumps(_scores_json(scores), ensure_ascii=False) if args.json else _scores_text(scores))
     if args.errors:
-        with writing(args.errors):
-            write_whole(Path(args.errors), "".join(map(to_line, scores.errors())))
+        errors = Path(args.errors)
+        with writing(errors), held(errors, is_file=True):
+            write_whole(errors, "".join(map(to_line, scores.errors())))
     if args.rows:
         with writing(args.rows):
             append_rows(Path(args.rows), scores.rows())

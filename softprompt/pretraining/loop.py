@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +28,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from softprompt.base.files import CHECKPOINT, refusals, remove_leftovers, write_whole
+from softprompt.base.files import CHECKPOINT, held, refusals, whole_files, write_whole
 from softprompt.base.watch import Watch
 from softprompt.models import Tokenizer, quiet, scales_outputs
 from softprompt.pretraining.corpus import TokenStream
@@ -39,7 +39,6 @@ from softprompt.training import rate_multiplier, read_checkpoint, uninterrupted,
 
 CURVE = "curve.jsonl"
 STEPS = "steps"  # the folder of the models that --keep names
-MODEL = "model"  # what a model is called, in its folder, while it is written
 LEAST_SCALE = 1e-3  # epsilon2 of Adafactor (Shazeer and Stern 2018): what a weight of zeros counts as
 HELDOUT_SEED = 0  # held-out texts are always corrupted alike, so that losses compare
 
@@ -158,31 +157,32 @@ def pretrain(
 
     folder: gets the checkpoint with the curve, the models of `config.keep`, and at last the model, in bfloat16. A run
     that goes on from no checkpoint removes an earlier run's checkpoint and kept models; its model stays to the end.
-    name: what messages call the model. Raises ValueError for a corpus too short, a checkpoint of another run, or a
-    loss or gradient that is not finite; the last good checkpoint stays. OSError where the model cannot be written at
-    the end, KeyboardInterrupt after writing a checkpoint.
+    name: what messages call the model. Raises ValueError for a corpus too short, a checkpoint of another run, a folder
+    that another process trains into, or a loss or gradient that is not finite (the last good checkpoint stays). OSError
+    where the first checkpoint cannot be written, or the model at the end, KeyboardInterrupt after writing a checkpoint.
     """
     run = Pretraining(model, tokenizer, stream, heldout, config, folder, name, machine or Machine(), watch or Watch())
-    run.begin(resume)
-    started = clock() - run.state.seconds
-    written = clock()
-    try:
-        run.keep()
-        while run.state.step < config.steps:
-            run.train_step()
-            run.state.seconds = clock() - started
-            if run.state.step % config.evaluate_every == 0 or run.state.step == config.steps:
-                run.evaluate()
-                run.state.seconds = clock() - started
+    with held(folder) if run.machine.writes else nullcontext():
+        run.begin(resume)
+        started = clock() - run.state.seconds
+        written = clock()
+        try:
             run.keep()
-            if clock() - written > checkpoint_every_s:
-                run.write()
-                written = clock()
-    except KeyboardInterrupt:
+            while run.state.step < config.steps:
+                run.train_step()
+                run.state.seconds = clock() - started
+                if run.state.step % config.evaluate_every == 0 or run.state.step == config.steps:
+                    run.evaluate()
+                    run.state.seconds = clock() - started
+                run.keep()
+                if clock() - written > checkpoint_every_s:
+                    run.write()
+                    written = clock()
+        except KeyboardInterrupt:
+            run.write()
+            raise
         run.write()
-        raise
-    run.write()
-    run.finish()
+        run.finish()
     return run.state.curve
 
 
@@ -304,9 +304,11 @@ class Pretraining:
             self.watch.losses(state.step, loss, total / count)
 
     def begin(self, resume: bool) -> None:
-        """Go on from the checkpoint, if that is wanted and there is one; or start with neither it nor kept models."""
-        resumed = resume and self.checkpoint.is_file()
-        if resumed:
+        """Go on from the checkpoint, if that is wanted and there is one; or start, and remove an earlier run's models.
+
+        OSError, in one line, where the first checkpoint cannot be written.
+        """
+        if resume and self.checkpoint.is_file():
             self.read()
         if self.machine.world > 1:
             steps: list[Any] = [None] * self.machine.world
@@ -318,13 +320,12 @@ class Pretraining:
                 )
         if not self.machine.writes:
             return
-        kept = [folder for folder in (self.folder / STEPS).glob("*") if folder.name.isdigit()]
-        if not resumed:
-            self.checkpoint.unlink(missing_ok=True)  # first: beside it, kept models would be missed after a kill
-            for folder in kept:
-                shutil.rmtree(folder)
-        for path in (self.checkpoint, self.folder / CURVE, *(folder / MODEL for folder in (self.folder, *kept))):
-            remove_leftovers(path)
+        with refusals(self.checkpoint, "nothing was trained; free some space, or give another folder"):
+            self.save()
+        if self.state.step == 0:  # after it: beside an earlier run's checkpoint they would be missed after a kill
+            for folder in (self.folder / STEPS).glob("*"):
+                if folder.name.isdigit():
+                    shutil.rmtree(folder)
 
     def keep(self) -> None:
         """Save the model if this step's is to be kept, and is not whole already. A full disk is told as in `write`."""
@@ -351,20 +352,24 @@ class Pretraining:
         write_whole(self.folder / CURVE, "".join(json.dumps(entry) + "\n" for entry in self.state.curve))
 
     def write(self) -> None:
-        """Write the checkpoint. A disk that is full is told, and training goes on."""
+        """Write checkpoint and curve. A disk that is full is told, and training goes on."""
         if not self.machine.writes:
             return
+        for what, write in (("checkpoint", self.save), ("curve", self._write_curve)):
+            try:
+                write()
+            except OSError as error:
+                why = error.strerror or str(error)
+                self.watch.message(
+                    f"no {what} at step {self.state.step}: {error.filename} cannot be written ({why}); the last stays"
+                )
+
+    def save(self) -> None:
+        """Write the checkpoint. Raises OSError where it cannot be written."""
         tensors = {f"weight.{i}": parameter.detach() for i, parameter in enumerate(self.parameters)}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        try:
-            write_checkpoint(self.checkpoint, self.identity, asdict(self.state), tensors)
-            self._write_curve()
-        except OSError as error:
-            why = error.strerror or str(error)
-            self.watch.message(
-                f"no checkpoint at step {self.state.step}: {self.checkpoint} cannot be written ({why}); the last stays"
-            )
+        write_checkpoint(self.checkpoint, self.identity, asdict(self.state), tensors)
 
     @torch.no_grad()
     def read(self) -> None:
@@ -458,16 +463,9 @@ def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _write_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
-    temporary = folder / f".{MODEL}.{os.getpid()}"
-    temporary.mkdir(parents=True)
-    try:
-        rounded = copy.deepcopy(model).to(torch.bfloat16)
-        # transformers 5 writes True for every T5; what reads the folder takes the output layer from it.
-        rounded.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
-        with quiet():
-            rounded.save_pretrained(temporary)
-            tokenizer.save(temporary)
-        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):  # config.json last
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    # transformers 5 writes True for every T5; what reads the folder takes the output layer from it.
+    rounded.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
+    with whole_files(folder, last="config.json") as staging, quiet():
+        rounded.save_pretrained(staging)
+        tokenizer.save(staging)

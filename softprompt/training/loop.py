@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, is_out_of_memory, judge, predict
-from softprompt.base.files import CHECKPOINT, held, refusals, remove_leftovers
+from softprompt.base.files import CHECKPOINT, held, refusals
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, Row, TextFormat
 from softprompt.tasks import Example, Task, in_whole_groups
@@ -184,8 +184,7 @@ def fit(
     """
     run = _Run(method or PromptTuning(lm), members, max_tokens, watch or Watch())
     with held(folder) if folder else nullcontext():
-        if checkpoint := folder / CHECKPOINT if folder else None:
-            remove_leftovers(checkpoint)
+        checkpoint = folder / CHECKPOINT if folder else None
         if checkpoint and resume and checkpoint.exists():
             run.read(checkpoint)
         else:

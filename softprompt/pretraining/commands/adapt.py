@@ -9,7 +9,7 @@ examples:
 
 import argparse
 
-from softprompt.pretraining.commands.pretrain import add_training_flags, check_start, train_model
+from softprompt.pretraining.commands.pretrain import add_training_flags, starting, train_model
 
 # Constant, so that models kept at different steps compare.
 DEFAULTS = {"objective": "prefix-lm", "learning_rate": 5e-3, "schedule": "constant", "warmup_steps": 20}
@@ -23,7 +23,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the model, and train it on."""
-    check_start(args)
-    from softprompt.pretraining import read_model
+    with starting(args):
+        from softprompt.pretraining import read_model
 
-    return train_model(args, *read_model(args.model), DEFAULTS, args.model)
+        return train_model(args, *read_model(args.model), DEFAULTS, args.model)

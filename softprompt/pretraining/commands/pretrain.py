@@ -12,12 +12,14 @@ examples:
 """
 
 import argparse
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softprompt.base.files import CHECKPOINT
+from softprompt.base.files import CHECKPOINT, held
 from softprompt.base.setting import settings_of
 from softprompt.base.terminal import Display, counted, say, type_of_products, writing
 from softprompt.cli import add_settings, add_shared, flags_of, set_up
@@ -65,36 +67,42 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make or read the model, and train it."""
-    check_start(args)
-    from softprompt.models import load, load_tokenizer, shape_of
-    from softprompt.pretraining import new_model, read_model
+    with starting(args):
+        from softprompt.models import load, load_tokenizer, shape_of
+        from softprompt.pretraining import new_model, read_model
 
-    if args.model is not None:
-        if args.size or args.vocabulary or args.tables_from:
-            raise ValueError(
-                "--model has a size and a vocabulary of its own; leave out --size, --vocabulary and --tables-from"
-            )
-        return train_model(args, *read_model(args.model), DEFAULTS, args.model)
-    if not (args.size and args.vocabulary):
-        raise ValueError("give --size and --vocabulary for a new model, or --model for one to go on from")
-    shape = shape_of(args.size)
-    tokenizer = load_tokenizer(args.vocabulary)
-    wider = load(args.tables_from, dtype="float32") if args.tables_from else None
-    model = new_model(shape, tokenizer, seed=args.seed or 0, tables_from=wider)
-    return train_model(args, model, tokenizer, DEFAULTS, args.vocabulary)
+        if args.model is not None:
+            if args.size or args.vocabulary or args.tables_from:
+                raise ValueError(
+                    "--model has a size and a vocabulary of its own; leave out --size, --vocabulary and --tables-from"
+                )
+            return train_model(args, *read_model(args.model), DEFAULTS, args.model)
+        if not (args.size and args.vocabulary):
+            raise ValueError("give --size and --vocabulary for a new model, or --model for one to go on from")
+        shape = shape_of(args.size)
+        tokenizer = load_tokenizer(args.vocabulary)
+        wider = load(args.tables_from, dtype="float32") if args.tables_from else None
+        model = new_model(shape, tokenizer, seed=args.seed or 0, tables_from=wider)
+        return train_model(args, model, tokenizer, DEFAULTS, args.vocabulary)
 
 
-def check_start(args: argparse.Namespace) -> None:
-    """ValueError where the steps are not said, or earlier results would be trained over by accident."""
+@contextmanager
+def starting(args: argparse.Namespace) -> Iterator[None]:
+    """Hold --out for a training. ValueError where another has it, where the steps are not said, or where earlier
+    results would be trained over by accident.
+    """
     if args.steps is None:
         raise ValueError("how many steps? give --steps")
     out = Path(args.out)
-    if not (args.resume or args.overwrite):
-        if (out / "config.json").exists():
-            raise ValueError(f"{out} holds a model already; give another --out, or --overwrite")
-        if (out / CHECKPOINT).exists():
-            raise ValueError(f"{out} holds an unfinished run; --resume goes on with it, --overwrite starts again")
-    set_up(args.threads)
+    writes = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun
+    with held(out) if writes else nullcontext():
+        if not (args.resume or args.overwrite):
+            if (out / "config.json").exists():
+                raise ValueError(f"{out} holds a model already; give another --out, or --overwrite")
+            if (out / CHECKPOINT).exists():
+                raise ValueError(f"{out} holds an unfinished run; --resume goes on with it, --overwrite starts again")
+        set_up(args.threads)
+        yield
 
 
 def train_model(

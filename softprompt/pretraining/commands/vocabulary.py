@@ -9,7 +9,8 @@ examples:
 import argparse
 from pathlib import Path
 
-from softprompt.base.terminal import say, writing
+from softprompt.base.files import held, refusals, whole_files
+from softprompt.base.terminal import say
 from softprompt.cli import add_shared
 
 
@@ -28,19 +29,20 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Learn the vocabulary, and say what it has."""
     out = Path(args.out)
-    if (out / "tokenizer.json").exists():
-        raise ValueError(f"{out} holds a vocabulary already; give another --out")
     from softprompt.models import Tokenizer
     from softprompt.pretraining import corpus_files, read_documents, train_vocabulary
 
-    files = corpus_files(args.corpus)
-    say(f"learning {args.size:,} ids from {len(files)} files; about a minute for 30 MB of text")
-    made = train_vocabulary(
-        read_documents(files), size=args.size, max_megabytes=args.megabytes, seed=args.seed, threads=args.threads
-    )
-    tokenizer = Tokenizer(made)
-    with writing(out):
-        tokenizer.save(out)
+    with held(out):
+        if (out / "tokenizer.json").exists():
+            raise ValueError(f"{out} holds a vocabulary already; give another --out")
+        files = corpus_files(args.corpus)
+        say(f"learning {args.size:,} ids from {len(files)} files; about a minute for 30 MB of text")
+        made = train_vocabulary(
+            read_documents(files), size=args.size, max_megabytes=args.megabytes, seed=args.seed, threads=args.threads
+        )
+        tokenizer = Tokenizer(made)
+        with refusals(out, "no vocabulary is there"), whole_files(out, last="tokenizer.json") as staging:
+            tokenizer.save(staging)
     common = ", ".join(repr(tokenizer.piece(id)) for id in tokenizer.ordinary_ids()[:8])
     print(f"{out}: {tokenizer.size:,} ids; the commonest pieces are {common}")
     return 0

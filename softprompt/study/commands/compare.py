@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from softprompt.base.files import held
 from softprompt.base.terminal import Display, table
 from softprompt.cli import RUN, add_shared, read_data, set_up, split_names
 from softprompt.study.commands.shared import going_on, read_seeds, say_failures, shared_settings
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         **settings,
     )
-    with Display(args.out / "logs") as display, going_on():
+    with held(args.out), Display(args.out / "logs") as display, going_on():
         failures = compare(config, methods, rows=args.rows, watch=display.watch())
     found = [row for name in methods for row in rows_of(args.rows, config, name)]
     if found:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from softprompt.base.files import held
 from softprompt.base.terminal import Display, counted, duration, say
 from softprompt.cli import RUN, add_shared, set_up, split_names
 from softprompt.study.commands.shared import STUDY_ROWS, going_on, read_seeds, say_failures, shared_settings
@@ -88,10 +89,11 @@ def run(args: argparse.Namespace) -> int:
             **shared_settings(args, SHARED),
         )
         asked: dict[str, Any] = {"rows": rows_file, "out": args.out, "points": args.points}
-        if not args.quick:
-            _say_how_long(args.name, args.models, base, asked)
-        with Display(args.out / "logs") as display, going_on():
-            failures = run_experiment(args.name, args.models, base, **asked, watch=display.watch())
+        with held(args.out):
+            if not args.quick:
+                _say_how_long(args.name, args.models, base, asked)
+            with Display(args.out / "logs") as display, going_on():
+                failures = run_experiment(args.name, args.models, base, **asked, watch=display.watch())
     rows = [row for row in read_rows(rows_file) if row.experiment == args.name]
     print(table(rows) if rows else f"no rows of {args.name} in {rows_file}")
     return say_failures(failures)

@@ -11,6 +11,7 @@ examples:
 import argparse
 from pathlib import Path
 
+from softprompt.base.files import held
 from softprompt.base.terminal import counted, writing
 from softprompt.study.commands.shared import STUDY_ROWS
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         if not path.is_file():
             raise ValueError(f"no file {path}; name the rows that softprompt experiment, train or eval --rows wrote")
     rows = [row for path in paths for row in read_rows(path)]
-    with writing(args.out):
+    with held(args.out), writing(args.out):
         page = write_report(rows, args.out)
     pictures = counted(len(list(args.out.glob("*.png"))), "picture")
     print(f"{page}: {counted(len(rows), 'row')}, {pictures} beside it")

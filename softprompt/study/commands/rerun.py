@@ -9,6 +9,7 @@ examples:
 import argparse
 from pathlib import Path
 
+from softprompt.base.files import held
 from softprompt.base.terminal import Display, counted, number
 from softprompt.cli import add_shared, read_data, set_up
 from softprompt.training import PROMPT_FILE
@@ -36,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     rows = read_rows(Path(file))
     if not 1 <= int(line) <= len(rows):
         raise ValueError(f"{file} has {counted(len(rows), 'row')}, and no line {line}")
-    if (args.out / PROMPT_FILE).exists():
-        raise ValueError(f"{args.out} holds a prompt already; give another --out")
     row = rows[int(line) - 1]
-    with Display(args.out / "logs") as display:
+    with held(args.out), Display(args.out / "logs") as display:
+        if (args.out / PROMPT_FILE).exists():
+            raise ValueError(f"{args.out} holds a prompt already; give another --out")
         found = rerun(row, data=read_data(args.data, split="train"), out=args.out, watch=display.watch())
     print(f"{row.task}, seed {row.seed}, {row.scoring}: {number(headline(found))} now, {number(row.value)} in the row")
     return 0
