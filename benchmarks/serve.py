@@ -1,9 +1,10 @@
-"""Many prompts on one model, measured four ways.
+"""Many prompts on one model, measured five ways.
 
     SOFTPROMPT_DATA=... python benchmarks/serve.py throughput --t5 DIR    # about 40 minutes on 2 cores
     SOFTPROMPT_DATA=... python benchmarks/serve.py mixed --t5 DIR         # about 25 minutes
     SOFTPROMPT_DATA=... python benchmarks/serve.py load --t5 DIR          # about 25 minutes
     SOFTPROMPT_DATA=... python benchmarks/serve.py memory --t5 DIR        # about 15 minutes
+    SOFTPROMPT_DATA=... python benchmarks/serve.py invariant --t5 DIR     # about 10 minutes
 
 `--t5` is a folder with T5's `spiece.model`; `--quick` takes a few minutes, to see that it runs, and keeps no rows.
 Inputs are real ones of four tasks, prompts have 100 tokens. Rows: results/serve_MEASURE.jsonl.
@@ -38,6 +39,10 @@ memory: what registered prompts take, and throughput inside and beyond the memor
     registered   the growth of this process while 1,000 prompts of 100 tokens are registered, by the prompts' bytes
     limit        requests over as many prompts as `--max-memory` holds with their keys and values, then over twice as
                  many, so that each is run again, or read from its folder again: requests a second
+
+invariant: what `--batch-invariant` costs, two engines over one model in alternation: requests that write and requests
+that have labels scored, all in flight at once, each with one of many prompts: times the seconds without it. Each answer is
+compared with what an engine of its kind gives it alone: texts, log-probabilities and scores, bit for bit.
 """
 
 from __future__ import annotations
@@ -520,8 +525,59 @@ def limited(lm: Any, pool: Pool, folders: Sequence[str], options: argparse.Names
     }
 
 
+def invariant(bench: Bench, options: argparse.Namespace) -> list[Row]:
+    """Requests of many prompts at once, with batch invariance and without."""
+    keep_freed_memory()
+    engines = [Scheduler(bench.lm, max_waiting=4_096, is_batch_invariant=given) for given in (False, True)]
+    hashes = [[engine.table.add(folder) for folder in bench.folders] for engine in engines][0]
+    candidates = tuple(tuple(encode_target(text, bench.form, bench.lm.tokenizer)) for text in LABELS)
+    rows = []
+    for name in ("generate", "score"):
+        scored: dict[str, Any] = {"candidates": candidates} if name == "score" else {}
+        ratios, num_unlike = [], [0, 0]
+        for number in tqdm(range(options.rounds), desc=f"{bench.model} {name}", unit="round"):
+            requests = [
+                Request(
+                    parts=(Part(ids=ask.ids, prompt=hashes[ask.prompt], **scored),),
+                    decoding=Decoding(max_tokens=MAX_TOKENS),
+                    labels=LABELS if scored else (),
+                )
+                for ask in draw(bench.pool, len(hashes), options.in_flight, seed=number)
+            ]
+            seconds = [0.0, 0.0]
+            for place in (0, 1)[:: -1 if number % 2 else 1]:
+                answer(engines[place], requests)  # all prompts' keys and values are there
+                seconds[place], together = answer(engines[place], requests)
+                if number == 0:
+                    singly = [answer(engines[place], [request])[1][0] for request in requests]
+                    pairs = zip(singly, together, strict=True)
+                    num_unlike[place] = sum((a.prediction, a.parts) != (b.prediction, b.parts) for a, b in pairs)
+            ratios.append(seconds[1] / seconds[0])
+        row = {
+            "experiment": "serve_invariant",
+            "model": bench.model,
+            "measure": name,
+            "ratio": round(median(ratios), 2),
+            "ratios": [round(ratio, 2) for ratio in ratios],
+            "wanted": 3.0,
+            "num_requests": options.in_flight,
+            "num_unlike": num_unlike[1],
+            "num_unlike_without": num_unlike[0],
+            "rows_at_once": engines[1].stepper.batch.rows_at_once,
+            "prompt_length": PROMPT_LENGTH,
+            "max_tokens": MAX_TOKENS,
+            **end_of_row(bench.lm.dtype),
+        }
+        rows.append(row)
+        tqdm.write(
+            f"{bench.model}: {name}: {row['ratio']:.2f}x the seconds (wanted at most 3); other bits than alone: "
+            f"{num_unlike[1]} of {options.in_flight}, without it {num_unlike[0]}"
+        )
+    return rows
+
+
 class Measure(NamedTuple):
-    """One of the four."""
+    """One of the five."""
 
     run: Callable[[Bench, argparse.Namespace], list[Row]]
     num_prompts: Callable[[argparse.Namespace], int]
@@ -556,6 +612,11 @@ MEASURES = {
             "requests": (256, 48, "that capacity is measured with"),
         },
     ),
+    "invariant": Measure(
+        invariant,
+        lambda options: 16,
+        {"rounds": (5, 1, ""), "in-flight": (64, 16, "requests at once")},
+    ),
     "memory": Measure(
         memory,
         lambda options: options.prompts,
@@ -572,7 +633,7 @@ MEASURES = {
 def options_of(words: Sequence[str] | None) -> argparse.Namespace:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    measures = parser.add_subparsers(dest="measure", required=True, metavar="{throughput,mixed,load,memory}")
+    measures = parser.add_subparsers(dest="measure", required=True, metavar="{" + ",".join(MEASURES) + "}")
     for name, measure in MEASURES.items():
         command = measures.add_parser(name)
         command.add_argument("--t5", metavar="DIR", help="folder with spiece.model; without it only other models run")

@@ -290,6 +290,19 @@ def serve_mixed(results: Path) -> str:
     return "\n".join([*lines, "", f"Prompts of {rows[-1]['prompt_length']} tokens; medians of 5; {where(rows)}."])
 
 
+def serve_invariant(results: Path) -> str:
+    """What equal bits cost."""
+    rows = read(results / "serve_invariant.jsonl")
+    if not rows:
+        return nothing_yet("benchmarks/serve.py invariant")
+    lines = ["| model | measured | times the seconds | wanted | answers of other bits than alone | without it |"]
+    lines.append("|---|---|--:|--:|--:|--:|")
+    for row in {(row["model"], row["measure"]): row for row in rows}.values():
+        unlike = f"{row['num_unlike']} of {row['num_requests']} | {row['num_unlike_without']}"
+        lines.append(f"| {row['model']} | {row['measure']} | {row['ratio']:.2f} | {row['wanted']:g} | {unlike} |")
+    return "\n".join([*lines, "", f"Prompts of {rows[-1]['prompt_length']} tokens; medians of 5; {where(rows)}."])
+
+
 def serve_load(results: Path) -> str:
     """Requests that arrive at 70 % of capacity while prompts are replaced."""
     rows = read(results / "serve_load.jsonl")
@@ -460,6 +473,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "pretrain_speed": pretrain_speed,
     "serve_throughput": serve_throughput,
     "serve_mixed": serve_mixed,
+    "serve_invariant": serve_invariant,
     "serve_load": serve_load,
     "serve_memory": serve_memory,
     "admission": admission,

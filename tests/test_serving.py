@@ -1,5 +1,6 @@
 """The serving engine: what a request gets is what it gets alone, whatever else is going on."""
 
+import contextlib
 import math
 import random
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import ENCODER_DECODERS, make_model, make_tokenizer, tiny_lm
 
-from softprompt.answering import running
+from softprompt.answering import batch_invariant_rows, invariance, running
 from softprompt.answering.decoding import Decoding
 from softprompt.answering.engine import Engine, Prediction
 from softprompt.answering.evaluation import vote
@@ -90,9 +91,9 @@ def finish(engine, limit=1_000):
     raise AssertionError("the engine does not come to an end")
 
 
-def alone(lm, prompts, request):
+def alone(lm, prompts, request, **options):
     """What a request gets from an engine that has nothing else to do."""
-    engine = make_engine(lm, prompts)
+    engine = make_engine(lm, prompts, **options)
     ticket = engine.submit(request)
     finish(engine)
     return ticket.result(0.0)
@@ -274,12 +275,11 @@ def random_request(rng, prompts, number):
     return replace(request, parts=parts, decoding=Decoding(max_tokens=min(length, 5)))
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["t5", "llama", "gemma2", "gpt2", "qwen2-sliding"])
-def test_answers_are_those_got_alone_under_arrivals_cancellations_and_replacements(kind, seed, tmp_path):
-    lm, rng = tiny_lm(kind), random.Random(f"{kind} {seed}")
+def answered_under_arrivals(lm, rng, tmp_path, **options):
+    """Requests and their tickets after arrivals, cancellations and replacements, and every prompt there was."""
     prompts = make_prompts(lm)
-    engine = make_engine(lm, max_memory=600_000, max_prefill_tokens=rng.choice([16, 60, 1_000]), max_rows=24)
+    options |= {"max_memory": 600_000, "max_prefill_tokens": rng.choice([16, 60, 1_000]), "max_rows": 24}
+    engine = make_engine(lm, **options)
     for prompt in prompts:
         save_prompt(prompt, tmp_path / prompt.sha256)
         engine.table.add(tmp_path / prompt.sha256)
@@ -306,17 +306,71 @@ def test_answers_are_those_got_alone_under_arrivals_cancellations_and_replacemen
     for _, ticket in cancelled:
         ticket.cancel()
     finish(engine)
-    for request, ticket in asked:
-        assert_same(ticket.result(0.0), alone(lm, everything, request))
-    for request, ticket in cancelled:
-        try:
-            assert_same(ticket.result(0.0), alone(lm, everything, request))
-        except Cancelled:
-            continue
     stats = engine.stats()
     assert (stats.num_waiting, stats.num_running, stats.num_rows, stats.cache_bytes) == (0, 0, 0, 0)
     assert stats.num_answers + stats.num_cancelled == 40 and stats.num_errors == 0
     assert len(engine.table) == len(prompts) and engine.table.fixed_bytes() == 0
+    for request, ticket in cancelled:
+        with contextlib.suppress(Cancelled):
+            ticket.result(0.0)
+            asked.append((request, ticket))
+    return asked, everything
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["t5", "llama", "gemma2", "gpt2", "qwen2-sliding"])
+def test_answers_are_those_got_alone_under_arrivals_cancellations_and_replacements(kind, seed, tmp_path):
+    lm = tiny_lm(kind)
+    asked, prompts = answered_under_arrivals(lm, random.Random(f"{kind} {seed}"), tmp_path)
+    for request, ticket in asked:
+        assert_same(ticket.result(0.0), alone(lm, prompts, request))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["t5", "llama", "gemma2", "gpt2", "qwen2-sliding"])
+def test_a_batch_invariant_engine_gives_the_bits_got_alone(kind, dtype, tmp_path):
+    lm = tiny_lm(kind)
+    lm.model.to(dtype)
+    asked, prompts = answered_under_arrivals(lm, random.Random(kind), tmp_path, is_batch_invariant=True)
+    for request, ticket in asked:
+        answer, wanted = ticket.result(0.0), alone(lm, prompts, request, is_batch_invariant=True)
+        assert (answer.prediction, answer.parts) == (wanted.prediction, wanted.parts)
+
+
+def test_rows_at_once_are_as_many_as_get_the_same_bits_in_every_place(llama, t5, monkeypatch):
+    assert batch_invariant_rows(llama) == 16 and batch_invariant_rows(t5) == 1
+    step = running.step_rows
+
+    def unlike(lm, tokens, groups, *, num_rows):
+        return step(lm, tokens, groups, num_rows=num_rows) + (1e-7 if num_rows > 4 and len(tokens) > 3 else 0)
+
+    monkeypatch.setattr(running, "step_rows", unlike)
+    assert batch_invariant_rows(llama) == 4
+    monkeypatch.setattr(running, "step_rows", lambda *given, num_rows: step(*given) * len(given[1]))
+    assert batch_invariant_rows(llama) == 1
+
+
+def test_a_step_of_several_passes_that_fails_is_taken_again_from_the_same_states(llama, monkeypatch):
+    monkeypatch.setattr(invariance, "ROWS_AT_ONCE", (2,))
+    requests = [ask(ids_of(length), max_tokens=6) for length in range(4, 9)]
+    wanted = [alone(llama, [], request, is_batch_invariant=True) for request in requests]
+    engine = make_engine(llama, is_batch_invariant=True)
+    tickets = [engine.submit(request) for request in requests]
+    for _ in range(2):
+        engine.step()
+    output, calls = llama.model.get_output_embeddings(), []
+
+    def the_second_too_large(module, given):
+        calls.append(len(given[0]))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+
+    hook = output.register_forward_pre_hook(the_second_too_large)
+    finish(engine)
+    hook.remove()
+    assert len(calls) > 4 and set(calls) == {2}
+    for ticket, answer in zip(tickets, wanted, strict=True):
+        assert ticket.result(0.0).parts == answer.parts
 
 
 @pytest.mark.parametrize("kind", KINDS)

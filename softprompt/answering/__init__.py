@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         vote,
     )
     from softprompt.answering.inspection import NUM_NEAREST, ablate, inspect_prompt, nearest_tokens, neighbourhood
+    from softprompt.answering.invariance import batch_invariant_rows
     from softprompt.answering.prediction import CHUNK, predict_file, predict_records
     from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings, write_rows
     from softprompt.answering.running import Projection, RunningBatch, Slot, Start, embedded

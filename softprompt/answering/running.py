@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -120,11 +121,16 @@ class RunningBatch:
 
     A decoder-only model's rows stand in groups of like length, which share the model's products but not their buffers.
     An encoder-decoder's are one group: its decoder's cache is short, and the inputs are padded to the longest.
+
+    rows_at_once: what `batch_invariant_rows` found. Then each answer has a group of its own, and is stepped beside
+    others in passes of just so many rows; answers of several rows, and all of an encoder-decoder, by themselves. So no
+    shape of what is computed for a row depends on the others.
     """
 
-    def __init__(self, lm: FrozenLM, layout: Layout):
+    def __init__(self, lm: FrozenLM, layout: Layout, *, rows_at_once: int | None = None):
         self.lm = lm
         self.layout = layout
+        self.rows_at_once = rows_at_once
         self.groups: list[Group] = []
 
     @property
@@ -193,6 +199,8 @@ class RunningBatch:
 
     def decode(self) -> Float[Tensor, "b v"]:
         """The logits after every row's last token, in the order of `slots`."""
+        if self.rows_at_once is not None:
+            return self._decode_apart(self.rows_at_once)
         most = 1 if self.lm.is_encoder_decoder else MAX_GROUPS
         while len(self.groups) > most:  # all of an encoder-decoder's join; else a small one that another can take in
             for group in sorted(self.groups, key=lambda group: group.num_rows):
@@ -204,6 +212,23 @@ class RunningBatch:
             else:
                 break
         return self._step(self.groups)
+
+    def _decode_apart(self, rows_at_once: int) -> Float[Tensor, "b v"]:
+        """`decode` in several passes, none of whose shapes depends on how many rows there are."""
+        self.groups.sort(key=lambda group: len(group.slots) > 1)
+        num_single = sum(len(group.slots) == 1 for group in self.groups)
+        begins = [*range(0, num_single, rows_at_once), *range(num_single, len(self.groups)), len(self.groups)]
+        passes = [self.groups[begin:end] for begin, end in pairwise(begins)]
+        logits: list[Tensor] = []
+        try:
+            for groups in passes:
+                logits.append(self._step(groups))
+        except Exception:  # the whole step may be taken again
+            for groups in passes[: len(logits)]:
+                for group in groups:
+                    group.states.end -= 1
+            raise
+        return torch.cat(logits)
 
     def decode_alone(self, slots: Sequence[Slot]) -> Float[Tensor, "_ v"]:
         """The same for the rows of one answer, which must have been isolated."""
@@ -264,13 +289,19 @@ class RunningBatch:
     def _capacity(self, starts: Sequence[Start], rows: int, max_bytes: int) -> int:
         """Rows of a new group: a few more than it has, if nothing else will take it in and memory allows."""
         final = max(start.length + start.max_tokens for start in starts)
-        if rows >= SPARE or self._host(max(start.length for start in starts), rows, final) is not None:
+        if (
+            self.rows_at_once is not None
+            or rows >= SPARE
+            or self._host(max(start.length for start in starts), rows, final) is not None
+        ):
             return rows
         with_spare = self.projection().num_bytes + self.layout.num_bytes(SPARE, final + ROOM)
         return SPARE if with_spare <= max_bytes else rows
 
     def _host(self, length: int, rows: int, final: int, but: Group | None = None) -> Group | None:
         """The group that takes such rows in: the one of an encoder-decoder, or one of like length with room."""
+        if self.rows_at_once is not None:
+            return None
         for group in self.groups:
             if group is but:
                 continue
@@ -305,7 +336,8 @@ class RunningBatch:
                 self._resize(group, capacity, group.length, max(min(left, ROOM), 1), max(states.encoded_lengths))
         slots = [slot for group in groups for slot in group.slots]
         tokens = torch.tensor([slot.token for slot in slots], device=self.layout.device)
-        return step_rows(self.lm, tokens, [group.states for group in groups])
+        num_rows = 0 if self.rows_at_once is None or len(groups[0].slots) > 1 else self.rows_at_once
+        return step_rows(self.lm, tokens, [group.states for group in groups], num_rows=num_rows)
 
     def _resize(self, group: Group, capacity: int, left: int, right: int, wide: int | None = None) -> None:
         states = group.states

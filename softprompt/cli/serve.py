@@ -86,6 +86,9 @@ SETTINGS = {
     "timeout": Setting(help="seconds for a request at most", default=120.0, title="limits", **SECONDS),
     "drain": Setting(help="seconds to finish when told to stop", default=30.0, title="limits", **SECONDS),
     **{name: FLAGS[name] for name in MACHINE},
+    "batch_invariant": Setting(
+        help="the same bits whatever else is asked meanwhile, at up to three times the cost", kind=bool, title="machine"
+    ),
     "compile": Setting(help="compile the model's blocks: ready later, then faster", kind=bool, title="machine"),
     "threads": FLAGS["threads"],
 }  # fmt: skip
@@ -136,6 +139,11 @@ def run(args: argparse.Namespace) -> int:
     keys = read_keys(key_file) if key_file is not None else ()
     access = Access(keys, settings.get("allowed_host", ()), settings.get("cors_origin", ()))
     folder = settings.get("prompts_dir")
+    if settings.get("compile") and settings.get("batch_invariant"):
+        raise ValueError(
+            "--compile makes code for the lengths that come first, so --batch-invariant could not promise the same bits; "
+            "leave one out"
+        )
     with _bound(host, port) as bound, held(Path(folder)) if folder else contextlib.nullcontext():
         set_up(settings.get("threads"))
         engine, registry = _engine(settings, named)
@@ -193,7 +201,12 @@ def _engine(settings: dict[str, Any], named: dict[str, str]) -> tuple[Any, Any]:
     lm = load_for(first, model, **machine) if first else load(str(model), **machine)
     if settings.get("compile"):
         lm.compile()
-    engine = Scheduler(lm, max_memory=settings.get("max_memory"), max_waiting=settings["max_waiting"])
+    engine = Scheduler(
+        lm,
+        max_memory=settings.get("max_memory"),
+        max_waiting=settings["max_waiting"],
+        is_batch_invariant=settings.get("batch_invariant", False),
+    )
     base = model or lm.name
     if Path(base).exists() or base.startswith((".", "/", "~")):
         base = Path(base).resolve().name  # what requests call the bare model; else its hub id or bundled name

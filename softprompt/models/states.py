@@ -353,6 +353,8 @@ class RowGroups:
         for group, part, (first, real) in zip(self.groups, self._parts, read, strict=True):
             keys, values = group.view(module.layer_idx, first, group.end + 1)
             outputs.append(attention(module, query[part], keys, values, real, **options)[0])
+        if self._parts[-1].stop < len(query):  # rows of no group
+            outputs.append(outputs[0].new_zeros(len(query) - self._parts[-1].stop, *outputs[0].shape[1:]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

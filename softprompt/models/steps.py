@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from softprompt.models.backbone import Backbone
 from softprompt.models.states import Embedded, Layout, RowGroups, RowStates
@@ -52,9 +52,12 @@ def begin_rows(
     return states, hidden
 
 
-def step_rows(lm: Backbone, tokens: Int[Tensor, " b"], groups: Sequence[RowStates]) -> Float[Tensor, "b v"]:
+def step_rows(
+    lm: Backbone, tokens: Int[Tensor, " b"], groups: Sequence[RowStates], *, num_rows: int = 0
+) -> Float[Tensor, "b v"]:
     """The next logits after one more token of every row, in the order of the groups; an encoder-decoder has one group.
 
+    num_rows: a decoder-only model's pass has at least so many rows; those that nobody has are thrown away.
     Moves the groups' ends, if nothing fails: then the same step may be taken again.
     """
     x = lm.embed(tokens[:, None])
@@ -72,8 +75,10 @@ def step_rows(lm: Backbone, tokens: Int[Tensor, " b"], groups: Sequence[RowState
     else:
         together = RowGroups(groups, lm.window, lm.as_read)
         at = torch.tensor([[group.end - start] for group in groups for start in group.starts], device=x.device)
+        padding = (0, 0, 0, max(num_rows - len(tokens), 0))
+        at, x = nn.functional.pad(at, padding), nn.functional.pad(x, (0, 0, *padding))
         hidden = lm.forward(x, lm.by_kind(together.full, together.near), at, together, rows=together)
-    logits = lm.logits(hidden[:, -1])
+    logits = lm.logits(hidden[:, -1])[: len(tokens)]
     for group in groups:
         group.end += 1
     return logits

@@ -70,11 +70,13 @@ class PromptTable:
     Values in memory, and the keys and values of prompts run through a decoder-only model, together take at most
     `max_bytes`, the least recently used out first; values are read from their folder again when a request needs them.
     What a folder cannot give back stays: prompts added from memory, and removed ones that requests still wear.
-    No method waits for another that reads a folder or runs the model.
+    No method waits for another that reads a folder or runs the model. runs_singly: no two prompts are run together, so
+    that their keys and values are the same bits each time.
     """
 
-    def __init__(self, lm: FrozenLM, *, max_bytes: int):
+    def __init__(self, lm: FrozenLM, *, max_bytes: int, runs_singly: bool = False):
         self.lm = lm
+        self.runs_singly = runs_singly
         self.counts = Counts()
         self.layout: Layout = lm.layout()
         self._lock = threading.Lock()  # never held while a file is read or the model runs
@@ -233,7 +235,9 @@ class PromptTable:
             self.counts.num_reused += len(found)
         missing = [sha256 for sha256 in prompts if sha256 not in found]
         if missing:
-            run = self._run([self.values(sha256).values for sha256 in missing])
+            values = [self.values(sha256).values for sha256 in missing]
+            together = [[value] for value in values] if self.runs_singly else [values]
+            run = [states for some in together for states in self._run(some)]
             with self._lock:
                 self.counts.num_run += len(missing)
                 for sha256, states in zip(missing, run, strict=True):

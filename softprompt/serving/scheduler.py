@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import psutil
 import torch
 
-from softprompt.answering import Beams, TextStream, Writer
+from softprompt.answering import Beams, TextStream, Writer, batch_invariant_rows
 from softprompt.models import FrozenLM
 from softprompt.serving.admission import Admission, Room, check, start_of
 from softprompt.serving.prompt_table import PromptTable
@@ -36,7 +36,8 @@ class Scheduler:
     None: half of what the machine has free. max_waiting: parts in the queue at most. max_rows: rows of the running
     batch at most. max_prefill_tokens: input tokens read between two decoding steps at most (one input is always
     allowed), so that those who are writing do not wait long for those who come; None: what one pass takes. Where more
-    wait than write, up to `MAX_READS` times as many.
+    wait than write, up to `MAX_READS` times as many. is_batch_invariant: what a request gets is the same bits whatever
+    it is batched with, as long as threads and processor are the same; slower.
     """
 
     def __init__(
@@ -47,16 +48,18 @@ class Scheduler:
         max_waiting: int = 1_024,
         max_rows: int = 256,
         max_prefill_tokens: int | None = None,
+        is_batch_invariant: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         if max_memory is None:
             is_cuda = lm.device.type == "cuda"
             free = torch.cuda.mem_get_info(lm.device)[0] if is_cuda else psutil.virtual_memory().available
             max_memory = free // 2
-        self.lm, self.max_memory = lm, max_memory
-        self.table = PromptTable(lm, max_bytes=max_memory)
+        self.lm, self.max_memory, self.is_batch_invariant = lm, max_memory, is_batch_invariant
+        self.table = PromptTable(lm, max_bytes=max_memory, runs_singly=is_batch_invariant)
         self.queue = Queue(max_waiting)
-        self.stepper = Stepper(self.table, self.queue, clock, max_bytes=max_memory)
+        rows_at_once = batch_invariant_rows(lm) if is_batch_invariant else None
+        self.stepper = Stepper(self.table, self.queue, clock, max_bytes=max_memory, rows_at_once=rows_at_once)
         self._room = Room(
             max_memory=max_memory,
             max_rows=max_rows,

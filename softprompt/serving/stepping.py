@@ -9,11 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from softprompt.answering import (
     MAX_TOKENS,
     Beams,
+    Draw,
     Prediction,
     RunningBatch,
     Slot,
@@ -40,12 +42,21 @@ class Stepper:
     """The rows that run, from the reading of their inputs to their answers. One thread at a time may call.
 
     max_bytes: what prompts, their keys and values, and the batch's cache may take together. An error ends the request
-    it belongs to and no other.
+    it belongs to and no other. rows_at_once: as `RunningBatch` has it; then inputs are read and labels are scored one
+    part at a time, too.
     """
 
-    def __init__(self, table: PromptTable, queue: Queue, clock: Callable[[], float], *, max_bytes: int):
+    def __init__(
+        self,
+        table: PromptTable,
+        queue: Queue,
+        clock: Callable[[], float],
+        *,
+        max_bytes: int,
+        rows_at_once: int | None = None,
+    ):
         self.lm, self.table, self.queue = table.lm, table, queue
-        self.batch = RunningBatch(table.lm, table.layout)
+        self.batch = RunningBatch(table.lm, table.layout, rows_at_once=rows_at_once)
         self.running: dict[Slot, Job] = {}
         self.counts: Counter[str] = Counter()
         """Those of `Stats` that only grow, by their names there."""
@@ -67,7 +78,9 @@ class Stepper:
             for job in group:
                 length = len(job.start.ids) + num_labels * longest
                 lengths.append(length + (job.start.prompt_length if self.lm.is_encoder_decoder else 0))
-            for places in micro_batches(lengths, self.max_pass_tokens):
+            apart = self.batch.rows_at_once is not None
+            passes = [[place] for place in range(len(group))] if apart else micro_batches(lengths, self.max_pass_tokens)
+            for places in passes:
                 self._read_pass([group[place] for place in places], read)
 
     def decode(self) -> None:
@@ -116,7 +129,7 @@ class Stepper:
 
     def start_over(self, error: Exception) -> None:
         """End everything after an error that belongs to no request that can be named."""
-        self.batch = RunningBatch(self.lm, self.table.layout)
+        self.batch = RunningBatch(self.lm, self.table.layout, rows_at_once=self.batch.rows_at_once)
         self.running.clear()
         for ticket in list(self.queue.in_flight):
             self.fail(ticket, error)
@@ -184,7 +197,7 @@ class Stepper:
         jobs = [self.running[slot] for slot in slots]
         row_of = {slot: row for row, slot in enumerate(slots)}
         try:
-            tokens, log_probs = choose(logits, [job.draw() for job in jobs])
+            tokens, log_probs = self._choose(logits, [job.draw() for job in jobs])
         except Exception as error:
             if len(set(jobs)) == 1:
                 self.fail(jobs[0].ticket, error)
@@ -219,6 +232,14 @@ class Stepper:
                 self._tell(job, text)
             except Exception as error:
                 self.fail(job.ticket, error)
+
+    def _choose(self, logits: Tensor, draws: Sequence[Draw | None]) -> tuple[Tensor, Tensor]:
+        """The next tokens and their log p: row by row, where a row must not see how many others there are."""
+        if self.batch.rows_at_once is None:
+            return choose(logits, draws)
+        chosen = [choose(row, [draw]) for row, draw in zip(logits.split(1), draws, strict=True)]
+        tokens, log_probs = zip(*chosen, strict=True)
+        return torch.cat(tokens), torch.cat(log_probs)
 
     def _advance(self, job: Job, beams: Beams, log_probs: Tensor) -> str:
         """Let a part's beams go on by a token; its text, once they are done."""

@@ -368,6 +368,11 @@ class Models(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+    dtype: str = Field(description="the type the model computes in")
+    batch_invariant: bool = Field(
+        description="whether an answer is the same bits whatever else is asked meanwhile; else it is the same but for "
+        "rounding: 1e-5 of a log-probability in float32; in a narrower type nearly tied answers may change places"
+    )
 
 
 class PromptVersion(BaseModel):

@@ -40,7 +40,11 @@ def add_prompts(app: FastAPI, server: Server) -> None:
     def models(key: Key = use) -> Any:
         """Every name that a request may give as `model`. OpenAI's endpoint."""
         names = registry.now
-        return {"data": [_model(server, names, name) for name in names]}
+        return {
+            "data": [_model(server, names, name) for name in names],
+            "dtype": str(server.engine.lm.dtype).removeprefix("torch."),
+            "batch_invariant": server.engine.is_batch_invariant,
+        }
 
     @app.get("/v1/models/{name:path}", response_model=api.Model, tags=["prompts"])
     def model(name: str, key: Key = use) -> Any:
