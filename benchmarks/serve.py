@@ -41,8 +41,8 @@ memory: what registered prompts take, and throughput inside and beyond the memor
                  many, so that each is run again, or read from its folder again: requests a second
 
 invariant: what `--batch-invariant` costs, two engines over one model in alternation: requests that write and requests
-that have labels scored, all in flight at once, each with one of many prompts: times the seconds without it. Each answer is
-compared with what an engine of its kind gives it alone: texts, log-probabilities and scores, bit for bit.
+that have labels scored, all in flight at once, each with one of many prompts: times the seconds without it. Each answer
+is compared with what an engine of its kind gives it alone: texts, log-probabilities and scores, bit for bit.
 """
 
 from __future__ import annotations
@@ -529,7 +529,8 @@ def invariant(bench: Bench, options: argparse.Namespace) -> list[Row]:
     """Requests of many prompts at once, with batch invariance and without."""
     keep_freed_memory()
     engines = [Scheduler(bench.lm, max_waiting=4_096, is_batch_invariant=given) for given in (False, True)]
-    hashes = [[engine.table.add(folder) for folder in bench.folders] for engine in engines][0]
+    for engine in engines:
+        hashes = [engine.table.add(folder) for folder in bench.folders]
     candidates = tuple(tuple(encode_target(text, bench.form, bench.lm.tokenizer)) for text in LABELS)
     rows = []
     for name in ("generate", "score"):

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from test_server import TEXT, saved
 
 from softprompt.base.files import held
 from softprompt.cli.command_line import main
+from softprompt.serving.http import Server, make_app
 
 
 @pytest.fixture
@@ -83,6 +85,7 @@ def test_it_serves_says_so_and_finishes_its_requests_when_told_to_stop(model, tm
         (["--model", "x", "--api-key-file", "none.yaml"], "cannot read the key file none.yaml"),
         (["--model", "x", "--allowed-host", "a:1"], "allowed_host is 'a:1', but must be a name without a port"),
         (["--model", "x", "--cors-origin", "a.example"], "cors_origin is 'a.example', but must be an origin such as"),
+        (["--model", "x", "--compile", "--batch-invariant"], "--batch-invariant could not promise the same"),
         (["--config", "none.yaml"], "cannot read the settings none.yaml: No such file or directory"),
     ],
 )
@@ -155,12 +158,15 @@ def test_the_engines_model_is_packed_if_asked(tmp_path):
 
 # torch.compile imports torch.jit, which Python 3.11 and torch 2.13 call old
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_the_engines_model_is_compiled_only_if_asked():
+def test_the_engines_model_is_compiled_and_its_batches_are_invariant_only_if_asked():
     from softprompt.cli.serve import DEFAULTS, _engine
 
-    for asked in (True, None):
-        engine, _ = _engine(DEFAULTS | {"model": "bundled/t5-mini", "compile": asked}, {})
-        assert engine.lm.is_compiled == bool(asked)
+    for asked in ("compile", "batch_invariant", None):
+        engine, registry = _engine(DEFAULTS | {"model": "bundled/t5-mini", "dtype": "float32", asked: True}, {})
+        assert engine.lm.is_compiled == (asked == "compile")
+        with TestClient(make_app(Server(engine, registry)), "http://localhost") as client:
+            told = client.get("/v1/models").json()
+        assert (told["dtype"], told["batch_invariant"]) == ("float32", asked == "batch_invariant")
 
 
 def test_the_port_and_the_folder_are_had_before_the_model_is_loaded(model, tmp_path, capsys, monkeypatch):

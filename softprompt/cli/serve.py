@@ -141,8 +141,8 @@ def run(args: argparse.Namespace) -> int:
     folder = settings.get("prompts_dir")
     if settings.get("compile") and settings.get("batch_invariant"):
         raise ValueError(
-            "--compile makes code for the lengths that come first, so --batch-invariant could not promise the same bits; "
-            "leave one out"
+            "--compile makes code for the lengths that come first, so --batch-invariant could not promise the same "
+            "bits; leave one out"
         )
     with _bound(host, port) as bound, held(Path(folder)) if folder else contextlib.nullcontext():
         set_up(settings.get("threads"))
