@@ -529,8 +529,9 @@ def invariant(bench: Bench, options: argparse.Namespace) -> list[Row]:
     """Requests of many prompts at once, with batch invariance and without."""
     keep_freed_memory()
     engines = [Scheduler(bench.lm, max_waiting=4_096, is_batch_invariant=given) for given in (False, True)]
-    for engine in engines:
-        hashes = [engine.table.add(folder) for folder in bench.folders]
+    hashes = [engines[0].table.add(folder) for folder in bench.folders]
+    for folder in bench.folders:
+        engines[1].table.add(folder)
     candidates = tuple(tuple(encode_target(text, bench.form, bench.lm.tokenizer)) for text in LABELS)
     rows = []
     for name in ("generate", "score"):
