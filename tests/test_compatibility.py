@@ -611,7 +611,7 @@ def test_a_servers_folder_is_served_as_it_was_left(here, monkeypatch, capsys):
                 {"name": "mood", "versions": [{"prompt_hash": first, **moods}, {"prompt_hash": second, **moods}]},
                 {"name": "tone", "versions": [{"prompt_hash": first, **moods}]},
             ],
-            "ensembles": [{"name": "both", "members": ["tone", "mood"]}],
+            "ensembles": [{"name": "both", "members": ["tone", "mood"], "fields": ["text"]}],
             "aliases": [{"name": "live", "targets": {"mood@5c37cc684bb2": 75.0, "both": 25.0}}],
         }
         kinds = {one["id"]: one["kind"] for one in client.get("/v1/models").json()["data"]}

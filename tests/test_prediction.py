@@ -155,6 +155,92 @@ def test_prompts_of_different_tasks_are_refused(lm, tmp_path):
         open_prompts([first, second], model=lm)
 
 
+@pytest.mark.parametrize(
+    ("card", "reason"),
+    [
+        (
+            {"labels": ("good", "poor")},
+            r"for the labels 'good', 'bad' and .*b for the labels 'good', 'poor'; use prompts",
+        ),
+        ({"labels": ()}, r"a is a prompt for the labels 'good', 'bad' and .*b for free text; use prompts of one task"),
+        ({"task": None}, r"a is a prompt for own and .*b for no task that it names; use prompts of one task, or name"),
+    ],
+)
+def test_prompts_whose_answers_are_not_of_one_kind_are_refused_by_what_differs(lm, tmp_path, card, reason):
+    folders = [saved_prompt(tmp_path / "a", lm), saved_prompt(tmp_path / "b", lm, **card)]
+    with pytest.raises(ValueError, match=reason):
+        open_prompts(folders, model=lm)
+
+
+def unlike_prompts(folder, lm, *templates):
+    """Prompts of one task, each with a template of its own."""
+    folders = []
+    for seed, template in enumerate(templates):
+        form = default_format(lm, max_target_length=8, inputs_template=template, targets_template="{label}")
+        folders.append(saved_prompt(folder / f"u{seed}", lm, seed, text=form.to_json()))
+    return folders
+
+
+def test_prompts_of_unlike_templates_vote_each_with_its_own_words(lm, tmp_path):
+    folders = unlike_prompts(tmp_path, lm, "text: {text}", "{title?} says {text}")
+    end = "</s>" if lm.is_encoder_decoder else "\nanswer:"
+    asked = [(1, {"title": "sea", "text": "a warm film", "label": "unread"}), (2, "a warm film")]
+    options = {"with_probabilities": True, "show_input": True}
+    together = answers(open_prompts(folders, model=lm), asked, **options)
+    alone = [answers(open_prompts(folder, model=lm), asked, **options) for folder in folders]
+    for words, line, singles in zip(("sea says", "says"), together, zip(*alone, strict=True), strict=True):
+        read = [text.removeprefix("<s>") for text in line["input_text"]]
+        assert read == [f"text: a warm film{end}", f"{words} a warm film{end}"]
+        assert line["input_text"] == [single["input_text"] for single in singles]
+        mean = sum(single["probabilities"]["good"] for single in singles) / 2
+        assert line["probabilities"]["good"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_a_text_for_prompts_that_together_have_several_fields_is_refused_with_all_of_them(lm, tmp_path):
+    saved = open_prompts(unlike_prompts(tmp_path, lm, "{text}", "{title}", "{day?} {text}"), model=lm)
+    (line,) = answers(saved, [(1, "warm")])
+    assert "own has text and title; give them as a record, " in line["error"]
+    assert [task.fields for task in saved.tasks] == [("text", "title", "day?")] * 3
+    (line,) = answers(saved, [(1, {"text": "warm"})])
+    assert line["error"] == "no column 'title'; the columns are text"
+
+
+def test_prompts_of_unlike_templates_are_scored_as_each_alone_and_by_their_vote(lm, dev, tmp_path):
+    folders = unlike_prompts(tmp_path, lm, "text: {text}", "{id}: {text}")
+    scores = evaluate_prompts(open_prompts(folders, model=lm), data={"dev": [dev]}, ensemble=True, limit=9)
+    alone = [evaluate_prompts(open_prompts(f, model=lm), data={"dev": [dev]}, limit=9) for f in folders]
+    for together, single in zip(scores.evaluations, alone, strict=True):
+        for a, b in zip(together.predictions, single.evaluations[0].predictions, strict=True):
+            assert a.text == b.text and a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+    voted = ensemble(scores.saved.task, scores.examples, [e.predictions for e in scores.evaluations])
+    assert [p.text for p in scores.ensemble.predictions] == [p.text for p in voted]
+    shown = {(error["prompt"], error["id"]): error["inputs"] for error in scores.errors()}
+    assert {prompt for prompt, _ in shown} == {*map(str, folders), "ensemble"}
+    records = dict(read_records(dev))
+    for (prompt, line), inputs in shown.items():
+        text, id = records[int(line)]["text"], records[int(line)]["id"]
+        words = {str(folders[0]): f"text: {text}", str(folders[1]): f"{id}: {text}"}
+        assert inputs == words.get(prompt, list(words.values()))
+
+
+def test_prompts_whose_words_make_other_examples_of_the_files_are_not_scored_together(lm, tmp_path):
+    folders = unlike_prompts(tmp_path, lm, "{text}", "{title}: {text}")
+    files = [
+        written(tmp_path / f"{title}.jsonl", [{"title": title, "text": "warm", "label": "good"}]) for title in "ab"
+    ]
+    reason = "templates make 1 and 2 examples, which are not the same, so they cannot vote: .*; take one file, or one"
+    with pytest.raises(ValueError, match=reason):
+        evaluate_prompts(open_prompts(folders, model=lm), data={"dev": files}, ensemble=True)
+
+
+def test_a_file_of_answers_names_the_templates_of_all_its_prompts(lm, tmp_path):
+    saved, output = open_prompts(unlike_prompts(tmp_path, lm, "text: {text}", "{text}"), model=lm), tmp_path / "out"
+    predict_file(saved, [b"warm"], output)
+    kept = json.loads((tmp_path / "out.settings").read_text())
+    assert kept["templates"] == ["text: {text}", "{label}", "{text}", "{label}"]
+    assert predict_file(saved, [b"warm"], output, resume=True).num_rows == 1
+
+
 def test_prompts_trained_with_different_scoring_ask_for_one(lm, tmp_path):
     first, second = saved_prompt(tmp_path / "a", lm), saved_prompt(tmp_path / "b", lm, recipe={"scoring": "generate"})
     with pytest.raises(ValueError, match=r"a was trained with scoring rank and .*b with generate; give --scoring"):

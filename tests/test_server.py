@@ -1764,11 +1764,45 @@ def test_the_vote_is_the_evaluations(llama, tmp_path):
 
 def test_prompts_of_two_tasks_do_not_vote(llama, tmp_path):
     server = make_server(llama, tmp_path)
-    server.registry.add("other", saved(llama, tmp_path / "other", seed=8, task="theirs"))
+    other = saved(llama, tmp_path / "other", seed=8, task="theirs")
+    server.registry.add("other", other)
     with served(server) as client:
-        client.put("/v1/ensembles/odd", json={"members": ["p0", "other"]})
+        reason = why(client.put("/v1/ensembles/odd", json={"members": ["p0", "other"]}), 400)
+        assert reason == "p0 is a prompt for mine and other for theirs; use prompts of one task"
+        assert client.get("/v1/prompts").json()["ensembles"] == []
+        client.put("/v1/prompts/turned", content=archive(saved(llama, tmp_path / "was", seed=9)))
+        assert client.put("/v1/ensembles/odd", json={"members": ["p0", "turned"]}).status_code == 200
+        client.put("/v1/prompts/turned", content=archive(other))
         reason = why(client.post("/v1/classify", json={"model": "odd", "input": TEXT}), 400)
     assert "is a prompt for mine" in reason and "for theirs" in reason
+
+
+def test_prompts_of_unlike_templates_vote_each_with_its_own_words(lm, tmp_path):
+    server = make_server(lm, tmp_path)
+    form = default_format(
+        lm, max_target_length=6, inputs_template="{style?} {sentence}. {ends}", targets_template="{label}"
+    )
+    server.registry.add("long", saved(lm, tmp_path / "long", seed=5, text=form.to_json()))
+    record, end = {"sentence": TEXT, "ends": "truly"}, "</s>" if lm.is_encoder_decoder else "\nanswer:"
+    with served(server) as client:
+        ensemble = {"name": "all", "members": ["p0", "long", "p1"], "fields": ["sentence", "style?", "ends"]}
+        assert client.put("/v1/ensembles/all", json={"members": ensemble["members"]}).json() == ensemble
+        assert client.get("/v1/prompts").json()["ensembles"] == [ensemble]
+        asked = {"fields": record, "show_input": True}
+        (voted,) = client.post("/v1/classify", json={"model": "all", **asked}).json()["results"]
+        read = [text.removeprefix("<s>") for text in voted["input_text"]]
+        assert read == [f"sentence: {TEXT}{end}", f"{TEXT}. truly{end}"]
+        for vote_, name in zip(voted["votes"], ensemble["members"], strict=True):
+            (alone,) = client.post("/v1/classify", json={"model": name, **asked}).json()["results"]
+            assert vote_["prompt_hash"] == alone["prompt_hash"]
+            assert vote_["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+        (choice,) = client.post("/v1/completions", json={"model": "all", **asked}).json()["choices"]
+        assert choice["input_text"] == voted["input_text"] and len(choice["members"]) == 3
+        reason = why(client.post("/v1/classify", json={"model": "all", "input": TEXT}), 400)
+        assert 'mine has sentence and ends; give them as a record, {"sentence": "...", "ends": "..."}' in reason
+        left = {"name": "left", "members": ["p0", "gone"], "fields": []}
+        server.registry.now = replace(server.registry.now, ensembles={"left": left["members"]})
+        assert client.get("/v1/prompts").json()["ensembles"] == [left]
 
 
 def test_labels_given_that_are_one_to_the_model_are_refused(tmp_path):

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         load_for,
         open_prompts,
         shared_scoring,
-        shared_task,
+        shared_tasks,
         tell_quantization,
     )
     from softprompt.answering.scores import evaluate_prompts

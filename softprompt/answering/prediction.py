@@ -21,7 +21,7 @@ from softprompt.answering.saved import SavedPrompts
 from softprompt.base.files import held
 from softprompt.base.watch import Progress
 from softprompt.models import Row, read_text
-from softprompt.tasks import Example, Item, examples_of, read_items, read_lines
+from softprompt.tasks import Example, Item, Task, examples_of, read_items, read_lines
 
 NO_NUMBERS = "the model gives no finite numbers for this input; load it with --dtype float32, or use another prompt"
 CHUNK = 256  # ours: rows answered together; enough to fill batches of equal length, and few enough to lose
@@ -34,6 +34,7 @@ class _Question:
     number: int
     columns: dict[str, Any]
     examples: list[Example]
+    """As the first prompt's task has them."""
     encoded: list[list[Row]]
     """The examples' rows, once for each text format of the prompts."""
     error: str | None = None
@@ -62,7 +63,7 @@ def predict_records(
         raise ValueError("probabilities come from label scoring; use --scoring rank, or leave --scores out")
     items = iter(items)
     reserved = ANSWER_COLUMNS | {INPUT_TEXT} if show_input else ANSWER_COLUMNS
-    read = partial(examples_of, saved.task, inputs_column=inputs_column, finished=finished)
+    read = partial(examples_of, inputs_column=inputs_column, finished=finished)
     while taken := list(itertools.islice(items, chunk)):
         questions = [_question(saved, number, item, columns_of(item, reserved), read) for number, item in taken]
         bad = next((i for i, question in enumerate(questions) if question.error), None) if strict else None
@@ -74,7 +75,7 @@ def predict_records(
 
 
 def _question(
-    saved: SavedPrompts, number: int, item: Item, columns: dict[str, Any], read: Callable[[Item], list[Example]]
+    saved: SavedPrompts, number: int, item: Item, columns: dict[str, Any], read: Callable[[Task, Item], list[Example]]
 ) -> _Question:
     for name, kept in zip(item if isinstance(item, dict) else (), columns, strict=False):
         if name != kept:
@@ -82,13 +83,14 @@ def _question(
                 f"the input's column {name!r} is kept as {kept!r}: the answer has one of its own", stacklevel=2
             )
     try:
-        examples = read(item)
+        read_by_each = saved.read(lambda task: read(task, item))
+        examples = list(read_by_each[0])
         if not examples:
             raise ValueError(f"the record has nothing in it to answer for {saved.task.name}; leave it out")
         for example in examples:
             if saved.scoring == "rank" and not (example.choices or saved.task.labels):
                 raise ValueError(f"{saved.task.name} has no labels to rank for this input; use --scoring generate")
-        return _Question(number, columns, examples, saved.encode(examples))
+        return _Question(number, columns, examples, saved.encode(read_by_each))
     except ValueError as error:
         return _Question(number, columns, [], [], str(error))
 
@@ -154,7 +156,7 @@ def predict_file(
         "dtype": str(saved.lm.dtype),
         "quantize": saved.lm.quantization,
         "task": saved.task.name,
-        "templates": list(saved.task.template or ()),
+        "templates": [text for both in dict.fromkeys(task.template for task in saved.tasks) for text in both or ()],
         "labels": list(saved.task.labels or ()),
         "scoring": saved.scoring,
         "scores": with_probabilities,

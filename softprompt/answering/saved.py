@@ -6,7 +6,7 @@ saved = open_prompts(["runs/a", "runs/b"])
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,18 @@ from softprompt.models import (
     room_for,
 )
 from softprompt.prompts import Card, SoftPrompt, check_fits, check_runs, load_prompt
-from softprompt.tasks import Example, Task, file_task, get_task
+from softprompt.tasks import Example, Task, all_fields, examples_of_each, file_task, get_task
 
 
 @dataclass
 class SavedPrompts:
-    """Saved prompts of one task and the frozen model that wears them."""
+    """Saved prompts of one task, each with its own words around the input, and the frozen model that wears them."""
 
     lm: FrozenLM
     folders: list[Path]
     prompts: list[SoftPrompt]
-    task: Task
+    tasks: list[Task]
+    """Each prompt's, as `shared_tasks` has them."""
     forms: list[TextFormat]
     """Each prompt's text format."""
     scoring: str
@@ -47,15 +48,24 @@ class SavedPrompts:
         for place, form in enumerate(self.forms):
             self.groups.setdefault(form, []).append(place)
 
-    def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
-        """The examples' rows, once for each text format among the prompts.
+    @property
+    def task(self) -> Task:
+        """The task by which votes are counted and answers scored."""
+        return self.tasks[0]
+
+    def read(self, read: Callable[[Task], Sequence[Example]]) -> list[Sequence[Example]]:
+        """Each prompt's examples, as `read` gives them for its task. ValueError unless all are the same ones."""
+        return examples_of_each(self.tasks, read)
+
+    def encode(self, examples: Sequence[Sequence[Example]]) -> list[list[Row]]:
+        """The rows of each prompt's examples, once for each text format among the prompts.
 
         ValueError for an empty input, or one that the model cannot take together with prompt and answer.
         """
         encoded = []
         length = max(prompt.length for prompt in self.prompts)
-        for form in self.groups:
-            rows = encode_examples(examples, form, self.lm.tokenizer, with_targets=False)
+        for form, places in self.groups.items():
+            rows = encode_examples(examples[places[0]], form, self.lm.tokenizer, with_targets=False)
             room = (self.lm.tokenizer.eos_id,) * form.max_target_length
             check_length([replace(row, target=room) for row in rows], length, self.lm)
             encoded.append(rows)
@@ -99,9 +109,9 @@ def open_prompts(
     prompts = [load_prompt(path) for path in paths]
     cards = [prompt.card for prompt in prompts]
     if task is None:
-        task = shared_task(cards, paths)
-    elif isinstance(task, str):
-        task = get_task(task)
+        tasks = shared_tasks(cards, paths, advice="use prompts of one task, or name the task with --task")
+    else:
+        tasks = [get_task(task) if isinstance(task, str) else task] * len(cards)
     lm = model
     if not isinstance(lm, FrozenLM):
         lm = load_for(prompts[0], lm, device=device, dtype=dtype, quantize=quantize)
@@ -109,8 +119,8 @@ def open_prompts(
         check_fits(prompt, lm)
         check_runs(prompt, lm)
         tell_quantization(prompt.card, path, lm)
-    forms = [form_of(card, path, task, lm) for card, path in zip(cards, paths, strict=True)]
-    return SavedPrompts(lm, paths, prompts, task, forms, shared_scoring(cards, paths, task, scoring))
+    forms = [form_of(card, path, tasks[0], lm) for card, path in zip(cards, paths, strict=True)]
+    return SavedPrompts(lm, paths, prompts, tasks, forms, shared_scoring(cards, paths, tasks[0], scoring))
 
 
 def load_for(prompt: SoftPrompt, model: str | None = None, **machine: Any) -> FrozenLM:
@@ -163,20 +173,37 @@ def task_of(card: Card) -> Task | None:
     return task
 
 
-def shared_task(cards: Sequence[Card], paths: Sequence[Path]) -> Task:
-    """The cards' task; for prompts that record none, any text with any answer (or the card's labels)."""
+def shared_tasks(
+    cards: Sequence[Card], names: Sequence[Path | str], advice: str = "use prompts of one task"
+) -> list[Task]:
+    """Each card's task, for prompts that vote: of one name, labels and targets. Their inputs may be put into unlike
+    words, so a record has the fields of all. What records no task takes any text with any answer (or its labels).
 
-    def identity(card: Card) -> tuple[Any, ...]:
-        return (card.task, card.labels, card.text.get("inputs_template"), card.text.get("targets_template"))
+    ValueError, with the names and the advice, for prompts of different tasks.
+    """
+    tasks: dict[str | None, Task] = {}
+    for card, name in zip(cards, names, strict=True):
+        for own, first in zip(_answers_of(card), _answers_of(cards[0]), strict=True):
+            if own != first:
+                raise ValueError(f"{names[0]} is a prompt for {first} and {name} for {own}; {advice}")
+        template = card.text.get("inputs_template")
+        if template not in tasks:
+            labels = card.labels or None
+            any_text = file_task(inputs="{inputs}", targets="{targets}", labels=labels, name="unknown")
+            tasks[template] = task_of(card) or any_text
+    fields = all_fields(tasks.values())
+    return [replace(tasks[card.text.get("inputs_template")], fields=fields) for card in cards]
 
-    for card, path in zip(cards, paths, strict=True):
-        if identity(card) != identity(cards[0]):
-            raise ValueError(
-                f"{paths[0]} is a prompt for {cards[0].task} and {path} for {card.task}; "
-                "use prompts of one task, or name the task with --task"
-            )
-    labels = cards[0].labels or None
-    return task_of(cards[0]) or file_task(inputs="{inputs}", targets="{targets}", labels=labels, name="unknown")
+
+def _answers_of(card: Card) -> tuple[str, ...]:
+    """What must be the same for answers to be counted together, in words."""
+    labels = ", ".join(map(repr, card.labels))
+    targets = card.text.get("targets_template")
+    return (
+        card.task or "no task that it names",
+        f"the labels {labels}" if labels else "free text",
+        f"the targets {targets!r}",
+    )
 
 
 def form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:

@@ -6,6 +6,7 @@ evaluate_prompts(open_prompts(["runs/a", "runs/b"]), data=folder, ensemble=True)
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -16,7 +17,7 @@ from softprompt.answering.evaluation import ensemble as vote_all
 from softprompt.answering.rows import Result, surroundings
 from softprompt.answering.saved import SavedPrompts
 from softprompt.base.watch import Watch
-from softprompt.tasks import Data, Example, read_split
+from softprompt.tasks import Data, Example, Task, read_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class PromptScores:
     split: str
     note: str
     """Where the examples came from, in one line."""
-    examples: list[Example]
+    asked: list[Sequence[Example]]
+    """Each prompt's examples: the same ones, in its own words."""
     evaluations: list[Evaluation]
     """One for each prompt."""
     ensemble: Evaluation | None
@@ -36,6 +38,11 @@ class PromptScores:
     seconds: float
     selection_scores: list[float | None] = field(default_factory=list)
     """What chose each prompt's step in training, if its card says so."""
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """As the first prompt has them."""
+        return self.asked[0]
 
     @property
     def average(self) -> dict[str, float]:
@@ -58,17 +65,22 @@ class PromptScores:
         return scores.index(max(scores))
 
     def errors(self) -> list[dict[str, Any]]:
-        """The examples that a prompt, or the ensemble, answers wrongly, and its answers."""
+        """The examples that a prompt, or the ensemble, answers wrongly, and its answers.
+
+        The inputs of an ensemble are a list where its prompts have unlike ones.
+        """
         folders = [str(folder) for folder in self.saved.folders]
-        scored = list(zip(folders, self.evaluations, strict=True))
+        scored = list(zip(folders, self.evaluations, [[asked] for asked in self.asked], strict=True))
         if self.ensemble is not None:
-            scored.append(("ensemble", self.ensemble))
+            scored.append(("ensemble", self.ensemble, self.asked))
         errors = []
-        for prompt, evaluation in scored:
+        for prompt, evaluation, asked in scored:
             right = right_answers(self.saved.task, self.examples, evaluation.predictions)
-            for is_right, example, prediction in zip(right, self.examples, evaluation.predictions, strict=True):
-                if is_right == "0":
-                    own = {"id": example.id, "inputs": example.inputs, "targets": example.targets}
+            for place, (example, prediction) in enumerate(zip(self.examples, evaluation.predictions, strict=True)):
+                if right[place] == "0":
+                    inputs = list(dict.fromkeys(examples[place].inputs for examples in asked))
+                    shown = inputs[0] if len(inputs) == 1 else inputs
+                    own = {"id": example.id, "inputs": shown, "targets": example.targets}
                     answer = {"prediction": prediction.text, "log_prob": round(prediction.log_prob, NUM_DIGITS)}
                     errors.append({"prompt": prompt, **own, **answer})
         return errors
@@ -128,7 +140,8 @@ def evaluate_prompts(
     """What each prompt scores on a split, and their vote, from one pass over mixed batches.
 
     data: a folder of official files, or files by split; None: the hub. limit: only the first examples. Raises
-    ValueError for a prompt without a task, for examples without labels, and for an ensemble of one.
+    ValueError for a prompt without a task, for examples without labels, for an ensemble of one, and for prompts whose
+    templates make unlike examples of the data.
     """
     started = time.monotonic()
     if saved.task.name == "unknown":
@@ -137,23 +150,30 @@ def evaluate_prompts(
         raise ValueError("an ensemble needs at least two prompts; name them all after --prompt")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, but must be 1 or more")
-    reading = read_split(saved.task, split, data)
-    examples = reading.examples[:limit]
+    notes = []
+
+    def read(task: Task) -> list[Example]:
+        reading = read_split(task, split, data)
+        notes.append(reading.note)
+        return reading.examples
+
+    asked = [examples[:limit] for examples in saved.read(read)]
+    examples = asked[0]
     for example in examples:
         if not example.references:
             raise ValueError(
                 f"example {example.id!r} of {saved.task.name} {split} has no label, so nothing can be scored; "
                 "`softprompt predict` answers it all the same"
             )
-    encoded = saved.encode(examples)
+    encoded = saved.encode(asked)
     progress = (watch or Watch()).phase(f"score {saved.task.name} {split}", len(examples) * len(saved.prompts))
     answers = saved.answers(examples, encoded, progress)
     together = judge(saved.task, examples, vote_all(saved.task, examples, answers)) if ensemble else None
     return PromptScores(
         saved=saved,
         split=split,
-        note=reading.note,
-        examples=examples,
+        note=notes[0],
+        asked=asked,
         evaluations=[judge(saved.task, examples, predictions) for predictions in answers],
         ensemble=together,
         num_cut=sum(any(row.was_cut for row in rows) for rows in zip(*encoded, strict=True)),

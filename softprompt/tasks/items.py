@@ -5,7 +5,7 @@ template, must be asked for.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,25 @@ def examples_of(task: Task, item: Item, inputs_column: str | None = None, *, fin
         return task.cast(item, "test" if task.template is None else ASKED)
     except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise ValueError(f"not a record of {task.name} ({type(error).__name__}: {error})") from error
+
+
+def examples_of_each(tasks: Sequence[Task], read: Callable[[Task], Sequence[Example]]) -> list[Sequence[Example]]:
+    """What `read` gives for each of the tasks of prompts that vote, whose templates may put it into unlike words.
+
+    ValueError unless all are the same examples.
+    """
+    by_template: dict[tuple[str, str] | None, Sequence[Example]] = {}
+    for task in tasks:
+        if task.template not in by_template:
+            by_template[task.template] = read(task)
+    first, *others = by_template.values()
+    for other in others:
+        if [(example.id, example.targets) for example in other] != [(example.id, example.targets) for example in first]:
+            raise ValueError(
+                f"the prompts' templates make {len(first)} and {len(other)} examples, which are not the same, so they "
+                "cannot vote: each leaves out what repeats itself in its own words; take one file, or one prompt"
+            )
+    return [by_template[task.template] for task in tasks]
 
 
 def _record_of(task: Task, text: str) -> dict[str, Any]:

@@ -103,6 +103,16 @@ class Task:
     """A source is several lines, and examples that share one are of one source: QQP's two questions."""
 
 
+def all_fields(tasks: Iterable[Task]) -> tuple[str, ...]:
+    """The fields that these tasks have together, each once; one that may be missing is so for all of them."""
+    is_needed: dict[str, bool] = {}
+    for task in tasks:
+        for told in task.fields:
+            name = told.removesuffix("?")
+            is_needed[name] = is_needed.get(name, False) or name == told
+    return tuple(name if needed else f"{name}?" for name, needed in is_needed.items())
+
+
 def headline(metrics: Mapping[str, float]) -> float:
     """The one number of a task: the mean of its metrics (paper, section 3)."""
     if not metrics:

@@ -399,6 +399,7 @@ class EnsembleInfo(BaseModel):
 
     name: str
     members: list[str]
+    fields: list[str] = Field(description="what a record has for all of them; none where a member is gone")
 
 
 class AliasInfo(BaseModel):

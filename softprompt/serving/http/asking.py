@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import FiniteFloat
 
-from softprompt.answering import Decoding, candidates_of, form_of, shared_scoring, shared_task, vote
+from softprompt.answering import Decoding, candidates_of, form_of, shared_scoring, shared_tasks, vote
 from softprompt.base.checked import checked
 from softprompt.models import (
     FrozenLM,
@@ -28,7 +28,7 @@ from softprompt.models import (
 )
 from softprompt.prompts import Card
 from softprompt.serving import Part, PromptTable, Registered, Request
-from softprompt.tasks import Example, Task, examples_of, file_task
+from softprompt.tasks import Example, Task, examples_of, examples_of_each, file_task
 
 CACHED = 4_096  # prompts whose task and text format are remembered; ours
 MAX_INPUT = 4_096  # tokens of an input where a model states no limit; ours
@@ -78,9 +78,10 @@ class Asker:
                 changes |= {"separator": "", "leading_space": False}
             return (Worn(None, BARE_TASK, default_format(self.lm, **changes), "generate"),)
         worn = tuple(self.describe(self.table.get(sha256)) for sha256 in prompts if sha256 is not None)
-        if len(worn) > 1:
-            shared_task([one.card for one in worn if one.card], [Path(str(one.sha256)[:12]) for one in worn])
-        return worn
+        if len(worn) == 1:
+            return worn
+        tasks = shared_tasks([one.card for one in worn if one.card], [str(one.sha256)[:12] for one in worn])
+        return tuple(replace(one, task=task) for one, task in zip(worn, tasks, strict=True))
 
     def questions(
         self, worn: Sequence[Worn], items: Sequence[str | dict[str, Any]], *, finished: bool = False
@@ -95,15 +96,16 @@ class Asker:
             if worn[0].sha256 is None and isinstance(item, str):
                 item, finished = Rendered(item), True
             try:
-                examples = examples_of(worn[0].task, item, finished=finished)
-                encoded = {
-                    one.form: encode_examples(examples, one.form, self.lm.tokenizer, with_targets=False) for one in worn
-                }
+                asked = examples_of_each([one.task for one in worn], partial(examples_of, item=item, finished=finished))
+                encoded: dict[TextFormat, list[Row]] = {}
+                for one, examples in zip(worn, asked, strict=True):
+                    if one.form not in encoded:
+                        encoded[one.form] = encode_examples(examples, one.form, self.lm.tokenizer, with_targets=False)
             except ValueError as error:
                 raise ValueError(f"input {number}: {error}" if len(items) > 1 else str(error)) from error
-            for place, example in enumerate(examples):
+            for place, example in enumerate(asked[0]):
                 rows = tuple(encoded[one.form][place] for one in worn)
-                questions.append(Question(number, example, worn, rows, len(examples) > 1))
+                questions.append(Question(number, example, worn, rows, len(asked[0]) > 1))
         return questions
 
     def as_they_stand(self, worn: Sequence[Worn], items: Sequence[str | list[int]]) -> list[Question]:
@@ -176,7 +178,7 @@ def worn_by(card: Card, sha256: str, length: int, lm: FrozenLM) -> Worn:
     ValueError for a card by which no request could be answered, and for one that cannot be listed.
     """
     place = [Path(sha256[:12])]
-    task = shared_task([card], place)
+    (task,) = shared_tasks([card], place)
     form = form_of(card, place[0], task, lm)
     checked(dict[str, FiniteFloat], card.dev_metrics, "the card: dev_metrics")
     shortest = encode_examples(

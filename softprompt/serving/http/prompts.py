@@ -15,9 +15,10 @@ from softprompt.answering import NUM_NEAREST, nearest_tokens
 from softprompt.serving.http import api
 from softprompt.serving.http.access import Key
 from softprompt.serving.http.archive import read_archive
-from softprompt.serving.http.registry import MIN_HASH, NAME, Names, Version
+from softprompt.serving.http.registry import MIN_HASH, NAME, Names, UnknownName, Version
 from softprompt.serving.http.state import Server
 from softprompt.serving.http.wire import REQUEST_ID
+from softprompt.tasks import all_fields
 
 ARCHIVE = {
     "requestBody": {
@@ -60,7 +61,7 @@ def add_prompts(app: FastAPI, server: Server) -> None:
         return {
             "base": names.base,
             "prompts": [_info(server, name, versions) for name, versions in names.versions.items()],
-            "ensembles": [{"name": name, "members": members} for name, members in names.ensembles.items()],
+            "ensembles": [_ensemble(server, names, name, members) for name, members in names.ensembles.items()],
             "aliases": [{"name": name, "targets": targets} for name, targets in names.aliases.items()],
         }
 
@@ -100,7 +101,7 @@ def add_prompts(app: FastAPI, server: Server) -> None:
     def ensemble(name: Name, body: api.EnsembleRequest, key: Key = administer) -> Any:
         """Name several prompts of one task that vote."""
         registry.set_ensemble(name, body.members)
-        return {"name": name, "members": body.members}
+        return _ensemble(server, registry.now, name, body.members)
 
     @app.put("/v1/aliases/{name}", response_model=api.AliasInfo, tags=["prompts"])
     def alias(name: Name, body: api.AliasRequest, key: Key = administer) -> Any:
@@ -111,6 +112,15 @@ def add_prompts(app: FastAPI, server: Server) -> None:
 
 def _model(server: Server, names: Names, name: str) -> dict[str, Any]:
     return {"id": name, "created": server.started, "kind": names.kind(name)}
+
+
+def _ensemble(server: Server, names: Names, name: str, members: Sequence[str]) -> dict[str, Any]:
+    try:
+        versions = [names.version(member) for member in members]
+    except UnknownName:
+        versions = []
+    fields = all_fields(server.asker.describe(version.prompt).task for version in versions)
+    return {"name": name, "members": members, "fields": fields}
 
 
 def _info(server: Server, name: str, versions: Sequence[Version]) -> dict[str, Any]:

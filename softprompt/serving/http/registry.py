@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from softprompt.answering import shared_tasks
 from softprompt.base.checked import checked
 from softprompt.base.files import check_file, held, remove_leftovers, write_whole
 from softprompt.base.names import nearest
@@ -268,8 +269,8 @@ class Registry:
     def set_ensemble(self, name: str, members: Sequence[str]) -> None:
         """Name several prompts that vote.
 
-        ValueError for fewer than two, for one twice, for unknown ones, or a name in use; OSError where it cannot be
-        written.
+        ValueError for fewer than two, for one twice, for those of different tasks, for unknown ones, or a name in use;
+        OSError where it cannot be written.
         """
         with self._changing:
             names = self.now
@@ -277,10 +278,12 @@ class Registry:
             if not 2 <= len(members) <= MAX_MEMBERS:
                 raise ValueError(f"an ensemble takes 2 to {MAX_MEMBERS} prompts, and this one has {len(members)}")
             self._check_served(members, "an ensemble's member", names.versions)
-            hashes = [names.version(member).sha256 for member in members]
+            versions = [names.version(member) for member in members]
+            hashes = [version.sha256 for version in versions]
             for place, sha256 in enumerate(hashes):
                 if (first := hashes.index(sha256)) < place:
                     raise ValueError(f"{members[first]} and {members[place]} are one prompt, and each votes once")
+            shared_tasks([version.prompt.card for version in versions], members)
             self._change(replace(names, ensembles={**names.ensembles, name: list(members)}))
 
     def set_alias(self, name: str, shares: Mapping[str, float]) -> None:
