@@ -10,7 +10,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from test_server import listening, make_server, saved
+from test_server import LABELS, listening, make_server, saved
 
 from softprompt.models import default_format
 
@@ -20,16 +20,21 @@ needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromiu
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The address of a server: two prompts of one field and their ensemble, one of two fields, one that writes."""
+    """The address of a server: two prompts of one field and their ensemble, two of two fields, one that writes, and an
+    ensemble of unlike ones.
+    """
     llama, folder = tiny_lm("llama"), tmp_path_factory.mktemp("site")
     server = make_server(llama, folder)
     server.registry.set_ensemble("both", ["p0", "p1"])
     for seed, name, inputs, labels in (
         (7, "pair", "premise: {premise} hypothesis: {hypothesis}", ("yes", "no")),
         (8, "titles", "{style?} text: {text}", ()),
+        (9, "long", "{sentence} by {author}", ("positive", "negative")),
     ):
-        text = default_format(llama, inputs_template=inputs, targets_template="{answer}").to_json()
+        text = default_format(llama, inputs_template=inputs, targets_template="{label}").to_json()
         server.registry.add(name, saved(llama, folder / name, seed, labels=labels, text=text))
+    server.registry.set_ensemble("unlike", ["p0", "long"])
+    server.registry.set_alias("live", {"unlike": 100})
     with listening(server) as address:
         yield address
 
@@ -123,7 +128,10 @@ def test_a_prompt_of_one_field_has_one_box(browser, site, width, tmp_path):
         "p1 mine",
         "pair mine",
         "titles mine",
+        "long mine",
         "both ensemble of 2",
+        "unlike ensemble of 2",
+        "live alias of unlike",
         "tiny-llama bare model",
     ]
     assert list(boxes(browser)) == ["sentence"]
@@ -156,9 +164,47 @@ def test_an_ensemble_has_the_boxes_of_its_members_and_shows_their_votes(browser,
     run(browser, sentence="a warm film")
     assert was_read(browser) == ["<s>sentence: a warm film\nanswer:"]
     *votes, last = texts(browser, "article .said")
-    assert len(votes) == 2 and all(" votes " in text and not text.endswith(" ms") for text in votes)
+    assert [text.partition(" votes ")[0] for text in votes] == ["p0", "p1"]
+    assert {text.partition(" votes ")[2] for text in votes} <= set(LABELS)
     assert " input tokens" in last and last.endswith(" ms")
     looks_right(browser, width, tmp_path / "ensemble.png")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("name", ["unlike ensemble of 2", "live alias of unlike"])
+def test_an_ensemble_of_unlike_prompts_has_all_their_boxes_and_shows_what_each_read(
+    browser, site, width, name, tmp_path
+):
+    opened(browser, site, width)
+    choose(browser, name)
+    assert list(boxes(browser)) == ["sentence", "author"]
+    run(browser, sentence="a warm film", author="the sea")
+    assert was_read(browser) == ["<s>sentence: a warm film\nanswer:", "<s>a warm film by the sea\nanswer:"]
+    assert [text.partition(" votes ")[0] for text in texts(browser, "article .said")[:2]] == ["p0", "long"]
+    looks_right(browser, width, tmp_path / "unlike.png")
+
+
+@needs_browser
+def test_what_was_chosen_by_hand_stays_when_other_prompts_are_chosen(browser, site):
+    opened(browser, site)
+    choose(browser, "titles mine")
+    assert all_of(browser, "radio")["text"].is_selected()
+    choose(browser, "p0 mine")
+    assert all_of(browser, "radio")["label"].is_selected()
+    all_of(browser, "radio")["text"].click()
+    choose(browser, "p1 mine")
+    assert all_of(browser, "radio")["text"].is_selected() and "max_tokens" not in sent(browser)
+    all_of(browser, "radio")["label"].click()
+    choose(browser, "titles mine")
+    assert all_of(browser, "radio")["label"].is_selected()
+
+
+@needs_browser
+def test_hints_beside_a_heading_are_one_line_on_a_phone(browser, site):
+    opened(browser, site, 390)
+    hints = browser.find_elements(By.CSS_SELECTOR, "legend small")
+    assert len(hints) == 2 and all(hint.size["height"] < 24 for hint in hints)
 
 
 @needs_browser

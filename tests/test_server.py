@@ -737,14 +737,29 @@ def hostile(members, *, link=None):
     return data.getvalue()
 
 
+def zipped(*, flags=0, method=0):
+    """A zip of one file whose headers say these of it: 1 is encrypted, 9 is what Windows packs large files with."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as file:
+        file.writestr("README.md", "hello")
+    content, central = bytearray(data.getvalue()), data.getvalue().index(b"PK\x01\x02")
+    for start in (6, central + 8):
+        content[start : start + 4] = flags.to_bytes(2, "little") + method.to_bytes(2, "little")
+    return bytes(content)
+
+
 LYING = (1 << 60).to_bytes(8, "little") + b'{"prompt_embeddings": {}}'
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"nonsense", "not a whole zip or tar archive"),
-        (b"PK\x03\x04broken", "not a whole zip or tar archive"),
+        (b"nonsense", "not a whole zip or tar archive; send a prompt's folder as one"),
+        (b"nonsense" * 99, "not a whole zip or tar archive; send a prompt's folder as one"),
+        (b"PK\x03\x04broken", "not a whole zip or tar archive; send a prompt's folder as one"),
+        (hostile({"README.md": b"hello"})[:600], "not a whole zip or tar archive; send a prompt's folder as one"),
+        (zipped(flags=1), "the zip wants a password; send one without"),
+        (zipped(method=9), "the zip is packed in a way that is not read here; send a plain one, or a tar"),
         (hostile({"../../etc/adapter_config.json": b"{}"}), "a path out of its folder"),
         (hostile({"/etc/adapter_config.json": b"{}"}), "a path out of its folder"),
         (hostile({"x/adapter_model.bin": b"pickle"}), "pickles can run any code"),
@@ -760,7 +775,8 @@ LYING = (1 << 60).to_bytes(8, "little") + b'{"prompt_embeddings": {}}'
 )
 def test_a_hostile_archive_is_refused_in_words(llama, tmp_path, data, reason):
     with served(make_server(llama, tmp_path)) as client:
-        assert reason in why(client.put("/v1/prompts/evil", content=data), 400)
+        said = why(client.put("/v1/prompts/evil", content=data), 400)
+        assert reason in said and "Error" not in said
         assert "evil" not in client.get("/v1/prompts").text
         assert client.post("/v1/classify", json={"model": "p0", "input": TEXT}).status_code == 200
 

@@ -54,10 +54,12 @@ def read_archive(data: bytes, *, max_bytes: int) -> SoftPrompt:
                 raise ValueError(f"the archive unpacks to more than {max_bytes:,} bytes, which is all that is allowed")
             files[place.name] = content
             left -= len(content)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError, NotImplementedError) as error:
-        raise ValueError(f"not a whole zip or tar archive ({error}); send a prompt's folder as one") from error
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise ValueError("not a whole zip or tar archive; send a prompt's folder as one") from error
+    except NotImplementedError as error:
+        raise ValueError("the zip is packed in a way that is not read here; send a plain one, or a tar") from error
     except RuntimeError as error:  # what zipfile raises for an encrypted member
-        raise ValueError(f"cannot read the archive ({error}); send one without a password") from error
+        raise ValueError("the zip wants a password; send one without") from error
     if WEIGHTS not in files:
         raise ValueError(f"the archive holds no {WEIGHTS}; send the folder that `softprompt train` wrote")
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:

@@ -8,6 +8,7 @@ const chosen = () => [...document.querySelectorAll("#choices input:checked")].ma
 let running = null;
 let known = null;
 const typed = new Map();  // by field, whatever is chosen
+let way = null;  // to answer, once it was chosen by hand
 
 function make(tag, text, className) {
   const element = document.createElement(tag);
@@ -65,14 +66,16 @@ function fail(error) {
   $("error").textContent = error ? error.message : "";
 }
 
-// The versions that answer for a name: a prompt's, an ensemble's members', an alias's targets'; none for the bare model.
+// The versions that answer for a name, each with the name it is called by: a prompt's, an ensemble's members', an alias's
+// targets'; none for the bare model.
 function versions(name) {
   const alias = known.aliases.find((one) => one.name === name), ensemble = known.ensembles.find((one) => one.name === name);
   const parts = alias ? Object.keys(alias.targets) : ensemble?.members;
   if (parts) return parts.flatMap(versions);
   const [own, digits] = name.split("@");
   const all = known.prompts.find((one) => one.name === own)?.versions ?? [];
-  return digits ? all.filter((one) => one.prompt_hash.startsWith(digits)) : all.slice(-1);
+  const meant = digits ? all.filter((one) => one.prompt_hash.startsWith(digits)) : all.slice(-1);
+  return meant.map((one) => ({ ...one, name }));
 }
 
 // What a name is asked for, and whether it must be there: the fields of its versions, each once.
@@ -107,12 +110,12 @@ function boxes() {
   $("fields").replaceChildren(...(boxes.length ? boxes : [make("small", "choose a prompt first")]));
 }
 
-// The boxes and the way to answer follow what is chosen.
+// The boxes follow what is chosen, and so does the way to answer until it is chosen by hand.
 function choose() {
   boxes();
   const all = chosen().flatMap(versions);
-  const way = chosen().length && all.every((one) => !one.labels.length) ? "complete" : "classify";
-  document.querySelector(`input[name=kind][value=${way}]`).checked = true;
+  const usual = chosen().length && all.every((one) => !one.labels.length) ? "complete" : "classify";
+  document.querySelector(`input[name=kind][value=${way ?? usual}]`).checked = true;
   show();
 }
 
@@ -189,7 +192,11 @@ function label(result, card) {
     card.append(bar);
   }
   if (shares.length > 20) card.append(make("p", `and ${shares.length - 20} more labels`, "said"));
-  for (const vote of result.votes ?? []) card.append(make("p", `${vote.prompt_hash.slice(0, 12)} votes ${vote.label}`, "said"));
+  const voters = versions(card.querySelector("h2").textContent);
+  for (const vote of result.votes ?? []) {
+    const voter = voters.find((one) => one.prompt_hash === vote.prompt_hash)?.name ?? vote.prompt_hash.slice(0, 12);
+    card.append(make("p", `${voter} votes ${vote.label}`, "said"));
+  }
   said(result, card);
 }
 
@@ -254,6 +261,7 @@ function nearest(name) {
 $("form").addEventListener("submit", run);
 $("choices").addEventListener("change", choose);
 $("form").addEventListener("input", show);
+for (const box of document.querySelectorAll("input[name=kind]")) box.addEventListener("change", () => { way = box.value; });
 document.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(); });
 $("save-key").addEventListener("click", () => { sessionStorage.setItem("key", $("key").value); $("key").value = ""; list(); });
 list();
