@@ -27,7 +27,7 @@ from softprompt.models.shapes import SIZES
 from softprompt.models.tokenizer import load_tokenizer
 from softprompt.pretraining.loop import save_model
 from softprompt.pretraining.new_t5 import new_model
-from softprompt.study.rows import spread
+from softprompt.tasks import spread
 from softprompt.training.run import load_model
 
 BUNDLED = "bundled/t5-mini"

@@ -405,7 +405,7 @@ def paper_ensembles(results: Path) -> str:
     for task, columns in paper.TABLE_3.items():
         cells = (" / ".join(f"{value:.1f}" for value in values) for values in columns)
         lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"| SuperGLUE | {' | '.join(map(str, paper.TABLE_3_SUPERGLUE))} |"])
 
 
 def paper_transfer(results: Path) -> str:

@@ -16,6 +16,7 @@ from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from conftest import make_llama, make_t5, make_tokenizer
 
 import softprompt
 from softprompt.answering.evaluation import SCORINGS
+from softprompt.answering.rows import read_rows
 from softprompt.base import terminal
 from softprompt.base.files import held
 from softprompt.base.setting import settings_of
@@ -309,6 +311,10 @@ def test_training_tells_its_steps_scores_and_stages(run, here):
 
 def test_the_next_command_after_several_seeds_is_their_ensemble(run, here):
     code, out, _ = run(*training("--out", "out", "--seeds", "0,1"))
+    _, scores, _ = out.split("\n\n")  # of the prompts, over their seeds, and what is next
+    dev = [100 * row.value for row in read_rows(here / "out" / "results.jsonl")]
+    mean = f"{fmean(dev):.1f}"
+    assert scores.splitlines()[1].split() == ["own", "2", "accuracy", mean, mean, "±", f"{stdev(dev):.1f}"]
     words = out.splitlines()[-1].removeprefix("next: softprompt ").split()
     assert code == 0 and words[:2] == ["eval", "--ensemble"]
     code, out, err = run(*words)

@@ -7,7 +7,16 @@ import pytest
 
 from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.cli.command_line import main
-from softprompt.study.report import _courses, _hours, _mean_of, _of_common_tasks, _our_lines, write_report
+from softprompt.study.paper import TABLE_3
+from softprompt.study.report import (
+    _courses,
+    _ensembles,
+    _hours,
+    _mean_of,
+    _of_common_tasks,
+    _our_lines,
+    write_report,
+)
 from softprompt.study.rows import VOTE, table_cells
 
 
@@ -91,7 +100,9 @@ def test_ours_and_the_papers_numbers_are_there(page):
     assert "<td>family/micro</td><td>20</td><td>generate</td><td>61.0 ± 1.0</td>" in text
     assert "<td>65.7 / 88.7</td>" in text  # the paper's MultiRC, table 3
     assert "prints 10,420 trainable" in text  # its misprint, table 4
-    assert "<td>micro</td><td>glue/sst2</td><td>generate</td><td>70.5</td><td>71.0</td><td>69.0</td>" in text
+    cells = "<td>generate</td><td>accuracy</td><td>70.5</td><td>71.0</td><td>69.0</td>"
+    assert f"<td>micro</td><td>glue/sst2</td>{cells}" in text
+    assert "<tr><td>SuperGLUE</td><td>90.5</td><td>91.0</td><td>91.3</td></tr>" in text
 
 
 def test_what_was_run_and_what_was_not_is_said(page):
@@ -273,7 +284,7 @@ def test_two_sizes_of_a_family_keep_names_of_their_own(tmp_path):
     for size in sizes:
         assert f"<td>{size}</td><td>mrqa/squad</td><td>mrqa/race</td><td>accuracy</td>" in text
         assert f"<td>{size}</td><td>mrqa/squad</td><td>mrqa/race</td><td>+0.0</td>" in text
-        assert f"<td>{size}</td><td>glue/sst2</td><td>generate</td><td>50.0</td>" in text
+        assert f"<td>{size}</td><td>glue/sst2</td><td>generate</td><td>accuracy</td><td>50.0</td>" in text
     many = [replace(r, config=r.config | {"asked": f"m{n}", "frozen": f"m{n}"}) for n in range(8) for r in rows[:4]]
     assert len(_courses(many)) == 16 and write_report(many, tmp_path).is_file(), "more models than there are markers"
 
@@ -314,6 +325,41 @@ def test_a_task_that_is_scored_one_way_alone_is_in_every_mean():
     written, ranked = sorted(lines, key=lambda line: line[2])
     assert head[2:6] == ["scoring", "superglue/cb", "superglue/wsc", "mean"]
     assert written[2:6] == ["generate", "20.0", "60.0", "40.0"]
+    more = [*both, *(replace(r, seed=1, value=r.value + 0.1) for r in both)]
+    assert {line[5] for line in table_cells(more)[1:]} == {"45.0 ± 7.1", "55.0 ± 7.1"}
     assert ranked[2:6] == ["rank (wsc: generate)", "40.0", "60.0", "50.0"]
     _, line = table_cells([both[0], both[2]])  # neither is scored both ways: one line has them
     assert line[2:6] == ["rank (wsc: generate)", "40.0", "60.0", "50.0"]
+
+
+def test_table_3_has_the_papers_pairs_of_metrics_and_its_last_row():
+    pairs = {0: (0.9, 0.5), 1: (0.8, 0.8), VOTE: (1.0, 0.9)}
+    rows = []
+    for seed, (accuracy, f1) in pairs.items():
+        cb = row("table-3", "five prompts", seed, (accuracy + f1) / 2, "rank", task="superglue/cb")
+        rows.append(replace(cb, metrics={"accuracy": accuracy, "macro_f1": f1}))
+        rows.append(row("table-3", "five prompts", seed, 0.6, "generate", task="superglue/wsc"))
+    assert _ensembles(rows)[1:] == [
+        ["micro", "superglue/cb", "rank", "accuracy / macro_f1", "85.0 / 65.0", "80.0 / 80.0", "100.0 / 90.0"],
+        ["micro", "superglue/wsc", "generate", "accuracy", "60.0", "60.0", "60.0"],
+        ["micro", "2 tasks", "rank", "mean of the scores", "67.5", "70.0", "77.5"],
+    ]
+
+
+def test_rows_of_training_make_the_mean_over_tasks_and_its_deviation_over_seeds(tmp_path):
+    runs = []
+    for seed, value in ((0, 0.4), (1, 0.6)):
+        for name in TABLE_3:
+            task = f"superglue/{name}"
+            runs.append(row("train", seed=seed, value=value, task=task, preset="paper", init=None, prompt_length=100))
+            runs.append(row("train", seed=seed, value=0.9, task=task, preset="paper", init=None, prompt_length=5))
+    text = write_report(runs, tmp_path).read_text()
+    line = "<td>micro</td><td>{}</td><td>2</td><td>{}</td><td>{}</td>"
+    assert line.format("superglue/cb", "accuracy 50.0", "50.0 ± 14.1") in text
+    assert line.format("SuperGLUE", "mean of the scores", "50.0 ± 14.1") in text
+    assert line.format("SuperGLUE", "mean of the scores", "90.0 ± 0.0") in text, (
+        "other settings have lines of their own"
+    )
+    assert "<td>the paper, Small</td><td>SuperGLUE</td><td>3</td><td>mean of the scores</td><td>58.5 ± 1.2</td>" in text
+    write_report(runs[:1], tmp_path)
+    assert "mean of the scores" not in (tmp_path / "index.html").read_text(), "of one prompt there is no mean"

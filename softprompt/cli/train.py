@@ -73,7 +73,14 @@ def run(args: argparse.Namespace) -> int:
                     at = f"stopped at step {display.at} of {display.steps}"
                     told = f"{at}; the same command with --resume goes on from there"
                 raise KeyboardInterrupt(told) from None
-    print(f"{_prompts_table(delivered)}\n\nnext: {_next_command(delivered, config)}")
+    tables = [_prompts_table(delivered)]
+    cards = [(one.prompt.card, one.dev.metrics) for one in delivered if one.dev]
+    scores = [(str(card.task), card.seed or 0, metrics) for card, metrics in cards]
+    if len(scores) > 1:
+        from softprompt.tasks import over_seeds
+
+        tables.append(table(over_seeds(scores)))
+    print("\n\n".join([*tables, f"next: {_next_command(delivered, config)}"]))
     return 0
 
 

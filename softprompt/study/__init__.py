@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from softprompt.study.paper import NAMES
     from softprompt.study.params import figure_4_cells
     from softprompt.study.report import write_report
-    from softprompt.study.rows import grouped, spread, table
+    from softprompt.study.rows import grouped, table
     from softprompt.study.runs import missing, named, rerun, run_experiment
 
 __getattr__, __all__ = face(__name__)

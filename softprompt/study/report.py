@@ -20,7 +20,7 @@ from typing import Any
 from softprompt.answering import Result, added, by_label, commonest
 from softprompt.base.files import write_whole
 from softprompt.study.claims import MAJORITY, along_training, as_table, decide, matched_differences
-from softprompt.study.comparison import MODEL_TUNING, PROMPT_DESIGN, PROMPT_TUNING
+from softprompt.study.comparison import MODEL_TUNING, PLACES, PROMPT_DESIGN, PROMPT_TUNING
 from softprompt.study.experiments import EXPERIMENTS
 from softprompt.study.paper import (
     FIGURE_1,
@@ -34,6 +34,7 @@ from softprompt.study.paper import (
     TABLE_1,
     TABLE_2,
     TABLE_3,
+    TABLE_3_SUPERGLUE,
     Point,
 )
 from softprompt.study.params import METHODS, figure_4, figure_4_cells, t5, table_4
@@ -47,7 +48,18 @@ from softprompt.study.pictures import (
     picture,
     two_panels,
 )
-from softprompt.study.rows import VOTE, family_of, grouped, newest, scored_by, short_name, spread, table_cells, where
+from softprompt.study.rows import (
+    VOTE,
+    by_scoring,
+    family_of,
+    grouped,
+    newest,
+    scored_by,
+    short_name,
+    table_cells,
+    where,
+)
+from softprompt.tasks import headline, mean_name, over_seeds, seed_means, spread
 
 PAGE = "index.html"
 PAPER_FIGURES: dict[str, Mapping[Any, Mapping[str, Point]]] = {
@@ -66,7 +78,6 @@ STUDY = (
 )
 RUN = ("What prompts score, and where they are wrong", "Made of the rows that softprompt train and eval wrote.")
 TUNED = (PROMPT_TUNING, MODEL_TUNING)  # the methods of both, in the order of their colours in figure 1
-SUPERGLUE = {f"superglue/{name}" for name in TABLE_3}  # the paper's eight tasks
 
 
 @dataclass
@@ -96,7 +107,7 @@ def write_report(rows: Sequence[Result], out: Path) -> Path:
         )
     sections = _study(known, rows) if known else []
     if runs:
-        sections.append(Section("scores", "What the prompts score", tables=[_scores(runs)]))
+        sections.append(Section("scores", "What the prompts score", tables=[_scores(runs), *_over_seeds_of(runs)]))
     sections += _where_wrong([*known, *runs])
     for section in sections:
         if section.png is not None:
@@ -143,6 +154,27 @@ def _scores(runs: Sequence[Result]) -> list[list[str]]:
         ]
         cells.append([*about, *scores, f"{row.illegal_rate:.4f}"])
     return cells
+
+
+def _over_seeds_of(runs: Sequence[Result]) -> list[list[list[str]]]:
+    """What several trained prompts of a model score together, and beside SuperGLUE's score the paper's."""
+    cells: list[list[str]] = []
+    for (model, _), own in grouped(where(runs, experiment="train"), "model", _recipe).items():
+        scores = {(row.task, row.seed): (row.task, row.seed, row.metrics) for row in own}
+        if len(scores) > 1:
+            head, *lines = over_seeds(list(scores.values()))
+            cells = cells or [["model", *head]]
+            cells += [[model, *line] for line in lines]
+    if any("SuperGLUE" in line for line in cells):
+        for size, point in FIGURE_1["prompt tuning"].items():
+            cells.append([f"the paper, {NAMES[size]}", "SuperGLUE", "3", "mean of the scores", str(point)])
+    return [cells] if cells else []
+
+
+def _recipe(row: Result) -> str:
+    """What runs have in common whose prompts are several seeds, or tasks, of one thing."""
+    apart = (*PLACES, "seeds", "minutes", "fingerprint", "train")
+    return repr({name: value for name, value in row.config.items() if name not in apart})
 
 
 def _where_wrong(rows: Sequence[Result]) -> list[Section]:
@@ -236,10 +268,10 @@ def _our_lines(rows: Sequence[Result]) -> list[Line]:
     for (name, family), own in grouped(rows, "point", family_of).items():
         points = []
         for of_model in grouped(own, "frozen").values():
-            of_seeds = grouped(of_model, "seed").values()
-            means = [100 * fmean(row.value for row in of_seed) for of_seed in of_seeds]
-            points.append((of_model[0].config["num_parameters"] / 1e6, _over_seeds(means)))
-        lines.append(Line(name, sorted(points), family))
+            if means := seed_means((row.task, row.seed, row.value) for row in of_model):
+                points.append((of_model[0].config["num_parameters"] / 1e6, _over_seeds(means)))
+        if points:
+            lines.append(Line(name, sorted(points), family))
     return lines
 
 
@@ -268,14 +300,10 @@ def _sizes(rows: Sequence[Result]) -> str:
 
 
 def _mean_of(rows: Sequence[Result]) -> str:
-    """What a score here is the mean of; without ReCoRD's data it is not SuperGLUE's."""
+    """What a score here is the mean of."""
     tasks = list(dict.fromkeys(row.task for row in rows))
-    if set(tasks) == SUPERGLUE:
-        return "mean score, SuperGLUE"
-    if set(tasks) == SUPERGLUE - {"superglue/record"}:
-        return "mean score, SuperGLUE-7, without ReCoRD"
     if len(tasks) > 4:
-        return f"mean score, {len(tasks)} tasks"
+        return f"mean score, {mean_name(tasks)}"
     return f"{'score' if len(tasks) == 1 else 'mean score'}, {', '.join(task.split('/')[-1] for task in tasks)}"
 
 
@@ -318,14 +346,23 @@ def _hours(rows: Sequence[Result]) -> float:
 
 
 def _ensembles(rows: Sequence[Result]) -> list[list[str]]:
-    """Average, best and vote, as the paper's table 3."""
-    cells = [["model", "task", "scoring", "average", "best", "ensemble"]]
-    groups = grouped(rows, "frozen", "task", "scoring")
-    for (frozen, task, scoring), own in groups.items():
-        values = [100 * row.value for row in own if row.seed != VOTE]
-        votes = [100 * row.value for row in where(own, seed=VOTE)]
-        scores = [fmean(values), max(values), *votes[:1]]
-        cells.append([short_name(frozen), task, scoring, *(f"{score:.1f}" for score in scores)])
+    """Average, best and vote, as the paper's table 3; behind several tasks the means of their scores."""
+    cells = [["model", "task", "scoring", "metrics", "average", "best", "ensemble"]]
+    for frozen, of_model in grouped(rows, "frozen").items():
+        for scoring, line in by_scoring(of_model).items():
+            scores: list[list[float]] = []
+            for task, own in grouped(line, "task").items():
+                prompts = [row for row in own if row.seed != VOTE]
+                average = {name: fmean(row.metrics[name] for row in prompts) for name in own[0].metrics}
+                best = max(prompts, key=lambda row: row.value).metrics
+                shown = [average, best, *(row.metrics for row in where(own, seed=VOTE))]
+                scores.append([100 * headline(metrics) for metrics in shown])
+                pairs = [" / ".join(f"{100 * value:.1f}" for value in metrics.values()) for metrics in shown]
+                cells.append([short_name(frozen), task, own[0].scoring, " / ".join(average), *pairs])
+            if len(scores) > 1:
+                means = [f"{fmean(column):.1f}" for column in zip(*scores, strict=False)]
+                name = mean_name(row.task for row in line)
+                cells.append([short_name(frozen), name, scoring, "mean of the scores", *means])
     return cells
 
 
@@ -333,7 +370,7 @@ def _paper_ensembles() -> list[list[str]]:
     cells = [["the paper, XXL", "average", "best", "ensemble"]]
     for task, columns in TABLE_3.items():
         cells.append([task, *(" / ".join(f"{value:.1f}" for value in values) for values in columns)])
-    return cells
+    return [*cells, ["SuperGLUE", *map(str, TABLE_3_SUPERGLUE)]]
 
 
 def _transfer(rows: Sequence[Result]) -> list[list[str]]:

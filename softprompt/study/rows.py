@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from softprompt.answering import Result
 from softprompt.study.comparison import MULTI_TASK, settings_of_row
+from softprompt.tasks import seed_means, spread
 
 VOTE = -1  # the seed of an ensemble's row
 # As in t5-small-lm-adapt, gemma-3-270m, SmolLM2-1.7B.
@@ -88,6 +89,18 @@ def scored_by(rows: Sequence[Result], scoring: str) -> list[Result]:
     return [r for r in rows if r.scoring == scoring or (r.config["asked"], r.config["point"], r.task) not in there]
 
 
+def by_scoring(rows: Sequence[Result]) -> dict[str, list[Result]]:
+    """A point's rows by how they were scored, as `scored_by` has them; one entry where each task is scored one way
+    alone.
+    """
+    lines: dict[str, list[Result]] = {}
+    for scoring in dict.fromkeys(row.scoring for row in rows):
+        line = scored_by(rows, scoring)
+        if line not in lines.values():
+            lines[scoring] = line
+    return lines
+
+
 def table(rows: Sequence[Result]) -> str:
     """`table_cells` as markdown."""
     head, *body = [f"| {' | '.join(cells)} |" for cells in table_cells(rows)]
@@ -97,8 +110,8 @@ def table(rows: Sequence[Result]) -> str:
 def table_cells(rows: Sequence[Result]) -> list[list[str]]:
     """Rows of one experiment as cells: each point by each scoring, the tasks' means and deviations over seeds.
 
-    A task that is scored one way alone stands in every line, which says so. What pools tasks (the mean, the rate of
-    illegal answers, the vote) is over those that every line has.
+    A task that is scored one way alone stands in every line, which says so. What pools tasks (the mean with its
+    deviation over seeds, the rate of illegal answers, the vote) is over those that every line has.
     """
     rows = newest(rows)
     tasks = list(dict.fromkeys(row.task for row in rows))
@@ -106,10 +119,7 @@ def table_cells(rows: Sequence[Result]) -> list[list[str]]:
     models = list(dict.fromkeys(row.config["asked"] for row in rows))
     lines: dict[tuple[str, str, str], list[Result]] = {}
     for (asked, point), own in grouped(rows, "asked", "point").items():
-        for scoring in dict.fromkeys(row.scoring for row in own):
-            line = scored_by(own, scoring)
-            if line not in lines.values():  # else each task is scored one way alone, and one line has them all
-                lines[asked, point, scoring] = line
+        lines |= {(asked, point, scoring): line for scoring, line in by_scoring(own).items()}
     common = set.intersection(*({row.task for row in line} for line in lines.values()))
     for asked, point, scoring in sorted(lines, key=lambda line: models.index(line[0])):
         line = lines[asked, point, scoring]
@@ -120,16 +130,8 @@ def table_cells(rows: Sequence[Result]) -> list[list[str]]:
         pooled = [row for row in prompts if row.task in common]
         votes = [100 * row.value for row in line if row.seed == VOTE and row.task in common]
         scores = [spread([100 * row.value for row in prompts if row.task == task]) for task in tasks]
-        means = ["-", "-"]
-        if pooled:
-            means = [f"{fmean(100 * row.value for row in pooled):.1f}", f"{fmean(r.illegal_rate for r in pooled):.0%}"]
+        mean = spread(seed_means((row.task, row.seed, row.value) for row in pooled))
+        illegal = f"{fmean(row.illegal_rate for row in pooled):.0%}" if pooled else "-"
         vote = f"{fmean(votes):.1f}" if votes else "-"
-        cells.append([short_name(asked), point, scoring, *scores, *means, vote])
+        cells.append([short_name(asked), point, scoring, *scores, mean, illegal, vote])
     return cells
-
-
-def spread(values: Sequence[float]) -> str:
-    """Percentages as a cell of a table: their mean, and their deviation where there are several."""
-    if not values:
-        return "-"
-    return f"{fmean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{fmean(values):.1f}"

@@ -11,6 +11,7 @@ from softprompt.base.faces import face
 if TYPE_CHECKING:
     from softprompt.tasks.catalog import TASKS, get_task
     from softprompt.tasks.items import Item, count_items, examples_of, examples_of_each, read_items, read_lines
+    from softprompt.tasks.means import mean_name, over_seeds, seed_means, spread
     from softprompt.tasks.multi_task import mixed, mixture
     from softprompt.tasks.own_file import file_task
     from softprompt.tasks.reading import Data, chat_templates, has_split, read_examples, read_split

@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(rows: list[Any]) -> str:
-    from softprompt.study import equal_seconds, grouped, score_within, spread, title_of
+    from softprompt.study import equal_seconds, grouped, score_within, title_of
+    from softprompt.tasks import spread
 
     seconds = equal_seconds(rows)
     within = "" if seconds is None else f"selection at {seconds:.0f} s"
