@@ -338,7 +338,12 @@ def test_equal_seconds_are_those_of_the_fastest_method(llama, base, tmp_path):
 def test_rates_for_prompts_are_those_of_their_optimizer(lm, base):
     for preset, optimizer, middle in (("fast", "adamw", 0.03), ("paper", None, 0.3), ("fast", "adafactor", 0.3)):
         config = replace(base, preset=preset, optimizer=optimizer, num_selection=8)
-        assert middle in comparison._entry(config, "prompt-tuning", {}, None, Watch(), lambda _: lm).rates
+        entry = comparison._entry(config, "prompt-tuning", {}, None, Watch(), lambda _: lm)
+        assert middle in entry.rates and len(entry.rates) == comparison.NUM_RATES
+        alone = comparison._entry(config, "prompt-tuning", {}, None, Watch(), lambda _: lm, as_paper=True)
+        assert alone.rates == (middle,) or preset == "fast"
+    tuned = comparison._entry(base, "model-tuning", {}, None, Watch(), lambda _: lm, as_paper=True).rates
+    assert tuned == ((0.001,) if lm.is_encoder_decoder else TUNERS["model-tuning"].rates)
 
 
 def test_a_seed_that_diverged_has_no_row_and_a_method_that_did_at_every_rate_fails(base, tmp_path, monkeypatch):

@@ -217,6 +217,7 @@ def test_points_inside_a_family_are_found_in_the_order_of_their_steps_and_shared
 def test_figure_1_runs_each_method_with_its_own_trials(base, tmp_path):
     place = family(tmp_path / "family")
     models, options = [str(place / "lm")], {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
+    options["model_rates"] = (0.01,)
     small = replace(base, task=TASKS[1:], seeds=(0,))
     planned = plan_experiment("figure-1", [*models, "tiny"], small, tmp_path)
     assert [(one.point.name, Path(one.config.model).name) for one in planned] == [
@@ -242,10 +243,46 @@ def test_figure_1_runs_each_method_with_its_own_trials(base, tmp_path):
         assert rerun(rows[number], data=base.data, out=again) == rows[number].metrics
 
 
+def test_the_papers_presets_try_the_papers_rates_alone(base, tmp_path):
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "out"}
+    options["points"] = ["prompt tuning", "model tuning", "model tuning (multi-task)"]
+    place = str(family(tmp_path / "family") / "lm")
+    paper = replace(base, task=TASKS[1:], seeds=(0,), preset="paper", learning_rate=None)
+    assert run_experiment("figure-1", [place], paper, **options) == []
+    rates = {row.config["point"]: row.config["tried"] for row in read_rows(tmp_path / "rows.jsonl")}
+    assert {point: [one["learning_rate"] for one in tried] for point, tried in rates.items()} == {
+        "prompt tuning": [0.3], "model tuning": [0.001], "model tuning (multi-task)": [0.001],
+    }  # fmt: skip
+    planned = plan_experiment("figure-1", [place], paper, tmp_path)
+    assert [one.num_runs for one in planned[:2]] == [1, 1.5]
+
+
+def test_a_rate_of_prompts_is_not_model_tunings(base, tmp_path):
+    def rates(**more):
+        planned = plan_experiment("figure-1", ["tiny"], replace(base, learning_rate=(0.3,)), tmp_path, **more)
+        return [one.config.learning_rate for one in planned]
+
+    assert rates() == [(0.3,), None, None, (0.3,)]  # the last is of prompt design, which has none
+    assert rates(model_rates=(1e-3,)) == [(0.3,), (1e-3,), (1e-3,), (0.3,)]
+
+
+def test_the_model_before_adaptation_may_have_a_name_of_its_own(base, tmp_path):
+    sizes = ("small", "base")
+    asked = [f"google/t5-{size}-lm-adapt" for size in sizes]
+    before = {f"google/t5-{size}-lm-adapt": f"google/t5-v1_1-{size}" for size in sizes}
+    planned = plan_experiment("figure-1", asked, base, tmp_path, before=before)
+    from_span = [one for one in planned if one.point.name == "model tuning from span"]
+    assert [(one.asked, one.config.model) for one in from_span] == list(before.items())
+    with pytest.raises(ValueError, match="no point of figure-3a that is asked for trains the model before LM adaptat"):
+        plan_experiment("figure-3a", asked, base, tmp_path, before=before)
+    with pytest.raises(ValueError, match="no point of figure-1 that is asked for"):
+        plan_experiment("figure-1", asked, base, tmp_path, ["prompt tuning"], before=before)
+
+
 def test_rows_of_another_mixture_or_other_draws_do_not_stand_for_this_one(base, tmp_path):
     place, options = str(family(tmp_path / "family") / "lm"), {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "out"}
-    both = replace(base, seeds=(0,), learning_rate=(0.01,))
-    options["points"] = ["model tuning (multi-task)"]
+    both = replace(base, seeds=(0,))
+    options |= {"points": ["model tuning (multi-task)"], "model_rates": (0.01,)}
     assert run_experiment("figure-1", [place], both, **options) == []
     assert not missing("figure-1", [place], both, **options)
     alone = replace(both, task=TASKS[1:])
@@ -399,7 +436,7 @@ def squad_and_bioasq(folder):
 def test_table_1_runs_on_the_sets_there_are_with_scores_along_training(base, tmp_path):
     data = squad_and_bioasq(tmp_path / "questions")
     base = replace(base, data=data, scoring="generate", seeds=(0,), max_dev=8)
-    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study", "model_rates": (0.01,)}
     place = str(family(tmp_path / "family") / "lm")
     assert run_experiment("table-1", [place], base, **options) == []
     rows = read_rows(tmp_path / "rows.jsonl")
@@ -586,6 +623,11 @@ def test_the_command_runs_on_a_folder_and_lists_what_there_is(data, tmp_path, ca
             ["figure-1", "--models", "x", "--points", "prompt-design"],
             "figure-1 has no point 'prompt-design'; did you mean 'prompt design'?; it has 'prompt tuning', 'model",
         ),
+        (
+            ["figure-1", "--models", "x", "y", "--span-model", "z"],
+            "--span-model names 1 for 2 models; give one for each",
+        ),
+        (["table-3", "--models", "x", "--span-model", "z"], "no point of table-3 that is asked for trains the model"),
         (["figure-3c", "--models", "x"], "x holds no model span, which the point 'span' needs"),
         (["figure-3a", "--models", "x", "--tasks", "glue/sst3"], "no task named 'glue/sst3'; did you mean 'glue/sst2'"),
     ],

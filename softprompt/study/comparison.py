@@ -92,6 +92,7 @@ NUM_RATES = 4  # learning rates that each method tries, in PROMPT_RATES and TUNE
 # Learning rates to try for prompts: about the paper's 0.3 (section 3) with Adafactor, and about the fast preset's 0.03
 # with AdamW.
 PROMPT_RATES: dict[type, tuple[float, ...]] = {Adafactor: (0.03, 0.1, 0.3, 1.0), AdamW: (0.003, 0.01, 0.03, 0.1)}
+PAPER_RATE = 0.001  # the paper's model tuning of T5, section 3.1
 
 # Tokens of examples in front, at most: what T5 was trained on (Raffel et al. 2020, section 3.1.1), and ours, so that a
 # processor gets through them.
@@ -212,6 +213,7 @@ def run_method(
     *,
     also: Also | None = None,
     only: str | None = None,
+    as_paper: bool = False,
     watch: Watch | None = None,
     load: Callable[[RunConfig], FrozenLM] = load_model,
 ) -> list[Result]:
@@ -219,7 +221,8 @@ def run_method(
 
     also: other tasks that what was trained is scored on, as it is, each with the labels there for the labels here; a
     row for each that has data, with the scores along training. Training examples that stand in their sets are left
-    out. only: the one task of all these that is scored, at the end alone. A task without a dev set has a tenth of its
+    out. only: the one task of all these that is scored, at the end alone. as_paper: one rate where none is given, the
+    preset's for prompts and the paper's for model tuning of a T5. A task without a dev set has a tenth of its
     training file for one. Small sets are held out, too: a model whose own weights train cannot have folds in one run.
     An interrupted call goes on from its checkpoints in `config.out`.
     """
@@ -229,20 +232,24 @@ def run_method(
         lm = load(config)
         made = _designed(config, prepared(config, tasks_of(config)[0], lm), lm, watch)
     else:
-        made = _entry(config, name, also or {}, only, watch, load).run()
+        made = _entry(config, name, also or {}, only, watch, load, as_paper=as_paper).run()
     return [replace(row, config=row.config | {"also": list(also or {})}) for row in made]
 
 
 def run_multi_task(
-    config: RunConfig, *, watch: Watch | None = None, load: Callable[[RunConfig], FrozenLM] = load_model
+    config: RunConfig,
+    *,
+    as_paper: bool = False,
+    watch: Watch | None = None,
+    load: Callable[[RunConfig], FrozenLM] = load_model,
 ) -> list[Result]:
     """Model tuning on all tasks of the run at once (paper, section 3.1): a row for each task and seed.
 
     The tasks' names stand in front of their inputs, and every set is drawn from in proportion to its size, as T5 does
     where none is larger than its limit (Raffel et al. 2020, section 3.5.2: 2^19 examples). The mean over the tasks'
-    selection rows chooses the rate and the step.
+    selection rows chooses the rate and the step; `as_paper` as in `run_method`.
     """
-    made = _multi_task_entry(config, watch or Watch(), load).run()
+    made = _multi_task_entry(config, watch or Watch(), load, as_paper=as_paper).run()
     for row in made:
         if "superglue/wsc" in config.task:
             row.notes["not_run"] = {"dpr": "T5's mixture has it beside WSC, and softprompt does not read it"}
@@ -405,7 +412,14 @@ class _Entry:
 
 
 def _entry(
-    config: RunConfig, name: str, also: Also, only: str | None, watch: Watch, load: Callable[[RunConfig], FrozenLM]
+    config: RunConfig,
+    name: str,
+    also: Also,
+    only: str | None,
+    watch: Watch,
+    load: Callable[[RunConfig], FrozenLM],
+    *,
+    as_paper: bool = False,
 ) -> _Entry:
     """A method on its task. The model that is loaded here is let go: every trial has one of its own.
 
@@ -432,10 +446,13 @@ def _entry(
         data = replace(data, train=train, notes=data.notes | {"overlap_with": overlap})
     if only:
         scored = [other for other in scored if other.task.name == only]
-    return _Entry(name, config, data, scored, bool(also) and not only, _rates(config, name, data, lm), watch, load)
+    rates = _rates(config, name, data, lm, as_paper=as_paper)
+    return _Entry(name, config, data, scored, bool(also) and not only, rates, watch, load)
 
 
-def _multi_task_entry(config: RunConfig, watch: Watch, load: Callable[[RunConfig], FrozenLM]) -> _Entry:
+def _multi_task_entry(
+    config: RunConfig, watch: Watch, load: Callable[[RunConfig], FrozenLM], *, as_paper: bool
+) -> _Entry:
     """Model tuning on a mixture, as `_entry`: the tasks' training rows together, their selection rows in turn."""
     lm = load(config)
     sets = [prepared(config, task, lm) for task in tasks_of(config)]
@@ -459,18 +476,21 @@ def _multi_task_entry(config: RunConfig, watch: Watch, load: Callable[[RunConfig
         dev = [mixed(data.task, example) for example in data.dev]
         scored.append(_other(data.task, "dev", dev, form, lm, {}))
     config = replace(config, init="vocab")  # of a prompt, which is not trained
-    rates = _rates(config, MODEL_TUNING, whole, lm)
+    rates = _rates(config, MODEL_TUNING, whole, lm, as_paper=as_paper)
     return _Entry(MODEL_TUNING, config, whole, scored, False, rates, watch, load)
 
 
-def _rates(config: RunConfig, name: str, data: TaskData, lm: FrozenLM) -> tuple[float, ...]:
+def _rates(config: RunConfig, name: str, data: TaskData, lm: FrozenLM, *, as_paper: bool) -> tuple[float, ...]:
     if config.learning_rate:
         return config.learning_rate
     if name == PROMPT_TUNING:
         (plan,) = plan_prompts(replace(config, seeds=config.seeds[:1]), data, lm)
-        return PROMPT_RATES[type(plan.train.optimizer)]
+        usual = plan.train.optimizer
+        return (usual.learning_rate,) if as_paper else PROMPT_RATES[type(usual)]
     tuner = TUNERS[name]
-    return tuner.rates_of_t5 if lm.is_encoder_decoder and tuner.rates_of_t5 else tuner.rates
+    if not (lm.is_encoder_decoder and tuner.rates_of_t5):
+        return tuner.rates
+    return (PAPER_RATE,) if as_paper else tuner.rates_of_t5
 
 
 def _ready(

@@ -38,6 +38,8 @@ class Experiment:
     points: tuple[Point, ...]
 
 
+BEFORE = "../span"  # of an LM-adapted model the one before adaptation, which the paper's model tuning starts from
+
 # Both ours: model tuning's trainings come one after another, prompts train together.
 THREE_SEEDS, FIVE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)
 PROMPT_TUNING, MODEL_TUNING = "prompt-tuning", "model-tuning"
@@ -54,15 +56,15 @@ TO_QQP = {"glue/qqp": {"equivalent": "duplicate", "not_equivalent": "not_duplica
 
 EXPERIMENTS = {
     # Ask about the LM-adapted models of a family, such as FAMILY/micro/lm: the paper's model tuning is of the model
-    # before adaptation, which is `span` beside it. Multi-task tuning takes all the tasks that are asked about, without
-    # T5's DPR.
+    # before adaptation, which is `span` beside it, or named with --span-model. Multi-task tuning takes all the tasks
+    # that are asked about, without T5's DPR.
     "figure-1": Experiment(
         "Quality by model size (figure 1)",
         THREE_SEEDS,
         (
             Point("prompt tuning", method=PROMPT_TUNING),
             Point("model tuning", method=MODEL_TUNING),
-            Point("model tuning from span", method=MODEL_TUNING, inside="../span", is_optional=True),
+            Point("model tuning from span", method=MODEL_TUNING, inside=BEFORE, is_optional=True),
             Point("model tuning (multi-task)", method="multi-task-model-tuning"),
             Point("prompt design", method="prompt-design"),
         ),

@@ -43,7 +43,7 @@ from softprompt.study.comparison import (
     settings_of,
     settings_of_row,
 )
-from softprompt.study.experiments import EXPERIMENTS, Experiment, Point
+from softprompt.study.experiments import BEFORE, EXPERIMENTS, Experiment, Point
 from softprompt.study.prompt_design import shots_name
 from softprompt.study.rows import VOTE, trained_on
 from softprompt.tasks import Data, Example, Task, get_task, has_split
@@ -61,6 +61,7 @@ from softprompt.training import (
 )
 
 OTHER = {"generate": "rank", "rank": "generate"}
+OF_WEIGHTS = (MODEL_TUNING, MULTI_TASK)
 WEIGHTS_COST = 1.5  # ours: a layer's step is three products where weights are trained, and two where they are frozen
 
 Load = Callable[[RunConfig], FrozenLM]
@@ -91,9 +92,15 @@ class Planned:
         tasks = 1 if self.point.method == MULTI_TASK else len(self.config.task)
         if self.point.method == PROMPT_DESIGN:
             return 2.0 * tasks  # ours: passes over the selection rows in some 50 designs
-        rates = 1 if self.point.method is None else len(self.config.learning_rate or ()) or NUM_RATES
-        times = WEIGHTS_COST if self.point.method in (MODEL_TUNING, MULTI_TASK) else 1.0
+        is_tried = self.point.method is not None and not self.has_papers_rate
+        rates = len(self.config.learning_rate or ()) or NUM_RATES if is_tried else 1
+        times = WEIGHTS_COST if self.point.method in OF_WEIGHTS else 1.0
         return times * tasks * (rates - 1 + len(self.config.seeds))
+
+    @property
+    def has_papers_rate(self) -> bool:
+        """Whether a method has the rate that the paper gives it, and tries no others."""
+        return self.config.preset != "fast" and not self.config.learning_rate
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -130,12 +137,20 @@ def named(name: str) -> Experiment:
 
 
 def plan_experiment(
-    name: str, models: Sequence[str], base: RunConfig, out: Path, points: Sequence[str] = ()
+    name: str,
+    models: Sequence[str],
+    base: RunConfig,
+    out: Path,
+    points: Sequence[str] = (),
+    *,
+    before: Mapping[str, str] | None = None,
+    model_rates: tuple[float, ...] | None = None,
 ) -> list[Planned]:
     """Every point on every model, or those of the given names.
 
-    ValueError for an experiment or a point that there is not (the nearest is offered), or a model without a point's
-    folder.
+    before: by model the one before LM adaptation, where it is not `span` beside it. model_rates: learning rates of what
+    trains the model's weights; base has those of prompts. ValueError for an experiment or a point that there is not
+    (the nearest is offered), a model without a point's folder, or `before` where no point starts from it.
     """
     known = {point.name: point for point in named(name).points}
     for task in base.task:
@@ -145,20 +160,28 @@ def plan_experiment(
             raise ValueError(
                 f"{name} has no point {point!r}{nearest(point, known)}; it has {', '.join(map(repr, known))}"
             )
+    if before and not any(known[wanted].inside == BEFORE for wanted in points or known):
+        raise ValueError(
+            f"no point of {name} that is asked for trains the model before LM adaptation; leave --span-model out"
+        )
     planned = []
     for model in models:
         for wanted in points or known:
-            for point, place in _places(known[wanted], model):
+            for point, place in _places(known[wanted], model, (before or {}).get(model)):
                 config = replace(base, model=place, **point.changes)
+                if point.method in OF_WEIGHTS:
+                    config = replace(config, learning_rate=model_rates)
                 config = replace(config, out=out / folder_of(place, point.name, config))
                 planned.append(Planned(point, model, config))
     return planned
 
 
-def _places(point: Point, model: str) -> list[tuple[Point, str]]:
+def _places(point: Point, model: str, before: str | None) -> list[tuple[Point, str]]:
     """A point's frozen models; each of several gives the point its own name."""
     if not point.inside:
         return [(point, model)]
+    if point.inside == BEFORE and before is not None:
+        return [(point, before)]
     if "*" in point.inside:  # kept steps; step 0 is the model before, which has a point of its own
         steps = [folder for folder in Path(model).glob(point.inside) if folder.name.isdigit() and int(folder.name)]
         folders = sorted(steps, key=lambda folder: int(folder.name))
@@ -218,11 +241,14 @@ def missing(
     rows: Path,
     out: Path,
     points: Sequence[str] = (),
+    before: Mapping[str, str] | None = None,
+    model_rates: tuple[float, ...] | None = None,
     load: Load = load_model,
 ) -> list[Planned]:
     """The points that have no rows yet, under this or another experiment's name. ValueError as `plan_experiment`."""
     without = []
-    for group in _by_model(plan_experiment(name, models, base, out, points), load):
+    planned = plan_experiment(name, models, base, out, points, before=before, model_rates=model_rates)
+    for group in _by_model(planned, load):
         for planned in group:
             there = {(row.task, row.seed) for row in _rows_there(planned, rows)}
             if not planned.wanted() <= there:
@@ -238,17 +264,20 @@ def run_experiment(
     rows: Path,
     out: Path,
     points: Sequence[str] = (),
+    before: Mapping[str, str] | None = None,
+    model_rates: tuple[float, ...] | None = None,
     watch: Watch | None = None,
     load: Load = load_model,
 ) -> list[str]:
     """Run what has no rows, and append its rows; what failed, a line each.
 
     base: the settings of all points, and `minutes`, which bound the points of one frozen model together. points: the
-    names of those to run (none: all). A run that fails leaves the others to go on. ValueError as `plan_experiment` has
-    it, before anything runs.
+    names of those to run (none: all). before, model_rates: as in `plan_experiment`. A run that fails leaves the others
+    to go on. ValueError as `plan_experiment` has it, before anything runs.
     """
     study = _Study(name, base, rows, out, watch or Watch(), load)
-    for group in _by_model(plan_experiment(name, models, base, out, points), load):
+    planned = plan_experiment(name, models, base, out, points, before=before, model_rates=model_rates)
+    for group in _by_model(planned, load):
         place = group[0].config.model
         without = [planned for planned in group if not study.reuse(planned)]
         with study.attempt(place):
@@ -403,10 +432,11 @@ class _Study:
         if there and method != PROMPT_DESIGN:
             config = replace(config, seeds=seeds, learning_rate=(there[0].config["learning_rate"],))
             about["tried"] = there[0].config["tried"]
+        shared: dict[str, Any] = {"as_paper": planned.has_papers_rate, "watch": self.watch, "load": self.load}
         if method == MULTI_TASK:
-            made = run_multi_task(config, watch=self.watch, load=self.load)
+            made = run_multi_task(config, **shared)
         else:
-            made = run_method(config, method, also=planned.point.also, watch=self.watch, load=self.load)
+            made = run_method(config, method, also=planned.point.also, **shared)
         self.append(planned, made, about)
 
     def append(self, planned: Planned, rows: Iterable[Result], about: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 the same command goes on; a run that fails is named at the end, and the others go on. In figures 3a to 3d and table 3
 all points and seeds of one frozen model train together, and each prompt is scored by generating and by ranking the
 labels, the vote of a point's prompts beside them. In figure 1 and tables 1 and 2 methods run one after another, as in
-softprompt compare: four learning rates each, scored one way.
+softprompt compare: four learning rates each, scored one way; with --preset paper the paper's rates alone, 0.3 for
+prompts and 0.001 for model tuning of a T5.
 
 examples:
   softprompt experiment
@@ -21,7 +22,7 @@ from typing import Any
 
 from softprompt.base.files import held
 from softprompt.base.terminal import Display, counted, duration, say
-from softprompt.cli import RUN, add_shared, set_up, split_names
+from softprompt.cli import RUN, add_settings, add_shared, set_up, split_names
 from softprompt.study.commands.shared import STUDY_ROWS, going_on, read_seeds, say_failures, shared_settings
 from softprompt.training import RunConfig
 
@@ -32,6 +33,7 @@ NOT_SHARED = (
 )  # fmt: skip
 SHARED = [name for name in RUN if name not in NOT_SHARED]
 """The settings of a run that all points share, unless a point changes them."""
+OF_PROMPTS = {"learning_rate": {"help": "of prompts; of several the selection chooses"}}
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -44,6 +46,11 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--points", nargs="+", default=(), metavar="P", help="only these points, by name (default: all)"
     )
+    command.add_argument(
+        "--span-model", nargs="+", default=(), metavar="M",
+        help="figure 1: the models before LM adaptation, one for each of --models, which the paper's model tuning "
+        "starts from (default: span beside a folder lm)",
+    )  # fmt: skip
     command.add_argument(
         "--seeds",
         metavar="N,…",
@@ -58,7 +65,12 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--minutes", type=float, metavar="X", help="bound on the points of one frozen model together")
     command.add_argument("--quick", action="store_true", help="a few steps of a few rows: does it run?")
     command.add_argument("--table", action="store_true", help="only print the table of the rows")
-    add_shared(command, SHARED, "what all points share, unless a point changes it")
+    add_shared(command, SHARED, "what all points share, unless a point changes it", OF_PROMPTS)
+    of_models = {
+        "help": "of model tuning; of several the selection chooses",
+        "shown": "four of its own; 0.001 with --preset paper and a T5",
+    }
+    add_settings(command, {"model_learning_rate": replace(RUN["learning_rate"], **of_models)}, title="")
     add_shared(command, ["threads"], title="")
 
 
@@ -88,7 +100,13 @@ def run(args: argparse.Namespace) -> int:
             resume=True,
             **shared_settings(args, SHARED),
         )
-        asked: dict[str, Any] = {"rows": rows_file, "out": args.out, "points": args.points}
+        asked: dict[str, Any] = {
+            "rows": rows_file,
+            "out": args.out,
+            "points": args.points,
+            "before": _before(args.models, args.span_model),
+            "model_rates": args.model_learning_rate,
+        }
         with held(args.out):
             if not args.quick:
                 _say_how_long(args.name, args.models, base, asked)
@@ -97,6 +115,13 @@ def run(args: argparse.Namespace) -> int:
     rows = [row for row in read_rows(rows_file) if row.experiment == args.name]
     print(table(rows) if rows else f"no rows of {args.name} in {rows_file}")
     return say_failures(failures)
+
+
+def _before(models: Sequence[str], before: Sequence[str]) -> dict[str, str]:
+    """By model the one before LM adaptation. ValueError where not each has one."""
+    if before and len(before) != len(models):
+        raise ValueError(f"--span-model names {len(before)} for {counted(len(models), 'model')}; give one for each")
+    return dict(zip(models, before, strict=False))
 
 
 def _say_how_long(name: str, models: Sequence[str], base: RunConfig, asked: dict[str, Any]) -> None:
