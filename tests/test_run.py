@@ -266,9 +266,18 @@ def test_what_stands_in_dev_or_test_is_not_trained_on_and_is_counted_and_told(tm
     assert f"own: {counts}" in told
     (row,) = read_rows(config.out / "results.jsonl")
     assert (row.notes["overlap_with_dev"], row.notes["overlap_with_test"], row.notes["train_used"]) == (1, 2, 27)
-    assert row.notes["scored_cut"] == 0
+    assert row.notes["scored_cut"] == 0 and row.notes["overlap"] == "left out"
     data = data_of(config, llama)
     assert {"3", "6", "7"}.isdisjoint(example.id for example in data.train)
+    kept = "30 training examples, 3 folds, 2 dev, 1 kept that stand in dev, 2 kept that stand in test"
+    for number, changes in enumerate(({"keep_overlap": True}, {"preset": "paper"}, {"preset": "google-code"})):
+        out = tmp_path / "kept" / str(number)
+        told.clear()
+        train(replace(config, out=out, **changes), lm=llama, watch=Watch(message=told.append))
+        (row,) = read_rows(out / "results.jsonl")
+        assert f"own: {kept}" in told and row.notes["overlap"] == "kept" and row.notes["train_used"] == 30
+    data = data_of(replace(config, preset="paper", keep_overlap=False), llama)
+    assert len(data.train) == 27 and data.notes["overlap"] == "left out"
 
 
 def test_a_task_without_a_test_file_loses_nothing_to_it(tmp_path, llama):

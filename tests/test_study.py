@@ -16,6 +16,7 @@ from conftest import make_model, make_tokenizer, tiny_lm
 from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.base.watch import Watch
 from softprompt.cli.command_line import main
+from softprompt.study.comparison import settings_of_row
 from softprompt.study.experiments import EXPERIMENTS
 from softprompt.study.rows import VOTE, newest, table
 from softprompt.study.runs import (
@@ -461,6 +462,18 @@ def test_table_1_runs_on_the_sets_there_are_with_scores_along_training(base, tmp
     for row in rows:
         with pytest.raises(ValueError, match=r"had other examples of mrqa/squad than there are now .examples is"):
             rerun(row, data=data, out=tmp_path / "other")
+
+
+def test_a_row_of_a_preset_that_kept_no_overlap_yet_keeps_none_when_it_is_run_again(base, tmp_path):
+    (now,) = plan_experiment("table-3", ["tiny"], replace(base, preset="paper"), tmp_path)
+    assert now.settings["keep_overlap"] is True
+    older = {name: value for name, value in now.settings.items() if name != "keep_overlap"}
+    config = {"train": {"optimizer": {"learning_rate": 0.3}}, "prompt_length": 100, "preset": "paper"}
+    row = made_up("table-3", "glue/sst2", config | {"model": "tiny", "settings": older})
+    assert config_of_row(row, data=base.data, out=tmp_path).keep_overlap is False
+    row = replace(row, config=row.config | {"keep_overlap": None})
+    assert config_of_row(row, data=base.data, out=tmp_path).keep_overlap is None
+    assert settings_of_row(row) != now.settings, "rows that kept none do not stand for rows that do"
 
 
 def test_labels_of_the_other_task_are_those_of_the_experiment():

@@ -75,6 +75,7 @@ from softprompt.training import (
     dev_examples,
     fit,
     format_of,
+    keeps_overlap,
     load_model,
     members_of,
     plan_prompts,
@@ -190,7 +191,8 @@ PLACES = ("model", "task", "data", "out", "resume")  # fields of RunConfig that 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings that were given, as rows keep them."""
-    given = {name: v for name, v in asdict(config).items() if name not in PLACES and v is not None}
+    settings = asdict(config) | {"keep_overlap": keeps_overlap(config) or None}  # older presets kept none
+    given = {name: value for name, value in settings.items() if name not in PLACES and value is not None}
     return json.loads(json.dumps(given))
 
 
@@ -221,10 +223,10 @@ def run_method(
 
     also: other tasks that what was trained is scored on, as it is, each with the labels there for the labels here; a
     row for each that has data, with the scores along training. Training examples that stand in their sets are left
-    out. only: the one task of all these that is scored, at the end alone. as_paper: one rate where none is given, the
-    preset's for prompts and the paper's for model tuning of a T5. A task without a dev set has a tenth of its
-    training file for one. Small sets are held out, too: a model whose own weights train cannot have folds in one run.
-    An interrupted call goes on from its checkpoints in `config.out`.
+    out, unless the run keeps such. only: the one task of all these that is scored, at the end alone. as_paper: one
+    rate where none is given, the preset's for prompts and the paper's for model tuning of a T5. A task without a dev
+    set has a tenth of its training file for one. Small sets are held out, too: a model whose own weights train cannot
+    have folds in one run. An interrupted call goes on from its checkpoints in `config.out`.
     """
     check_methods([name])
     watch = watch or Watch()
@@ -424,7 +426,8 @@ def _entry(
     """A method on its task. The model that is loaded here is let go: every trial has one of its own.
 
     Scored are the task's own dev set, and the dev sets of other tasks, or training files where that is all there is.
-    What cannot be read is told. Training examples that stand in other tasks' sets are left out, and counted.
+    What cannot be read is told. Training examples that stand in other tasks' sets are counted, and left out or kept as
+    those of the task's own dev set are.
     """
     (task,) = tasks_of(config)
     lm = load(config)
@@ -441,7 +444,9 @@ def _entry(
             watch.message(f"{other} is not run: {error}")
             continue
         scored.append(_other(there, part, examples, data.form, lm, labels))
-        train, overlap[other] = without_overlap(train, examples)
+        apart, overlap[other] = without_overlap(train, examples)
+        if not keeps_overlap(config):
+            train = apart
     if overlap:
         data = replace(data, train=train, notes=data.notes | {"overlap_with": overlap})
     if only:

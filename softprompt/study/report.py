@@ -324,6 +324,8 @@ def _what_was_run(rows: Sequence[Result]) -> str:
     least = min(row.notes.get("share_of_official") or 1.0 for row in rows)
     if least != 1:
         text += f"; as little as {least:.0%} of the official training data"
+    if any(row.notes.get("overlap") == "kept" for row in rows):
+        text += "; rows that stand in dev or test were trained on, too"
     return f"{text}."
 
 

@@ -505,6 +505,7 @@ def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:
         if not isinstance(rate, float):  # a list of what was tried, or nothing
             rate = row.config["train"]["optimizer"]["learning_rate"]
         given |= {"prompt_length": (row.config["prompt_length"],), "learning_rate": (rate,), "seeds": (row.seed,)}
+    given.setdefault("keep_overlap", False)  # older rows kept none, whatever the preset
     if given.get("init") in SETS_LENGTH:
         given["prompt_length"] = None
     if given.get("init") != "demonstrations":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         check_plans,
         dev_examples,
         format_of,
+        keeps_overlap,
         members_of,
         plan_prompts,
         prepare,

@@ -125,14 +125,17 @@ def format_of(config: RunConfig, lm: FrozenLM, texts: Sequence[str]) -> TextForm
 
 
 def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
-    """Training, selection and dev examples; what overlaps dev or test has left the training part."""
+    """Training, selection and dev examples; what overlaps dev or test has left the training part, unless it is kept."""
     reading = read_split(task, "train", config.data)
     examples = reading.examples
     notes: dict[str, Any] = {"train": reading.note, "share_of_official": reading.share}
+    notes["overlap"] = "kept" if keeps_overlap(config) else "left out"
     scored: dict[str, list[Example]] = {}
     for part in ("dev", "test"):
         scored[part] = read_split(task, part, config.data).examples if has_split(task, part, config.data) else []
-        examples, notes[f"overlap_with_{part}"] = without_overlap(examples, scored[part])
+        apart, notes[f"overlap_with_{part}"] = without_overlap(examples, scored[part])
+        if not keeps_overlap(config):
+            examples = apart
     dev = at_most(scored["dev"], config.max_dev)
     if config.max_train is not None:
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
@@ -158,6 +161,11 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
         return TaskData(task, form, examples, [], parts, dev, "cross-validation", notes)
     kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
     return TaskData(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+
+
+def keeps_overlap(config: RunConfig) -> bool:
+    """Whether a run trains on rows that stand in dev or test."""
+    return PRESETS[config.preset].keep_overlap if config.keep_overlap is None else config.keep_overlap
 
 
 def _warn_of_classes(task: Task, counts: Counter[str]) -> None:

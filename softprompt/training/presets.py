@@ -15,6 +15,8 @@ class Preset:
     prompt_length: int
     init: str
     uniform_low: float
+    keep_overlap: bool = False
+    """Whether rows are trained on that stand in dev or test; neither the paper nor its code looks for them."""
     train: TrainConfig
 
 
@@ -29,6 +31,7 @@ PRESETS: dict[str, Preset] = {
         prompt_length=100,
         init="class-labels",
         uniform_low=-0.5,
+        keep_overlap=True,
         train=TrainConfig(
             preset="paper",
             steps=30_000,
@@ -45,6 +48,7 @@ PRESETS: dict[str, Preset] = {
         prompt_length=100,
         init="uniform",
         uniform_low=0.0,
+        keep_overlap=True,
         train=TrainConfig(
             preset="google-code",
             steps=50_000,

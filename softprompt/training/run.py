@@ -24,7 +24,16 @@ from softprompt.models import FrozenLM, encode_examples, load, lost_part
 from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks import Task
 from softprompt.training.loop import Fitted, fit
-from softprompt.training.plan import Plan, TaskData, check_plans, members_of, plan_prompts, prepare, tasks_of
+from softprompt.training.plan import (
+    Plan,
+    TaskData,
+    check_plans,
+    keeps_overlap,
+    members_of,
+    plan_prompts,
+    prepare,
+    tasks_of,
+)
 from softprompt.training.settings import RunConfig, check_out
 
 ROWS = "results.jsonl"  # in a run's folder: one row for each prompt
@@ -174,19 +183,19 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Task
         "inputs", "targets", "labels", "metric", "group_by", "select", "max_train", "max_dev", "max_input_length",
         "truncate", "separator", "sentinel", "chat",
     )  # fmt: skip
-    key = (task.name, repr(config.data), *(getattr(config, name) for name in fields))
+    key = (task.name, repr(config.data), keeps_overlap(config), *(getattr(config, name) for name in fields))
     if key in known:
         return known[key]
     data = known[key] = prepare(config, task, lm)
     held = f"{len(data.selection)} held out" if data.selection else f"{len(data.folds)} folds"
     if data.selected_on == "dev":
         held = "dev chooses the step"
-    removed = ""
+    overlap = ""
     for part in ("dev", "test"):
         if count := data.notes[f"overlap_with_{part}"]:
-            removed += f", {count} left out that stand in {part}"
+            overlap += f", {count} {data.notes['overlap']} that stand in {part}"
     watch.message(f"{task.name}: {data.notes['train']}")
-    watch.message(f"{task.name}: {len(data.train)} training examples, {held}, {len(data.dev)} dev{removed}")
+    watch.message(f"{task.name}: {len(data.train)} training examples, {held}, {len(data.dev)} dev{overlap}")
     return data
 
 

@@ -75,6 +75,9 @@ class RunConfig:
     learning_rate: tuple[float, ...] | None = setting("of several the selection chooses", shown=OF_PRESET)
     dropout: float | None = setting("dropout in the frozen model, encoder-decoders only", shown=OF_PRESET)
     max_train: int | None = setting("use only so many training examples, drawn by seed", shown="all", above=0)
+    keep_overlap: bool | None = setting(
+        "train on rows that stand in dev or test, too", shown="no; yes with --preset paper and google-code"
+    )
     max_dev: int | None = setting("score only so many dev examples", shown="all", above=0)
     resume: bool = setting("go on from the checkpoint in --out", False)
 
