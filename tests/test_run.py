@@ -280,6 +280,38 @@ def test_what_stands_in_dev_or_test_is_not_trained_on_and_is_counted_and_told(tm
     assert len(data.train) == 27 and data.notes["overlap"] == "left out"
 
 
+def wsc_records(split, count):
+    """For each text the right referent of its pronoun, and a wrong one."""
+    records = []
+    for n in range(count):
+        text = f"the cat saw the dog {split} {n} and it ran"
+        for label, referent, place in ((True, "the cat", 0), (False, "the dog", 3)):
+            spans = {"span1_text": referent, "span1_index": place, "span2_text": "it", "span2_index": 8}
+            records.append({"idx": len(records), "text": text, "target": spans, "label": label})
+    return records
+
+
+@pytest.mark.parametrize(("select", "held"), [("held-out", "8 held out with 4"), ("auto", "3 folds with 40")])
+def test_wscs_step_is_chosen_by_the_wrong_referents_too(tmp_path, llama, select, held):
+    (tmp_path / "WSC").mkdir()
+    for file, count in (("train", 40), ("val", 5)):
+        write(tmp_path / "WSC" / f"{file}.jsonl", wsc_records(file, count))
+    told, config = [], replace(own(tmp_path), task=("superglue/wsc",), inputs=None, targets=None, labels=None)
+    config = replace(config, data=tmp_path, select=select)
+    data = data_of(config, llama)
+    for kept, chosen_by in data.folds or [(data.train, data.selection)]:
+        assert {example.references for example in [*data.train, *kept]} == {("True",)}
+        assert {example.references for example in chosen_by} == {("True",), ("False",)}
+        assert {example.source for example in kept}.isdisjoint(example.source for example in chosen_by)
+    train(config, lm=llama, watch=Watch(message=told.append))
+    count = len(data.train)
+    assert f"superglue/wsc: {count} training examples, {held} rows that the task does not train on, 10 dev" in told
+    by_dev = data_of(replace(config, select="dev"), llama)
+    assert len(by_dev.train) == 40 and len(by_dev.selection) == 10
+    few = data_of(replace(config, select="held-out", max_train=20), llama)
+    assert sum(example.references == ("True",) for example in [*few.train, *few.selection]) == 20
+
+
 def test_a_task_without_a_test_file_loses_nothing_to_it(tmp_path, llama):
     data = data_of(own(tmp_path), llama)
     assert (data.notes["overlap_with_test"], len(data.train)) == (0, 30)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from softprompt.tasks import get_task, hold_out, read_split, without_overlap
+from softprompt.tasks import get_task, hold_out, read_omitted, read_split, without_overlap
 
 FOLDER = os.environ.get("SOFTPROMPT_DATA")
 
@@ -123,6 +123,8 @@ def test_naming_the_referent_always_scores_the_majority_share_on_wsc():
     dev = examples("wsc", "dev")
     assert get_task("wsc").metrics([e.targets for e in dev], dev)["accuracy"] == pytest.approx(38 / 104)
     assert all(e.inputs.count("*") == 2 for e in dev)
+    omitted = read_omitted(get_task("wsc"), FOLDER)
+    assert {e.references for e in omitted} == {("False",)} and len(omitted) == 554 - 259
 
 
 def test_qqp_parts_are_read_without_their_repeats():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from softprompt.tasks.means import mean_name, over_seeds, seed_means, spread
     from softprompt.tasks.multi_task import mixed, mixture
     from softprompt.tasks.own_file import file_task
-    from softprompt.tasks.reading import Data, chat_templates, has_split, read_examples, read_split
+    from softprompt.tasks.reading import Data, chat_templates, has_split, read_examples, read_omitted, read_split
     from softprompt.tasks.records import check_finite, check_kind, open_text, plain_suffix, read_object, read_records
     from softprompt.tasks.selection import folds, hold_out, in_whole_groups, without_overlap
     from softprompt.tasks.task import UNLABELLED, Example, Task, all_fields, headline

@@ -76,6 +76,15 @@ def read_split(task: Task, split: str, data: Data = None) -> Reading:
     return reading
 
 
+def read_omitted(task: Task, data: Data = None) -> list[Example]:
+    """The rows of the training file that are not trained on, as they would be scored: WSC's wrong referents."""
+    if not task.omits:
+        return []
+    trained = {example.id for example in read_split(task, "train", data).examples}
+    as_dev = replace(task, cast=lambda record, split: task.cast(record, "dev"))
+    return [example for example in read_split(as_dev, "train", data).examples if example.id not in trained]
+
+
 def has_split(task: Task, split: str, data: Data = None) -> bool:
     """Whether there is anything to read for a split: named files, official files in the folder, or the hub's."""
     if data is None:

@@ -322,6 +322,7 @@ WSC = Task(
     answer=wsc_answer,
     fields=("text", "span2_text", "span2_index"),
     initial_texts=("commonsense", "pronoun", "resolution"),
+    omits=True,
     **{**about("wsc", "WSC", 259, 104, 146, config="wsc.fixed"), "prefix": "wsc:"},
 )
 

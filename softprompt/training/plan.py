@@ -35,6 +35,7 @@ from softprompt.tasks import (
     has_split,
     hold_out,
     in_whole_groups,
+    read_omitted,
     read_split,
     without_overlap,
 )
@@ -44,6 +45,7 @@ from softprompt.training.optimizers import kind_of
 from softprompt.training.presets import KV_RATE, PRESETS
 from softprompt.training.settings import RunConfig
 
+Sides = tuple[list[Example], list[Example]]
 SPLIT_SEED = 0  # ours: the held-out part is the same for every seed of the prompts, so that seeds compare
 SMALL = 500  # ours, docs/design.md: below this many examples the held-out part is cross-validation folds
 MOST_TARGET_TOKENS = 512  # ours: as many as of an input; greedy decoding writes up to the longest target's length
@@ -155,12 +157,22 @@ def prepare(config: RunConfig, task: Task, lm: FrozenLM) -> TaskData:
         if not dev:
             raise ValueError(f"--select dev, but {task.name} has no dev file; give dev=FILE or use held-out")
         return TaskData(task, form, examples, _shuffled_groups(dev), [], dev, "dev", notes)
+    omitted = read_omitted(task, config.data)
+    if not keeps_overlap(config):
+        omitted, _ = without_overlap(omitted, [*scored["dev"], *scored["test"]])
+    rows = [*examples, *at_most(omitted, config.max_train)]
+    trained = {example.id for example in examples}
+
+    def sides(kept: list[Example], held: list[Example]) -> Sides:
+        """What is trained on, and what chooses: also of the rows that are not trained on, which are counted."""
+        notes["chosen_by_omitted"] = notes.get("chosen_by_omitted", 0) + sum(e.id not in trained for e in held)
+        return [example for example in kept if example.id in trained], _shuffled_groups(held)
+
     if config.select == "cross-validation" or (config.select == "auto" and len(examples) < SMALL):
-        parts = folds(examples, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)
-        parts = [(kept, _shuffled_groups(held)) for kept, held in parts]
+        parts = [sides(*part) for part in folds(rows, task, num_folds=NUM_FOLDS, seed=SPLIT_SEED)]
         return TaskData(task, form, examples, [], parts, dev, "cross-validation", notes)
-    kept, held = hold_out(examples, task, fraction=0.1, seed=SPLIT_SEED)
-    return TaskData(task, form, kept, _shuffled_groups(held), [], dev, "held-out", notes)
+    kept, held = sides(*hold_out(rows, task, fraction=0.1, seed=SPLIT_SEED))
+    return TaskData(task, form, kept, held, [], dev, "held-out", notes)
 
 
 def keeps_overlap(config: RunConfig) -> bool:

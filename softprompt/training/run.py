@@ -190,6 +190,8 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Task
     held = f"{len(data.selection)} held out" if data.selection else f"{len(data.folds)} folds"
     if data.selected_on == "dev":
         held = "dev chooses the step"
+    elif count := data.notes["chosen_by_omitted"]:
+        held += f" with {count} rows that the task does not train on"
     overlap = ""
     for part in ("dev", "test"):
         if count := data.notes[f"overlap_with_{part}"]:
