@@ -261,6 +261,7 @@ def test_scores_along_training_are_drawn_method_by_method(tmp_path):
     # Prompts do best at 0.2 of half the examples, model tuning's nearest step has 0.25: (0.2 - 0.25) / 2 and so on.
     assert "<td>mrqa/squad</td><td>mrqa/squad</td><td>-5.0</td>" in text
     assert "<td>mrqa/squad</td><td>mrqa/race</td><td>+0.0</td>" in text
+    assert "Trained on SQuAD as MRQA has it, 86,588 questions" in text
     assert "carries over better at equal quality at home" in text and (tmp_path / "table-1.png").stat().st_size > 10_000
     assert _courses([r for r in rows if r.task == "mrqa/squad"]) == []
 

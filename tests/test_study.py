@@ -28,6 +28,7 @@ from softprompt.study.runs import (
     rerun,
     run_experiment,
 )
+from softprompt.tasks import TASKS as TASKS_BY_NAME
 from softprompt.tasks import get_task
 from softprompt.training.run import load_model, train, train_together
 from softprompt.training.settings import RunConfig
@@ -462,6 +463,32 @@ def test_table_1_runs_on_the_sets_there_are_with_scores_along_training(base, tmp
     for row in rows:
         with pytest.raises(ValueError, match=r"had other examples of mrqa/squad than there are now .examples is"):
             rerun(row, data=data, out=tmp_path / "other")
+
+
+def test_table_1_trains_on_squad_1_1_where_there_is_one_and_chooses_by_its_f1(base, tmp_path, monkeypatch):
+    data, task = squad_and_bioasq(tmp_path / "questions"), get_task("squad/v1.1")
+    (data / "squad").mkdir()
+    for split in ("train", "dev"):
+        lines = (data / "mrqa" / "SQuAD" / f"{split}.jsonl").read_text().splitlines()[1:]
+        paragraphs = []
+        for number, record in enumerate(map(json.loads, lines)):
+            answers = [{"text": answer, "answer_start": 0} for answer in record["qas"][0]["answers"]]
+            asked = {"id": f"{split}{number}", "question": record["qas"][0]["question"], "answers": answers}
+            paragraphs.append({"context": record["context"], "qas": [asked]})
+        article = {"title": "Days", "paragraphs": paragraphs}
+        (data / "squad" / f"{split}-v1.1.json").write_text(json.dumps({"version": "1.1", "data": [article]}))
+    fixed = replace(task, metrics=lambda answers, examples: {"em": 0.25, "f1": 0.75})
+    monkeypatch.setitem(TASKS_BY_NAME, task.name, fixed)  # what a tiny model writes has neither
+    options = {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study", "points": ["prompt tuning"]}
+    place = str(family(tmp_path / "family") / "lm")
+    paper = replace(base, data=data, scoring="generate", seeds=(0,), select="dev", num_selection=None)
+    assert run_experiment("table-1", [place], paper, **options) == []
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [row.task for row in rows] == ["squad/v1.1", "mrqa/bioasq"]
+    assert rows[0].selection == "dev" and rows[0].notes["selection_score"] == 0.75
+    assert (rows[0].num_examples, rows[0].notes["train_used"]) == (12, 600), "without BioASQ's that leaked"
+    asked_of_hub = plan_experiment("table-1", [place], replace(base, data=None), tmp_path)
+    assert {one.config.task for one in asked_of_hub} == {("squad/v1.1",)}
 
 
 def test_a_row_of_a_preset_that_kept_no_overlap_yet_keeps_none_when_it_is_run_again(base, tmp_path):

@@ -12,6 +12,22 @@ def one(name, record, split="dev"):
     return example
 
 
+def test_squad_1_1_is_read_as_it_was_released_and_as_the_hub_has_it():
+    question = {"id": "57", "question": "Who ran?"}
+    answers = [{"text": "Ann", "answer_start": 0}, {"text": "Ann B.", "answer_start": 0}]
+    article = {"title": "A", "paragraphs": [{"context": "Ann B. ran.", "qas": [question | {"answers": answers}]}]}
+    columns = {"text": ["Ann", "Ann B."], "answer_start": [0, 0]}
+    wanted = Example(
+        inputs="question: Who ran ? context: Ann B . ran .",
+        targets="Ann", id="57", references=("Ann", "Ann B ."), source="Ann B. ran.",
+    )  # fmt: skip
+    assert one("squad/v1.1", article) == wanted
+    assert one("squad/v1.1", question | {"title": "A", "context": "Ann B. ran.", "answers": columns}) == wanted
+    task = get_task("squad/v1.1")
+    assert (task.counts, task.chosen_by) == ({"train": 87_599, "dev": 10_570}, "f1")  # the paper's table 7
+    assert get_task("squad").name == "mrqa/squad"
+
+
 def test_mrpc_from_its_own_columns_and_the_hubs():
     official = {"Quality": "1", "#1 ID": "7", "#2 ID": "8", "#1 String": "A hen .", "#2 String": "One hen ."}
     example = one("mrpc", official)

@@ -57,6 +57,7 @@ from softprompt.study.rows import (
     scored_by,
     short_name,
     table_cells,
+    trained_on,
     where,
 )
 from softprompt.tasks import headline, mean_name, over_seeds, seed_means, spread
@@ -238,6 +239,11 @@ def _run(name: str, rows: Sequence[Result]) -> Section:
         what = "the mean over the tasks that every model and point has" if is_common else "each over its own tasks"
         section.text.append(
             f"Left: the paper. Right: the rows, {how}, {what}. Bands are deviations over seeds. {_sizes(shown)}"
+        )
+    if any(trained_on(row) == "mrqa/squad" for row in rows):
+        section.text.append(
+            "Trained on SQuAD as MRQA has it, 86,588 questions and 10,507 of its dev set, where the paper has SQuAD 1.1 "
+            "with 87,599 and 10,570. EM and F1 together choose the step, and in the paper F1."
         )
     # What the paper's figure or table has and the rows have not: tasks without data, points without rows.
     without = {task: why for row in rows for task, why in row.notes.get("not_run", {}).items()}

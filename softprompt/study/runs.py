@@ -169,6 +169,8 @@ def plan_experiment(
         for wanted in points or known:
             for point, place in _places(known[wanted], model, (before or {}).get(model)):
                 config = replace(base, model=place, **point.changes)
+                if point.instead and not any(_has("train", task, config.data) for task in config.task):
+                    config = replace(config, **point.instead)
                 if point.method in OF_WEIGHTS:
                     config = replace(config, learning_rate=model_rates)
                 config = replace(config, out=out / folder_of(place, point.name, config))

@@ -26,6 +26,7 @@ TASKS: dict[str, Task] = {
     "glue/mnli_mismatched": glue.MNLI_MISMATCHED,
     "glue/wnli": glue.WNLI,
     "mrqa/squad": mrqa.SQUAD,
+    "squad/v1.1": mrqa.SQUAD_V1_1,
     "mrqa/newsqa": mrqa.NEWSQA,
     "mrqa/triviaqa": mrqa.TRIVIAQA,
     "mrqa/searchqa": mrqa.SEARCHQA,

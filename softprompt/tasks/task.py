@@ -99,6 +99,8 @@ class Task:
     """Repeated examples of one file are dropped; those of several files always are."""
     nested_sources: bool = False
     """A source may be part of another: SST-2's train file holds phrases of its sentences."""
+    chosen_by: str = ""
+    """The metric that chooses the step and the setting; '' for the mean of all."""
     omits: bool = False
     """Its cast leaves out rows of the training file that are not trained on, and may choose the step: WSC's wrong
     referents."""

@@ -472,7 +472,8 @@ class _Run:
             first = 0
             for state, _ in group:
                 own = state.member.selection[: state.member.num_scored]
-                scores[state.number] = judge(task, own, answers[first : first + len(own)]).headline
+                found = judge(task, own, answers[first : first + len(own)])
+                scores[state.number] = found.metrics[task.chosen_by] if task.chosen_by else found.headline
                 first += len(own)
         return scores
 
