@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,13 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from test_report import row
 from test_server import LABELS, listening, make_server, saved
 
 from softprompt.models import default_format
+from softprompt.study.paper import TABLE_3
+from softprompt.study.report import write_report
+from softprompt.study.rows import VOTE
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
@@ -294,3 +300,27 @@ def test_the_page_loads_nothing_from_elsewhere():
     folder = Path(__file__).parent.parent / "softprompt" / "serving" / "http" / "page"
     for path in folder.iterdir():
         assert "http://" not in path.read_text() and "https://" not in path.read_text(), path.name
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1200, 390])
+def test_every_column_of_a_report_is_seen(browser, tmp_path, width):
+    rows = []
+    for name, size, seed, scoring in product(TABLE_3, ("large", "small"), (0, 1, VOTE), ("generate", "rank")):
+        one = row("figure-1", "model tuning (multi-task)", seed, 0.5 + 0.1 * seed, scoring, task=f"superglue/{name}")
+        model = f"google/t5-{size}-lm-adapt"
+        rows.append(replace(one, config=one.config | {"asked": model, "frozen": model}))
+    page = write_report(rows, tmp_path)
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(page.as_uri())
+    cells = browser.execute_script(
+        "return [...document.querySelectorAll('#figure-1-0 td')].map(cell => {"
+        "  const box = cell.getBoundingClientRect(), head = getComputedStyle(cell, '::before').content;"
+        "  return [cell.textContent, box.left, box.right, head]; })"
+    )
+    assert len(cells) == 4 * 14 and cells[13][0] == "40.0", "the vote is the last column"
+    assert all(0 <= left < right <= width for _, left, right, _ in cells)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    heads = [head for *_, head in cells[:14]]
+    assert (heads[13] == '"vote"') == (width < 960) and (heads[3] == '"superglue/boolq"') == (width < 960)

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 
 from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.cli.command_line import main
@@ -364,3 +365,19 @@ def test_rows_of_training_make_the_mean_over_tasks_and_its_deviation_over_seeds(
     assert "<td>the paper, Small</td><td>SuperGLUE</td><td>3</td><td>mean of the scores</td><td>58.5 ± 1.2</td>" in text
     write_report(runs[:1], tmp_path)
     assert "mean of the scores" not in (tmp_path / "index.html").read_text(), "of one prompt there is no mean"
+
+
+def test_the_legend_of_a_figure_names_every_model(tmp_path, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *given, **more: drawn.append(self) or save(self, *given, **more)
+    )
+    for rows, models in (
+        (METHODS, ["family/micro, family/mini", "other-135m"]),
+        (METHODS[:2], ["family/micro"]),
+    ):
+        drawn.clear()
+        write_report(rows, tmp_path)
+        names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+        assert names[-len(models) :] == models and "prompt tuning" in names

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import fill as wrap
 from typing import Any
 
 from softprompt.answering import Confusion
@@ -14,7 +15,7 @@ from softprompt.study.paper import Point
 COLOURS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#64748b", "#ca8a04", "#ec4899", "#06b6d4", "#78350f", "#1f2937")
 MARKERS = "os^Dvp"  # one for each family of models
 WIDTH, HEIGHT, DPI = 9.0, 4.2, 160
-LEGEND_COLUMNS = 4
+LEGEND_COLUMNS, LEGEND_WIDTH = 4, 44
 MOST_LABELS, MOST_LETTERS = 30, 28  # of a confusion's picture
 MOST_TICKS = 4  # sizes of models that an axis names one by one
 STYLE: dict[Any, Any] = {
@@ -35,7 +36,8 @@ class Line:
     """A point of the figure; it has one colour in all panels and families."""
     points: Sequence[tuple[float, Point]]
     family: str = ""
-    """The models; named where there are several families."""
+    models: Sequence[str] = ()
+    """Those of the family that have a point here."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,11 @@ def two_panels(paper: Sequence[Line], ours: Sequence[Line], score: str) -> bytes
         draw(right, ours, colours, markers, "here" if ours else "here: not run")
         left.set(ylabel="mean score, SuperGLUE", ylim=(0, 100))
         right.set(ylabel=score, ylim=(0, 100))
-        _legend(figure, colours, families if len(families) > 1 else {})
+        models: dict[str, dict[str, None]] = {}
+        for line in ours:
+            models.setdefault(line.family, {}).update(dict.fromkeys(line.models))
+        names = {wrap(", ".join(models[family]), LEGEND_WIDTH): marker for family, marker in families.items()}
+        _legend(figure, colours, names)
     return png.getvalue()
 
 

@@ -56,6 +56,7 @@ from softprompt.study.rows import (
     newest,
     scored_by,
     short_name,
+    size_of,
     table_cells,
     trained_on,
     where,
@@ -63,6 +64,7 @@ from softprompt.study.rows import (
 from softprompt.tasks import headline, mean_name, over_seeds, seed_means, spread
 
 PAGE = "index.html"
+MOST_COLUMNS, NARROW = 4, "60rem"  # ours: as many as a phone has room for; screens that have none for more
 PAPER_FIGURES: dict[str, Mapping[Any, Mapping[str, Point]]] = {
     "figure-1": FIGURE_1,
     "figure-3a": FIGURE_3A,
@@ -242,8 +244,8 @@ def _run(name: str, rows: Sequence[Result]) -> Section:
         )
     if any(trained_on(row) == "mrqa/squad" for row in rows):
         section.text.append(
-            "Trained on SQuAD as MRQA has it, 86,588 questions and 10,507 of its dev set, where the paper has SQuAD 1.1 "
-            "with 87,599 and 10,570. EM and F1 together choose the step, and in the paper F1."
+            "Trained on SQuAD as MRQA has it, 86,588 questions and a dev set of 10,507, where the paper has SQuAD 1.1, "
+            "87,599 and 10,570. EM and F1 together choose the step, and in the paper F1."
         )
     # What the paper's figure or table has and the rows have not: tasks without data, points without rows.
     without = {task: why for row in rows for task, why in row.notes.get("not_run", {}).items()}
@@ -275,9 +277,11 @@ def _our_lines(rows: Sequence[Result]) -> list[Line]:
         points = []
         for of_model in grouped(own, "frozen").values():
             if means := seed_means((row.task, row.seed, row.value) for row in of_model):
-                points.append((of_model[0].config["num_parameters"] / 1e6, _over_seeds(means)))
+                size = of_model[0].config["num_parameters"] / 1e6
+                points.append((size, _over_seeds(means), short_name(str(size_of(of_model[0])))))
         if points:
-            lines.append(Line(name, sorted(points), family))
+            points.sort()
+            lines.append(Line(name, [point[:2] for point in points], family, [model for *_, model in points]))
     return lines
 
 
@@ -470,10 +474,18 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.5rem; }
 h2 { font-size: 1.15rem; margin-top: 2.5rem; border-top: 1px solid #d3d9e0; padding-top: 1rem; }
 img { max-width: 100%; } nav a { margin-right: .75rem; white-space: nowrap; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: .75rem 0; }
-td, th { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #e5e9ee; white-space: nowrap; }
+.wide { width: max-content; min-width: 100%; max-width: calc(100vw - 2rem); position: relative; left: 50%;
+  transform: translateX(-50%); overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; margin: .75rem 0; }
+td, th { padding: .15rem .5rem; text-align: right; border-bottom: 1px solid #e5e9ee; }
 td:first-child, th:first-child { text-align: left; } p { max-width: 46rem; }
-"""
+@media (max-width: NARROW) {
+  .wide table, .wide tbody, .wide tr, .wide td { display: block; } .wide th { display: none; }
+  .wide { width: auto; left: 0; transform: none; } .wide tr { margin-bottom: .75rem; }
+  .wide td { display: flex; justify-content: space-between; gap: 1rem; }
+  .wide td::before { color: #5b6672; text-align: left; }
+}
+""".replace("NARROW", NARROW)
 
 
 def _page(sections: Sequence[Section], rows: Sequence[Result], about: tuple[str, str]) -> str:
@@ -488,7 +500,8 @@ def _page(sections: Sequence[Section], rows: Sequence[Result], about: tuple[str,
         if section.png is not None:
             part += f'<img alt="{heading}" src="data:image/png;base64,{base64.b64encode(section.png).decode()}">'
         part += "".join(f"<p>{html.escape(text)}</p>" for text in section.text)
-        parts.append(part + "".join(f'<div class="wide">{_html_table(cells)}</div>' for cells in section.tables))
+        tables = (_html_table(f"{section.name}-{n}", cells) for n, cells in enumerate(section.tables))
+        parts.append(part + "".join(tables))
     body = "\n".join(parts)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -501,9 +514,16 @@ def _page(sections: Sequence[Section], rows: Sequence[Result], about: tuple[str,
 """
 
 
-def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    text = ""
-    for number, cells in enumerate(rows):
-        tag = "td" if number else "th"
-        text += "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-    return f"<table>{text}</table>"
+def _html_table(name: str, rows: Sequence[Sequence[str]]) -> str:
+    """A table; one of many columns is a list of each row's cells, with their heads, where the screen is narrow."""
+    heads, *body = [[html.escape(cell) for cell in cells] for cells in rows]
+    text = "<tr>" + "".join(f"<th>{head.replace('/', '/<wbr>')}</th>" for head in heads) + "</tr>"
+    text += "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in body)
+    if len(heads) <= MOST_COLUMNS:
+        return f"<table>{text}</table>"
+    contents = ""
+    for place, head in enumerate(rows[0], 1):
+        quoted = head.replace("\\", "\\\\").replace('"', '\\"').replace("<", "\\3c ")
+        contents += f'#{name} td:nth-child({place})::before {{ content: "{quoted}"; }}\n'
+    style = f"<style>@media (max-width: {NARROW}) {{\n{contents}}}</style>"
+    return f'{style}<div class="wide"><table id="{name}">{text}</table></div>'
