@@ -99,6 +99,14 @@ def test_what_is_followed_along_training_is_spread_over_the_set(most, kept):
     assert [int(example.id) for example in few.examples] == [row.ids[0] for row in few.rows] == list(kept)
 
 
+def test_what_is_followed_along_training_keeps_together_what_is_scored_together():
+    examples = [Example(inputs="", targets="a", id=str(n), references=("a",), group=f"q{n // 3}") for n in range(12)]
+    rows = [Row(ids=(n,), target=(), was_cut=False, index=n) for n in range(12)]
+    other = Other(task=get_task("superglue/multirc"), part="dev", examples=examples, rows=rows)
+    for most, kept in ((7, [0, 1, 2, 6, 7, 8]), (1, [0, 1, 2]), (12, [*range(12)])):
+        assert [row.ids[0] for row in other.spread(most).rows] == kept
+
+
 def test_each_label_has_its_precision_recall_and_count():
     task = get_task("superglue/cb")
     pairs = [

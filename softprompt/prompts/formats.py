@@ -40,6 +40,7 @@ def read_prompt(
             `decoder_only` of files that say otherwise, or an `index` that there is not.
     """
     path = Path(path)
+    _check_there(path)
     kind = kind or detect_kind(path)
     if index is not None and kind != "t5x":
         raise ValueError(f"{path} holds one prompt; leave --index out, which is for a numpy file of several")
@@ -117,8 +118,7 @@ def detect_kind(path: str | Path) -> str:
         ValueError: nothing there, or none of them.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"there is no file or folder {path}")
+    _check_there(path)
     if path.is_dir():
         names = {entry.name for entry in path.iterdir()}
         if names & {CONFIG, WEIGHTS, "adapter_model.bin"}:
@@ -135,6 +135,11 @@ def detect_kind(path: str | Path) -> str:
         if file.read(6) == b"\x93NUMPY":
             return "t5x"
     raise ValueError(f"{path} is not a numpy file; give a .npy file (t5x) or a folder (peft, tgis)")
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {path}")
 
 
 def _read_t5x(path: Path, index: int | None = None) -> SoftPrompt:

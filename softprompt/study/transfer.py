@@ -30,9 +30,15 @@ class Other:
     """What a label of the trained task is called there."""
 
     def spread(self, most: int) -> Other:
-        """At most so many of them, evenly over the set, since files keep together what is about one text."""
-        count = min(most, len(self.examples))
-        places = [i * len(self.examples) // count for i in range(count)]
+        """About so many of them, evenly over the set, since files keep together what is about one text; what is scored
+        together stays together.
+        """
+        groups: dict[str, list[int]] = {}
+        for place, example in enumerate(self.examples):
+            groups.setdefault(example.group or example.id, []).append(place)
+        in_order = list(groups.values())
+        count = min(most * len(in_order) // len(self.examples), len(in_order)) or 1
+        places = [place for i in range(count) for place in in_order[i * len(in_order) // count]]
         return replace(self, examples=[self.examples[i] for i in places], rows=[self.rows[i] for i in places])
 
     def answers(
@@ -76,7 +82,7 @@ def seconds_with(cost: Estimate, num_others: int) -> float:
 
 
 def observer(others: Sequence[Other], method: Method, member: Member, watch: Watch) -> Observer:
-    """Scores of other examples along the training of one member, at most `num_selection` of each task.
+    """Scores of other examples along the training of one member, about `num_selection` of each task.
 
     They choose nothing. In the member's history they are `others`: by task, the scores of the examples.
     """
