@@ -278,16 +278,16 @@ def test_prompts_of_two_seeds_are_scored_and_vote(here, run):
 
 TABLES = {
     "figure-3a": [
-        "| llama | 1 | rank | 50.0 ± 0.0 | 50.0 | 0% | 50.0 |",
-        "| llama | 1 | generate | 0.0 ± 0.0 | 0.0 | 100% | 0.0 |",
-        "| llama | 5 | rank | 50.0 ± 0.0 | 50.0 | 0% | 50.0 |",
-        "| llama | 5 | generate | 0.0 ± 0.0 | 0.0 | 100% | 0.0 |",
+        "| llama | 1 | rank | 50.0 ± 0.0 | 50.0 ± 0.0 | 0% | 50.0 |",
+        "| llama | 1 | generate | 0.0 ± 0.0 | 0.0 ± 0.0 | 100% | 0.0 |",
+        "| llama | 5 | rank | 50.0 ± 0.0 | 50.0 ± 0.0 | 0% | 50.0 |",
+        "| llama | 5 | generate | 0.0 ± 0.0 | 0.0 ± 0.0 | 100% | 0.0 |",
     ],
     "table-3": [
-        "| llama | five prompts | rank | 50.0 ± 0.0 | 50.0 | 0% | 50.0 |",
-        "| llama | five prompts | generate | 0.0 ± 0.0 | 0.0 | 100% | 0.0 |",
+        "| llama | five prompts | rank | 50.0 ± 0.0 | 50.0 ± 0.0 | 0% | 50.0 |",
+        "| llama | five prompts | generate | 0.0 ± 0.0 | 0.0 ± 0.0 | 100% | 0.0 |",
     ],
-    "figure-1": ["| llama | prompt tuning | rank | 50.0 ± 0.0 | 50.0 | 0% | - |"],
+    "figure-1": ["| llama | prompt tuning | rank | 50.0 ± 0.0 | 50.0 ± 0.0 | 0% | - |"],
 }
 COMPARED = [
     "prompt-tuning 50.0 ± 0.0 50.0 ± 0.0 50.0 ± 0.0 48 0.3 KB",
