@@ -730,6 +730,8 @@ def test_json_and_rows_say_the_same_as_the_table(run, prompts):
     assert [entry["prompt"] for entry in told["prompts"]] == prompts
     assert [entry["metrics"] for entry in told["prompts"]] == [row["metrics"] for row in rows[:3]]
     assert told["ensemble"]["value"] == rows[3]["value"]
+    assert rows[3]["config"]["prompt_hashes"] == [load_prompt(prompt).identity for prompt in prompts]
+    assert rows[3]["config"]["values_hashes"] == [load_prompt(prompt).sha256 for prompt in prompts]
     assert (told["num_examples"], told["chosen"]) == (5, "p2")
 
 

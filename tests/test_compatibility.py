@@ -596,8 +596,9 @@ def test_flags_of_a_server_override_its_file(here, monkeypatch, capsys):
 
 def test_a_servers_folder_is_served_as_it_was_left(here, monkeypatch, capsys):
     before = {path: path.read_bytes() for path in Path("served").rglob("*") if path.is_file()}
-    first, second, by_hand = (softprompt.load_prompt(f"prompts/{name}").sha256 for name in
-                              ("llama-own-0", "llama-own-1", "llama-sst2"))  # fmt: skip
+    prompts = [softprompt.load_prompt(f"prompts/{name}") for name in ("llama-own-0", "llama-own-1", "llama-sst2")]
+    first, second, by_hand = (prompt.identity for prompt in prompts)
+    values = [{"values_hash": prompt.sha256} for prompt in prompts]
     moods = {"length": 3, "task": "own", "labels": ["glad", "cross"], "dev_metrics": {"f1": 0.0}, "scoring": "rank"}
     moods["fields"] = ["text"]
     sst2 = {"length": 4, "task": "glue/sst2", "labels": ["negative", "positive"], "dev_metrics": {"accuracy": 0.5}}
@@ -607,12 +608,18 @@ def test_a_servers_folder_is_served_as_it_was_left(here, monkeypatch, capsys):
         assert client.get("/v1/prompts").json() == {
             "base": "llama",
             "prompts": [
-                {"name": "by-hand", "versions": [{"prompt_hash": by_hand, "scoring": "rank", **sst2}]},
-                {"name": "mood", "versions": [{"prompt_hash": first, **moods}, {"prompt_hash": second, **moods}]},
-                {"name": "tone", "versions": [{"prompt_hash": first, **moods}]},
+                {"name": "by-hand", "versions": [{"prompt_hash": by_hand, "scoring": "rank", **values[2], **sst2}]},
+                {
+                    "name": "mood",
+                    "versions": [
+                        {"prompt_hash": first, **values[0], **moods},
+                        {"prompt_hash": second, **values[1], **moods},
+                    ],
+                },
+                {"name": "tone", "versions": [{"prompt_hash": first, **values[0], **moods}]},
             ],
             "ensembles": [{"name": "both", "members": ["tone", "mood"], "fields": ["text"]}],
-            "aliases": [{"name": "live", "targets": {"mood@5c37cc684bb2": 75.0, "both": 25.0}}],
+            "aliases": [{"name": "live", "targets": {f"mood@{first[:12]}": 75.0, "both": 25.0}}],
         }
         kinds = {one["id"]: one["kind"] for one in client.get("/v1/models").json()["data"]}
         assert kinds == {

@@ -12,7 +12,7 @@ from softprompt.answering.evaluation import evaluate
 from softprompt.answering.inspection import ablate, inspect_prompt, nearest_tokens, neighbourhood, starting_values
 from softprompt.cli.command_line import main
 from softprompt.models.text import default_format
-from softprompt.prompts import Card, SoftPrompt, initial_prompt, save_prompt
+from softprompt.prompts import Card, SoftPrompt, initial_prompt, load_prompt, save_prompt
 from softprompt.tasks import read_split
 
 LABELS = ("positive", "negative")
@@ -172,12 +172,15 @@ def test_the_command_shows_all_of_it(folder, capsys):
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "6 rows of width 256, mine, bundled/t5-mini" in shown
+    ours = load_prompt(folder / "prompt")
+    assert f"prompt_hash {ours.identity[:12]} (of all that changes answers), values_hash {ours.sha256[:12]}\n" in shown
     assert "label 'positive': near rows 0" in shown and "began as row 0 and persists" in shown
     assert "on 4 of dev" in shown and "without it" in shown
     assert "warning: rows 0, 1, 2, 3, 4, 5 have not moved from where they began" in shown
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["ablation"]["without"]) == len(found["rows"]) == 6
+    assert (found["prompt_hash"], found["values_hash"]) == (ours.identity, ours.sha256)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def log_probs_after(lm, prompt, ids):
 def test_its_numbers_are_the_models_own_through_a_prompt(llama, samples):
     server, found = samples
     with server.registry.hold("p1", 0.0) as held:
-        prompt = server.engine.table.values(held.prompts[0]).values
+        prompt = server.engine.table.values(held.prompts[0])
     encode, decode = llama.tokenizer.encode, llama.tokenizer.decode
     for number, (text, label) in enumerate(WORDS):
         context = f"sentence: {text}\nanswer:"

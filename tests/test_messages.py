@@ -424,7 +424,7 @@ REGISTRY = {
     "not JSON": "{",
     "a list": "[]",
     "no format": '{"versions": {}, "ensembles": {}, "aliases": {}}',
-    "a newer format": '{"format": 2, "versions": {}, "ensembles": {}, "aliases": {}}',
+    "a newer format": '{"format": 3, "versions": {}, "ensembles": {}, "aliases": {}}',
     "no aliases": '{"format": 1, "versions": {}, "ensembles": {}}',
     "versions as a list": '{"format": 1, "versions": ["a"], "ensembles": {}, "aliases": {}}',
     "hashes as a number": '{"format": 1, "versions": {"a": 3}, "ensembles": {}, "aliases": {}}',

@@ -929,6 +929,16 @@ def test_other_templates_or_labels_do_not_go_on_with_a_partial_file(lm, tmp_path
             predict_file(open_prompts(folder, model=lm, task=task), [b"{"], output, resume=True)
 
 
+def test_the_same_numbers_with_another_text_format_do_not_go_on_with_a_partial_file(lm, tmp_path):
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="line 1"):
+        predict_file(open_prompts(saved_prompt(tmp_path / "p", lm), model=lm), [b"{"], output, strict=True)
+    card = load_prompt(tmp_path / "p").card
+    saved_prompt(tmp_path / "p", lm, text={**card.text, "max_input_length": 64})
+    with pytest.raises(ValueError, match=r"was begun with prompt hashes \[.*\], and now it is \["):
+        predict_file(open_prompts(tmp_path / "p", model=lm), [b"{"], output, resume=True)
+
+
 ROWS = [{"text": "warm"}, {"text": "dull", "error": 1}, {"text": "sea", "n": 0.1}]
 
 

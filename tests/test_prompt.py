@@ -1,6 +1,7 @@
 """Prompts: their card, their folder, how they begin, and how they are put in front of the input."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from softprompt.base.files import locked
-from softprompt.models import FrozenLM
+from softprompt.models import FrozenLM, TextFormat
 from softprompt.prompts import (
     Card,
     SoftPrompt,
@@ -31,6 +32,7 @@ from softprompt.prompts import (
 )
 from softprompt.prompts import folder as folder_module
 from softprompt.prompts.initial import from_class_labels, from_prompt, from_text, from_vocabulary
+from softprompt.tasks import Example, file_task
 
 
 class Characters:
@@ -169,6 +171,64 @@ def test_the_hash_is_that_of_shape_and_bytes():
     assert ours.sha256 == "fa2070043ff656eda97494fcde787c611a9c27b0c07f13344fc08499bd2e5fc2"
     assert ours.sha256 == SoftPrompt(ours.values.clone(), card(task="other")).sha256
     assert ours.sha256 != SoftPrompt(ours.values.reshape(2, 2), card(width=2)).sha256
+
+
+OWN = {"inputs_template": "{a}", "targets_template": "{b}"}
+
+
+def test_an_identity_is_the_hash_of_what_changes_an_answer():
+    ours = prompt(labels=("no", "yes"), text={"separator": " ->", "max_input_length": 64}, recipe={"scoring": "rank"})
+    text = (
+        '{"labels": ["no", "yes"], "scoring": "rank", "task": "superglue/boolq", "task_version": "1", '
+        '"text": {"max_input_length": 64, "separator": " ->"}, "values": "' + ours.sha256 + '"}'
+    )
+    assert ours.identity == hashlib.sha256(text.encode()).hexdigest()
+    assert ours.identity == "ac1be75e45d1d2b7b421abce4363cf0938b38a9d06f7d5014a692acecd2559e7"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "superglue/cb"}, {"task_version": "2"}, {"labels": ("True", "False")}, {"labels": ()}, {"text": {}},
+        {"text": {"separator": " "}}, {"recipe": {"scoring": "generate"}}, {"recipe": {"metric": "f1"}},
+        {"recipe": {"group_by": "id"}}, {"text": OWN}, {"text": OWN, "dev_metrics": {"f1": 0.5}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_changes_an_answer_changes_the_identity(changes):
+    text = OWN if "dev_metrics" in changes else card().text
+    assert prompt(**changes).identity != prompt(text=text).identity
+    assert prompt(2.0, **changes).identity != prompt(**changes).identity
+    assert prompt(**changes).sha256 == prompt().sha256
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dev_metrics": {"accuracy": 0.25, "f1": 0.1}}, {"dev_metrics": {}}, {"recipe": {}}, {"init": {}}, {"step": 1},
+        {"seed": 9, "parent": "00", "selection": None, "model_name": "other", "values_sha256": "00"},
+        {"text": TextFormat(max_input_length=512).to_json()}, {"recipe": {"metric": None, "scoring": None}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_scores_and_fields_at_their_defaults_change_no_identity(changes):
+    assert prompt(**changes).identity == prompt().identity
+
+
+def test_a_metric_that_is_taken_anyhow_changes_no_identity():
+    for labels, metric in ((("a", "b"), "accuracy"), ((), "em")):
+        with_it = prompt(text=OWN, labels=labels, recipe={"metric": metric}, dev_metrics={})
+        scored = prompt(text=OWN, labels=labels, dev_metrics={metric: 0.5})
+        without = prompt(text=OWN, labels=labels, dev_metrics={})
+        assert with_it.identity == scored.identity == without.identity
+        task = file_task(inputs="{a}", targets="{b}", labels=labels or None)
+        example = Example(inputs="", targets="a", id="", references=("a",))
+        assert list(task.metrics(["a"], [example])) == [metric]  # what the card leaves out
+
+
+def test_rows_and_keys_and_values_of_the_same_numbers_are_two_prompts():
+    rows, states = prompt(), SoftPrompt(torch.ones(3, 2, 1, 2), card())
+    assert rows.sha256 == states.sha256 and rows.identity != states.identity
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -36,11 +36,11 @@ def test_a_prompt_is_found_by_its_content(lm, tmp_path):
     (folder,) = saved(lm, tmp_path, 1, task="sea", init={"rows": [{"ids": [1], "pieces": ["a"]}] * 5})
     table = PromptTable(lm, max_bytes=10**9)
     sha256 = table.add(folder)
-    assert sha256 == load_prompt(folder).sha256 and sha256 in table and len(table) == 1
+    assert sha256 == load_prompt(folder).identity and sha256 in table and len(table) == 1
     registered = table.get(sha256)
     assert (registered.length, registered.folder, registered.card.task) == (5, folder, "sea")
     assert registered.card.init == {}
-    assert torch.equal(table.values(sha256).values, load_prompt(folder).values)
+    assert torch.equal(table.values(sha256), load_prompt(folder).values)
     assert table.add(folder) == sha256 and table.hashes() == [sha256]
 
 
@@ -125,10 +125,10 @@ def test_a_removed_prompt_stays_for_those_who_wear_it(llama, tmp_path):
     assert sha256 not in table and len(table) == 0
     with pytest.raises(ValueError, match="no prompt with the content hash"):
         table.pin([sha256])
-    assert torch.equal(table.values(sha256).values, prompt.values)
+    assert torch.equal(table.values(sha256), prompt.values)
     assert table.fixed_bytes() == values_bytes(llama)
     table.unpin([sha256])
-    assert torch.equal(table.values(sha256).values, prompt.values)
+    assert torch.equal(table.values(sha256), prompt.values)
     table.unpin([sha256])
     assert table.fixed_bytes() == table.values_bytes == table.states_bytes == 0
 
@@ -143,6 +143,40 @@ def test_a_removed_prompt_may_be_added_again(llama, tmp_path):
     assert table.fixed_bytes() == 0
     table.unpin([sha256])
     assert sha256 in table
+
+
+def test_prompts_that_differ_in_their_cards_share_numbers_keys_and_values(llama, tmp_path):
+    size = values_bytes(llama)
+    prompts = [make_prompt(llama, 1, labels=labels) for labels in (("sea", "film"), ("film", "sea"))]
+    for prompt in prompts:
+        save_prompt(prompt, tmp_path / prompt.identity)
+    table = PromptTable(llama, max_bytes=10**9)
+    one, other = [table.add(tmp_path / prompt.identity) for prompt in prompts]
+    assert [table.get(identity).card.labels for identity in (one, other)] == [("sea", "film"), ("film", "sea")]
+    assert one != other and table.get(one).values_sha256 == table.get(other).values_sha256
+    assert table.values_bytes == size and table.values(one) is table.values(other)
+    table.pin([one, other])
+    states = table.states([one, other])
+    assert states[one] is states[other] and table.counts.num_run == 1
+    table.remove(one)  # it is worn still
+    assert table.fixed_bytes() == table.values_bytes == size
+    table.unpin([one])
+    assert table.states_bytes == 5 * table_token_bytes(llama) and table.states([other])[other] is states[other]
+    assert torch.equal(table.values(other), prompts[1].values) and table.fixed_bytes() == 0
+    table.unpin([other])
+    table.remove(other)
+    assert table.values_bytes == table.states_bytes == len(table) == 0
+
+
+def test_numbers_kept_in_memory_are_kept_once(llama):
+    size = values_bytes(llama)
+    table = PromptTable(llama, max_bytes=size)
+    one, other = [table.add(make_prompt(llama, 1, labels=labels)) for labels in (("sea",), ("film",))]
+    assert table.fixed_bytes() == size
+    table.remove(one)
+    assert table.fixed_bytes() == size and torch.equal(table.values(other), make_prompt(llama, 1).values)
+    table.remove(other)
+    assert table.fixed_bytes() == 0
 
 
 def test_a_folder_that_holds_another_prompt_by_now_is_named(llama, tmp_path):
@@ -236,4 +270,4 @@ def test_a_prompt_removed_while_its_folder_is_read_is_still_there(llama, tmp_pat
         return load_prompt(place)
 
     monkeypatch.setattr("softprompt.serving.prompt_table.load_prompt", removed_meanwhile)
-    assert torch.equal(table.values(sha256).values, prompt.values)
+    assert torch.equal(table.values(sha256), prompt.values)

@@ -149,7 +149,7 @@ def test_a_completion_is_what_predict_writes(lm, tmp_path):
     (choice,) = answer["choices"]
     assert choice["text"].strip() == alone["prediction"]
     assert answer["object"] == "text_completion" and answer["model"] == "p1"
-    assert choice["prompt_hash"] == prompts.prompts[0].sha256
+    assert choice["prompt_hash"] == prompts.prompts[0].identity
     assert choice["truncated"] is False
     assert choice["input_tokens"] == answer["usage"]["prompt_tokens"]
     assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"]
@@ -910,12 +910,12 @@ def test_an_upload_that_is_deleted_meanwhile_is_answered_by_what_it_was(llama, t
 
         def deleted_meanwhile(name, prompt):
             versions = upload(name, prompt)
-            server.registry.remove(f"{name}@{new.sha256}")
+            server.registry.remove(f"{name}@{new.identity}")
             return versions
 
         monkeypatch.setattr(server.registry, "upload", deleted_meanwhile)
         answer = client.put("/v1/prompts/mine", content=archive(saved(llama, tmp_path / "b", seed=22)))
-        assert answer.json()["versions"][-1]["prompt_hash"] == new.sha256
+        assert answer.json()["versions"][-1]["prompt_hash"] == new.identity
         assert len(client.get("/v1/prompts").json()["prompts"][-1]["versions"]) == 1
 
 
@@ -1008,7 +1008,7 @@ def test_lists_are_whole_while_prompts_come_and_go(llama, tmp_path):
     ("content", "reason"),
     [
         ("{", "registry.json is not a registry of softprompt serve (Expecting"),
-        ('{"format": 2, "versions": {}, "ensembles": {}, "aliases": {}}', "its content: format is 2, but must be 1"),
+        ('{"format": 3, "versions": {}, "ensembles": {}, "aliases": {}}', "its content: format is 3, but must be 1 or"),
         ('{"format": 1, "versions": {}, "ensembles": {}}', "its content lacks the field 'aliases'"),
         (
             '{"format": 1, "versions": {"a": "b"}, "ensembles": {}, "aliases": {}}',
@@ -1025,22 +1025,132 @@ def test_a_registry_that_is_not_ours_is_named(llama, tmp_path, content, reason):
 
 
 def test_a_registry_of_the_first_version_is_read(llama, tmp_path):
-    hashes = {}
-    for seed in (1, 2):
-        prompt = make_prompt(llama, seed)
-        hashes[f"p{seed}"] = prompt.sha256
-        save_prompt(prompt, tmp_path / "kept" / f"p{seed}" / prompt.sha256)
-    state = {
-        "format": 1, "versions": {name: [sha256] for name, sha256 in hashes.items()},
-        "ensembles": {"both": ["p1", f"p2@{hashes['p2'][:12]}"]}, "aliases": {"live": {"both": 60.0, "p1": 40}},
-    }  # fmt: skip
-    (tmp_path / "kept" / "registry.json").write_text(json.dumps(state, indent=1) + "\n")
+    one, two = first_registry(llama, tmp_path)
     registry = make_server(llama, tmp_path, num_prompts=0).registry
     assert registry.names() == [llama.name, "p1", "p2", "both", "live"]
-    assert registry.now.resolve("live", 0.5).prompts == (hashes["p1"], hashes["p2"])
-    assert registry.now.resolve("live", 0.7).prompts == (hashes["p1"],)
+    assert registry.now.resolve("live", 0.5).prompts == (one.identity, two.identity)
+    assert registry.now.resolve("live", 0.7).prompts == (one.identity,)
     registry.set_alias("live", {"both": 60.0, "p1": 40.0})
-    assert json.loads((tmp_path / "kept" / "registry.json").read_text()) == state | {"deleted": {}}
+    assert json.loads((tmp_path / "kept" / "registry.json").read_text()) == {
+        "format": 2,
+        "versions": {"p1": [one.identity], "p2": [two.identity]},
+        "ensembles": {"both": ["p1", f"p2@{two.identity[:12]}"]},
+        "aliases": {"live": {"both": 60.0, "p1": 40}},
+        "deleted": {},
+        "values": {prompt.identity: prompt.sha256 for prompt in (one, two)},
+        "meant": {"p1": {one.sha256: one.identity}, "p2": {two.sha256: two.identity}},
+    }
+    again = make_server(llama, tmp_path, num_prompts=0).registry
+    assert again.now == registry.now
+    again.remove("live")
+    again.remove("both")
+    again.remove("p2")
+    assert not (tmp_path / "kept" / "p2").exists()
+
+
+def first_registry(lm, tmp_path):
+    """A folder as the first version left it; its prompts p1 and p2."""
+    prompts = [make_prompt(lm, seed) for seed in (1, 2)]
+    for name, prompt in zip(("p1", "p2"), prompts, strict=True):
+        save_prompt(prompt, tmp_path / "kept" / name / prompt.sha256)
+    state = {
+        "format": 1, "versions": {"p1": [prompts[0].sha256], "p2": [prompts[1].sha256]},
+        "ensembles": {"both": ["p1", f"p2@{prompts[1].sha256[:12]}"]}, "aliases": {"live": {"both": 60.0, "p1": 40}},
+    }  # fmt: skip
+    (tmp_path / "kept" / "registry.json").write_text(json.dumps(state, indent=1) + "\n")
+    return prompts
+
+
+def test_an_old_hash_means_what_it_meant_whatever_is_uploaded_since(llama, tmp_path):
+    old, _ = first_registry(llama, tmp_path)
+    other = archive(saved(llama, tmp_path / "other", seed=1, labels=LABELS[::-1]))
+
+    def worn(client, digits):
+        return client.post("/v1/classify", json={"model": f"p1@{digits}", "input": TEXT})
+
+    with served(make_server(llama, tmp_path, num_prompts=0)) as client:
+        assert client.put("/v1/prompts/p1", content=other).status_code == 200
+        first, second = client.get("/v1/prompts").json()["prompts"][0]["versions"]
+        assert first["prompt_hash"] == old.identity != second["prompt_hash"]
+        assert first["values_hash"] == second["values_hash"] == old.sha256
+        targets = {f"p1@{old.sha256[:12]}": 50, f"p1@{old.identity[:8]}": 50}
+        answer = client.put("/v1/aliases/pinned", json={"targets": targets})
+        assert answer.json()["targets"] == {f"p1@{old.identity[:12]}": 50, f"p1@{old.identity[:8]}": 50}
+        client.delete("/v1/prompts/pinned")
+    for _ in range(2):  # by the names as they were read, and as they were written since
+        with served(make_server(llama, tmp_path, num_prompts=0)) as client:
+            for digits in (old.sha256, old.sha256[:8], old.identity[:8]):
+                assert worn(client, digits).json()["results"][0]["prompt_hash"] == old.identity
+    with served(make_server(llama, tmp_path, num_prompts=0)) as client:
+        for owner in ("live", "both"):
+            client.delete(f"/v1/prompts/{owner}")
+        assert client.delete(f"/v1/prompts/p1@{old.sha256[:12]}").json()["prompt_hashes"] == [old.identity]
+        reason = why(worn(client, old.sha256[:12]), 404)
+        assert reason == f"p1 has no version {old.sha256[:12]}; it has {second['prompt_hash'][:12]}"
+
+
+def test_a_hash_of_numbers_that_two_versions_have_is_a_conflict(llama, tmp_path):
+    with served(make_server(llama, tmp_path)) as client:
+        hashes = []
+        for labels in (LABELS, LABELS[::-1]):
+            data = archive(saved(llama, tmp_path / labels[0], seed=7, labels=labels))
+            version = client.put("/v1/prompts/mine", content=data).json()["versions"][-1]
+            hashes.append(version["prompt_hash"])
+            values = version["values_hash"][:12]
+            asked = client.post("/v1/classify", json={"model": f"mine@{values}", "input": TEXT})
+            if len(hashes) == 1:
+                assert asked.json()["results"][0]["prompt_hash"] == hashes[0]
+        reason = f"mine@{values} may be 2 versions, {hashes[0][:12]}, {hashes[1][:12]}; give more digits of one of them"
+        for answer in (
+            asked,
+            client.get(f"/v1/models/mine@{values}"),
+            client.get(f"/v1/prompts/mine@{values}/nearest"),
+            client.delete(f"/v1/prompts/mine@{values}"),
+            client.put("/v1/aliases/live", json={"targets": {f"mine@{values}": 100}}),
+            client.put("/v1/ensembles/both", json={"members": [f"mine@{values}", "p0"]}),
+        ):
+            assert why(answer, 409) == reason
+        assert len(client.get("/v1/prompts").json()["prompts"][-1]["versions"]) == 2
+
+
+def test_the_same_numbers_with_other_labels_change_no_other_names_answers(lm, tmp_path):
+    """Under another name, or as another version of one; in memory they share what their numbers make."""
+    server = make_server(lm, tmp_path)
+
+    def answers(client, *names):
+        told = [client.post("/v1/classify", json={"model": name, "input": TEXT}).json()["results"] for name in names]
+        return [(result["prompt_hash"], result["probabilities"]) for (result,) in told]
+
+    with served(server) as client:
+        folder = saved(lm, tmp_path / "a", seed=21)
+        first = client.put("/v1/prompts/first", content=archive(folder)).json()["versions"][0]["prompt_hash"]
+        before = answers(client, "first")
+        num_bytes = server.engine.stats().values_bytes
+        saved(lm, folder, seed=21, labels=("sea", "film"))
+        for name in ("second", "first"):
+            client.put(f"/v1/prompts/{name}", content=archive(folder))
+        assert server.engine.stats().values_bytes == num_bytes
+        assert answers(client, f"first@{first[:12]}") == before
+        (new,) = answers(client, "second")
+        assert answers(client, "first") == [new] and list(new[1]) == ["sea", "film"] and new[0] != first
+        scored = {"accuracy": 0.75}
+        saved(lm, folder, seed=21, labels=("sea", "film"), dev_metrics=scored)
+        versions = client.put("/v1/prompts/first", content=archive(folder)).json()["versions"]
+        assert [version["prompt_hash"] for version in versions] == [first, new[0]]  # another score is no other prompt
+        assert versions[-1]["dev_metrics"] == scored
+        client.delete(f"/v1/prompts/first@{new[0][:12]}")
+        assert answers(client, "second", "first") == [new, *before]
+    with served(make_server(lm, tmp_path)) as client:
+        assert answers(client, "second", "first") == [new, *before]
+
+
+def test_a_folder_that_holds_another_prompt_than_was_uploaded_is_left_out(llama, tmp_path):
+    with served(make_server(llama, tmp_path)) as client:
+        data = archive(saved(llama, tmp_path / "a", seed=21))
+        (version,) = client.put("/v1/prompts/mine", content=data).json()["versions"]
+    saved(llama, tmp_path / "kept" / "mine" / version["prompt_hash"], seed=22)
+    with pytest.warns(UserWarning, match="not served: mine: its folder holds another prompt than was uploaded; upload"):
+        assert "mine" not in make_server(llama, tmp_path).registry.names()
 
 
 def test_a_prompt_put_there_by_hand_stays_deleted_until_it_is_uploaded(llama, tmp_path):
@@ -1440,7 +1550,7 @@ def test_head_is_get_without_its_body(client):
         ("completions", {"model": "p0", "prompt": ["x"] * 300}, 400, "300 inputs, but a request takes 256"),
         ("completions", {"model": "nope", "prompt": "x"}, 404, "no prompt named 'nope'"),
         ("completions", {"model": "p0@zz", "prompt": "x"}, 400, "'zz' is no version"),
-        ("completions", {"model": "p0@00000000", "prompt": "x"}, 404, "p0 has 0 versions that begin with 00000000"),
+        ("completions", {"model": "p0@00000000", "prompt": "x"}, 404, "p0 has no version 00000000; it has "),
         ("classify", {"model": "p0", "fields": {"text": "x"}}, 400, "no column 'sentence'"),
         ("classify", {"model": "p0", "fields": {"sentence": None}}, 400, "the input is empty: no text in sentence"),
         ("classify", {"model": "p0", "input": "x", "labels": ["a", "a"]}, 400, "labels repeat"),
@@ -1770,7 +1880,7 @@ def test_the_prompts_in_the_folder_are_served_and_bad_ones_are_named(llama, tmp_
 def test_the_vote_is_the_evaluations(llama, tmp_path):
     """The request carries `evaluation.vote` of the card's own task, not a copy of it."""
     server = make_server(llama, tmp_path)
-    hashes = [versions[-1].sha256 for versions in server.registry.versions().values()]
+    hashes = [versions[-1].identity for versions in server.registry.versions().values()]
     worn = server.asker.worn(hashes)
     (question,) = server.asker.questions(worn, [TEXT])
     request = server.asker.classification(question, None)

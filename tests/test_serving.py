@@ -73,14 +73,14 @@ def ids_of(length, seed=0):
 
 
 def ask(ids, prompt=None, *, timeout=None, **decoding):
-    sha256 = None if prompt is None else prompt.sha256
-    return Request(parts=(Part(ids=ids, prompt=sha256),), decoding=Decoding(**decoding), timeout=timeout)
+    identity = None if prompt is None else prompt.identity
+    return Request(parts=(Part(ids=ids, prompt=identity),), decoding=Decoding(**decoding), timeout=timeout)
 
 
 def ask_labels(ids, prompt=None, labels=("sea", "film", "a warm story")):
-    sha256 = None if prompt is None else prompt.sha256
+    identity = None if prompt is None else prompt.identity
     candidates = tuple((*ids_of(1 + i % 3, seed=i), 1) for i in range(len(labels)))
-    return Request(parts=(Part(ids=ids, prompt=sha256, candidates=candidates),), labels=labels)
+    return Request(parts=(Part(ids=ids, prompt=identity, candidates=candidates),), labels=labels)
 
 
 def finish(engine, limit=1_000):
@@ -152,7 +152,7 @@ def test_the_inputs_own_tokens_are_scored_as_transformers_scores_them_whatever_t
     asked = []
     for number, length in enumerate((12, 1, 90, 2, 7)):
         prompt = [None, *prompts][number % 3]
-        part = Part(ids=ids_of(length), prompt=None if prompt is None else prompt.sha256)
+        part = Part(ids=ids_of(length), prompt=None if prompt is None else prompt.identity)
         decoding = Decoding(max_tokens=number % 3)
         asked.append((prompt, engine.submit(Request(parts=(part,), decoding=decoding, num_alternatives=3, echo=True))))
         engine.submit(ask(ids_of(length + 3), prompts[0], max_tokens=4))
@@ -271,7 +271,7 @@ def random_request(rng, prompts, number):
     request = ask(ids, worn, **{"max_tokens": length} | settings)
     if kind != "ensemble":
         return request
-    parts = tuple(Part(ids=ids, prompt=prompt.sha256) for prompt in prompts[:3])
+    parts = tuple(Part(ids=ids, prompt=prompt.identity) for prompt in prompts[:3])
     return replace(request, parts=parts, decoding=Decoding(max_tokens=min(length, 5)))
 
 
@@ -281,8 +281,8 @@ def answered_under_arrivals(lm, rng, tmp_path, **options):
     options |= {"max_memory": 600_000, "max_prefill_tokens": rng.choice([16, 60, 1_000]), "max_rows": 24}
     engine = make_engine(lm, **options)
     for prompt in prompts:
-        save_prompt(prompt, tmp_path / prompt.sha256)
-        engine.table.add(tmp_path / prompt.sha256)
+        save_prompt(prompt, tmp_path / prompt.identity)
+        engine.table.add(tmp_path / prompt.identity)
     everything, asked, cancelled = list(prompts), [], []
     for number in range(40):
         request = random_request(rng, prompts, number)
@@ -292,10 +292,10 @@ def answered_under_arrivals(lm, rng, tmp_path, **options):
             place = rng.randrange(len(prompts))
             old, prompts[place] = prompts[place], make_prompt(lm, 100 + number, rng.choice([2, 6, 12]))
             everything.append(prompts[place])
-            save_prompt(prompts[place], tmp_path / prompts[place].sha256)
-            engine.table.add(tmp_path / prompts[place].sha256)
-            engine.table.remove(old.sha256)
-            for file in (tmp_path / old.sha256).iterdir():
+            save_prompt(prompts[place], tmp_path / prompts[place].identity)
+            engine.table.add(tmp_path / prompts[place].identity)
+            engine.table.remove(old.identity)
+            for file in (tmp_path / old.identity).iterdir():
                 file.unlink()
         for _ in range(rng.choice([0, 0, 0, 1, 3])):
             engine.step()
@@ -382,7 +382,7 @@ def test_a_request_keeps_the_prompt_it_began_with(kind, tmp_path):
     engine.step()
     waiting = engine.submit(ask(ids_of(4), old, max_tokens=9))
     engine.table.add(new)
-    engine.table.remove(old.sha256)
+    engine.table.remove(old.identity)
     engine.step()
     after = engine.submit(ask(ids_of(4), new, max_tokens=9))
     with pytest.raises(ValueError, match="no prompt with the content hash"):
@@ -392,7 +392,7 @@ def test_a_request_keeps_the_prompt_it_began_with(kind, tmp_path):
     assert_same(running.result(0.0), wanted)
     assert_same(waiting.result(0.0), wanted)
     assert after.result(0.0).parts[0].log_probs != pytest.approx(wanted.parts[0].log_probs, abs=1e-2)
-    assert engine.table.hashes() == [new.sha256]
+    assert engine.table.hashes() == [new.identity]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -717,11 +717,11 @@ def test_memory_stays_within_the_limit_whatever_shares_a_buffer(kind, tmp_path):
     lm = tiny_lm(kind)
     prompts = [make_prompt(lm, seed, 12) for seed in range(60)]
     for prompt in prompts:
-        save_prompt(prompt, tmp_path / prompt.sha256)
+        save_prompt(prompt, tmp_path / prompt.identity)
     for limit in (60_000, 200_000):
         engine, rng, held = make_engine(lm, max_memory=limit), random.Random(1), []
         for prompt in prompts:
-            engine.table.add(tmp_path / prompt.sha256)
+            engine.table.add(tmp_path / prompt.identity)
         for burst in range(40):  # rows of other lengths join a group, whose every row is then as wide as the widest
             for number in range(rng.choice([2, 6, 12])):
                 ids = ids_of(rng.choice([3, 20, 40, 60, 90]), 100 * burst + number)
@@ -740,8 +740,8 @@ def test_memory_stays_within_the_limit_with_more_prompts_than_fit(kind, tmp_path
     engine = make_engine(lm, max_memory=limit)
     prompts = [make_prompt(lm, seed, 12) for seed in range(40)]
     for prompt in prompts:
-        save_prompt(prompt, tmp_path / prompt.sha256)
-        engine.table.add(tmp_path / prompt.sha256)
+        save_prompt(prompt, tmp_path / prompt.identity)
+        engine.table.add(tmp_path / prompt.identity)
     asked = [ask(ids_of(3 + i % 9, i), prompts[7 * i % 40], max_tokens=2 + i % 5) for i in range(80)]
     tickets = [engine.submit(request) for request in asked]
     while engine.step():
@@ -765,14 +765,14 @@ def test_an_ensemble_is_the_vote_of_separate_requests(kind, scoring):
     texts = set()
     for i in range(4):
         one = ask_labels(ids_of(4 + i), None, labels) if scoring == "rank" else ask(ids_of(4 + i), max_tokens=3)
-        parts = tuple(replace(one.parts[0], prompt=prompt.sha256) for prompt in prompts)
+        parts = tuple(replace(one.parts[0], prompt=prompt.identity) for prompt in prompts)
         together = engine.submit(replace(one, parts=parts, vote=rule))
         separate = [engine.submit(replace(one, parts=(part,))) for part in parts]
         finish(engine)
         votes = [ticket.result(0.0).prediction for ticket in separate]
         answer = together.result(0.0)
         assert_same_prediction(answer.prediction, rule(votes))
-        assert [part.prompt for part in answer.parts] == [prompt.sha256 for prompt in prompts]
+        assert [part.prompt for part in answer.parts] == [prompt.identity for prompt in prompts]
         for part, own in zip(answer.parts, votes, strict=True):
             assert_same_prediction(part.prediction, own)
         texts |= {prediction.text for prediction in votes}
@@ -784,7 +784,7 @@ def test_without_a_rule_the_majority_wins_and_ties_go_to_the_more_probable(llama
     engine = make_engine(llama, prompts)
     said = iter(["yes ", " no", "yes", "left", "right", "left?"])
     parts = tuple(
-        Part(ids=ids_of(4), prompt=prompt.sha256, answer_of=lambda text: next(said).strip()) for prompt in prompts
+        Part(ids=ids_of(4), prompt=prompt.identity, answer_of=lambda text: next(said).strip()) for prompt in prompts
     )
     answers = []
     for _ in range(2):
@@ -841,7 +841,7 @@ def test_a_request_that_cannot_be_answered_is_refused_at_once(llama, request_of,
     with pytest.raises(ValueError, match=message):
         engine.submit(request_of(llama))
     assert engine.stats().num_waiting == 0 and not engine.step()
-    engine.table.remove(prompt.sha256)
+    engine.table.remove(prompt.identity)
     assert engine.table.values_bytes == 0  # no pin is left
 
 
@@ -872,7 +872,7 @@ def test_requests_put_in_together_all_wait_or_none_does(llama):
     with pytest.raises(Cancelled):
         tickets[0].result()
     assert len({tuple(ticket.result().parts[0].ids) for ticket in tickets[1::2]}) == 1
-    engine.table.remove(prompt.sha256)
+    engine.table.remove(prompt.identity)
     assert engine.table.values_bytes == 0
 
 
@@ -1084,7 +1084,7 @@ def test_a_prompt_whose_own_pass_is_no_number_is_refused_at_its_first_use_and_th
     wanted = [alone(lm, [good], request) for request in asked[:2]]
     tickets = [engine.submit(request) for request in asked]
     finish(engine)
-    reason = f"prompt {bad.sha256[:12]} is not served: the prompt's own pass through tiny-{kind} leaves the range of "
+    reason = f"prompt {bad.identity[:12]} is not served: the prompt's own pass through tiny-{kind} leaves the range of "
     for ticket, answer in zip(tickets, wanted, strict=False):
         assert_same(ticket.result(0.0), answer)
     for ticket in tickets[2:]:
@@ -1146,7 +1146,7 @@ def test_a_rule_or_an_answer_that_fails_ends_its_own_request_only(llama):
 def test_an_ensemble_ends_with_the_first_of_its_parts_that_fails():
     lm, good, bad = overflowing("llama")
     engine = make_engine(lm, [good, bad])
-    parts = tuple(Part(ids=ids_of(4), prompt=prompt.sha256) for prompt in (good, bad, good))
+    parts = tuple(Part(ids=ids_of(4), prompt=prompt.identity) for prompt in (good, bad, good))
     ticket = engine.submit(Request(parts=parts, decoding=Decoding(max_tokens=40)))
     assert finish(engine) <= 2
     with pytest.raises(ValueError, match="leaves the range of float16"):

@@ -164,6 +164,7 @@ def predict_file(
         "finished": finished,
         "show-input": show_input,
         "input": str(source) if is_file else "lines",
+        "prompt hashes": [prompt.identity for prompt in saved.prompts],  # in no file of 0.2 and before
     }
     items = read_items(source, finished=finished) if is_file else read_lines(source, finished=finished)
     file = AnswerFile(Path(output), settings)

@@ -117,7 +117,7 @@ def open_prompts(
         lm = load_for(prompts[0], lm, device=device, dtype=dtype, quantize=quantize)
     for prompt, path in zip(prompts, paths, strict=True):
         check_fits(prompt, lm)
-        check_runs(prompt, lm)
+        check_runs(prompt.values, lm)
         tell_quantization(prompt.card, path, lm)
     forms = [form_of(card, path, tasks[0], lm) for card, path in zip(cards, paths, strict=True)]
     return SavedPrompts(lm, paths, prompts, tasks, forms, shared_scoring(cards, paths, tasks[0], scoring))
@@ -152,12 +152,11 @@ def task_of(card: Card) -> Task | None:
     """The task a prompt was trained for; of a task from your own file, rebuilt from the card. None: not recorded."""
     inputs, targets = card.text.get("inputs_template"), card.text.get("targets_template")
     if inputs and targets:
-        scored = next(iter(card.dev_metrics), None)
         return file_task(
             inputs=inputs,
             targets=targets,
             labels=card.labels or None,
-            metric=card.recipe.get("metric") or {"macro_f1": "f1", "rouge1": "rouge"}.get(str(scored), scored),
+            metric=card.metric,
             group_by=card.recipe.get("group_by"),
             name=card.task,
         )

@@ -99,7 +99,8 @@ class PromptScores:
                     experiment="eval" if len(places) == 1 else "ensemble",
                     config={
                         "prompts": [str(self.saved.folders[place]) for place in places],
-                        "sha256": [prompt.sha256 for prompt in prompts],
+                        "prompt_hashes": [prompt.identity for prompt in prompts],
+                        "values_hashes": [prompt.sha256 for prompt in prompts],
                         "seeds": [prompt.card.seed for prompt in prompts],
                         "quantize": self.saved.lm.quantization,
                     },

@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         found = inspect_prompt(prompt, lm, args.nearest)
     if args.json:
         labels = [asdict(label) | {"persists": label.persists} for label in found.labels]
-        print(json.dumps(asdict(found) | {"labels": labels, "ablation": ablation}, ensure_ascii=False))
+        hashes = {"prompt_hash": prompt.identity, "values_hash": prompt.sha256}
+        print(json.dumps(asdict(found) | {"labels": labels, "ablation": ablation} | hashes, ensure_ascii=False))
     else:
         print(_page(args.prompt, prompt, found, ablation))
     return 0
@@ -77,6 +78,7 @@ def _page(folder: str, prompt: Any, found: Any, ablation: dict[str, Any] | None)
     count = counted(prompt.length, "row")
     lines = [
         f"{folder}: {count} of width {prompt.width}, {prompt.card.task or 'no task'}, {prompt.card.model_name}",
+        f"prompt_hash {prompt.identity[:12]} (of all that changes answers), values_hash {prompt.sha256[:12]}",
         f"norms are in units of the vocabulary's median, {found.vocabulary_norm:.3g}; "
         f"mean cosine of two rows {found.mean_cosine:.3f}",
         "",

@@ -29,8 +29,9 @@ class Card:
     width can be checked. `num_layers` and `num_heads` are the model's, for PEFT. `text` is the text
     format (template, separator, leading space, end of sequence, lengths, truncation); `init` says
     how the prompt began (kind, seed, and for every row the tokens it was made of); `recipe` is the
-    preset and its numbers; `parent` the sha256 of the prompt it started from. `values_sha256` is
-    that of the prompt as it was saved; None for one that was not, or before 0.3.0.
+    preset and its numbers; `parent` the sha256 of the values it started from. `values_sha256` is
+    that of the prompt as it was saved; None for one that was not, or before 0.3.0. What of it changes
+    answers belongs to `SoftPrompt.identity`.
     """
 
     model_name: str | None
@@ -53,6 +54,13 @@ class Card:
     values_sha256: str | None = field(default=None, compare=False)
     softprompt_version: str = field(default_factory=_installed_version)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def metric(self) -> str | None:
+        """What a task of one's own file is scored by; None for what `file_task` takes by itself."""
+        scored = next(iter(self.dev_metrics), None)
+        metric = self.recipe.get("metric") or {"macro_f1": "f1", "rouge1": "rouge"}.get(str(scored), scored)
+        return None if metric == ("accuracy" if self.labels else "em") else metric
 
     def to_json(self) -> str:
         """The card as JSON text that `from_json` reads back to an equal card."""

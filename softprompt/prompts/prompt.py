@@ -7,15 +7,17 @@ c candidates, d width, v vocabulary. In a mask True means attend.
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from softprompt.models import FrozenLM
+from softprompt.models import FrozenLM, TextFormat
 from softprompt.prompts.card import Card
 
 FAR = 1_000  # ours: times the largest embedding. The authors' own SST-2 prompt reaches 748 and answers well
@@ -74,6 +76,30 @@ class SoftPrompt:
         content = self.values.numpy().astype("<f4", copy=False).tobytes()
         return hashlib.sha256(f"{self.length}x{self.width}:".encode() + content).hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """Hash (hex) of everything that changes an answer: the values, and of the card the text format, labels, task
+        and its version, scoring, metric and grouping.
+
+        A field at its default is left out, so that a new one changes no hash.
+        """
+        card = self.card
+        parts: dict[str, Any] = {
+            "values": self.sha256,
+            "kind": "kv" if self.is_kv else None,
+            "task": card.task,
+            "task_version": card.task_version,
+            "labels": card.labels or None,
+            "scoring": card.recipe.get("scoring") or None,
+            "metric": card.metric if card.text.get("targets_template") else card.recipe.get("metric"),
+            "group_by": card.recipe.get("group_by"),
+        }
+        if card.text:  # without any, the model's usual one is taken
+            usual = TextFormat()
+            parts["text"] = {name: value for name, value in card.text.items() if value != getattr(usual, name, None)}
+        recorded = {name: value for name, value in parts.items() if value is not None}
+        return hashlib.sha256(json.dumps(recorded, sort_keys=True).encode()).hexdigest()
+
 
 def check_fits(prompt: SoftPrompt, lm: FrozenLM) -> None:
     """Refuse a prompt that was trained for another model, or has numbers that the model's type lacks.
@@ -118,9 +144,9 @@ def check_fits(prompt: SoftPrompt, lm: FrozenLM) -> None:
 
 
 @torch.no_grad()
-def check_runs(prompt: SoftPrompt, lm: FrozenLM) -> None:
-    """Refuse a prompt that fits but whose own pass through the model is not finite. Raises ValueError."""
-    values = prompt.values.to(lm.device)
+def check_runs(values: Tensor, lm: FrozenLM) -> None:
+    """Refuse the values of a prompt that fits but whose own pass through the model is not finite. Raises ValueError."""
+    values = values.to(lm.device)
     if not lm.is_encoder_decoder:
         check_passed(lm.prompt_states([values]).by_layer(), lm)
         return

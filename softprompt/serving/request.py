@@ -42,7 +42,7 @@ class Part:
     ids: tuple[int, ...]
     """The input, as `softprompt.models.text.encode_inputs` makes it for this prompt's text format."""
     prompt: str | None = None
-    """The content hash (SoftPrompt.sha256) of the prompt it wears; None for the bare model."""
+    """The hash (`SoftPrompt.identity`) of the prompt it wears; None for the bare model."""
     candidates: tuple[tuple[int, ...], ...] = ()
     """For label scoring: the ids of each candidate as `encode_target` makes them, in the order of the request's
     labels."""
@@ -108,7 +108,7 @@ class PartAnswer:
     finish_reason: str
     """stop (end of sequence or stop string; with label scoring) or length (`max_tokens`, or no more time)."""
     prompt: str | None
-    """The content hash of the prompt it wore."""
+    """The hash of the prompt it wore."""
     num_input_tokens: int = 0
     """Tokens of the input, without the prompt."""
 

@@ -1,9 +1,9 @@
 """The serving engine: requests from any thread, one frozen model, one running batch that they join and leave.
 
     engine = Scheduler(lm, max_memory=4 << 30)
-    sha256 = engine.table.add("runs/sst2")
+    prompt = engine.table.add("runs/sst2")
     engine.start()
-    ticket = engine.submit(Request(parts=(Part(ids=ids, prompt=sha256),), decoding=Decoding(max_tokens=20)))
+    ticket = engine.submit(Request(parts=(Part(ids=ids, prompt=prompt),), decoding=Decoding(max_tokens=20)))
     ticket.result().prediction.text
 
 A request is one or more parts, each one input and the prompt it wears; several parts are an ensemble. It asks for

@@ -153,7 +153,7 @@ class Stepper:
         prompts = {job.part.prompt for job in jobs if job.part.prompt is not None}
         worn: dict[str | None, Any] = {None: None}
         if self.lm.is_encoder_decoder:
-            worn |= {prompt: self.table.sound_values(prompt).values for prompt in prompts}
+            worn |= {prompt: self.table.sound_values(prompt) for prompt in prompts}
         else:
             worn |= self.table.states(prompts)
         return [replace(job.start, worn=worn[job.part.prompt]) for job in jobs]

@@ -378,7 +378,8 @@ class Models(BaseModel):
 class PromptVersion(BaseModel):
     """One content of a prompt name."""
 
-    prompt_hash: str
+    prompt_hash: str = Field(description="of everything that changes an answer: numbers, text format, labels, task, …")
+    values_hash: str = Field(description="of the numbers alone, which other prompts may have, too")
     length: int
     task: str | None
     fields: list[str] = Field(description="what a record of it has, with ? behind one that may be missing")

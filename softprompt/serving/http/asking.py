@@ -37,9 +37,9 @@ BARE_TASK = file_task(inputs="{inputs}", targets="{targets}", name="unknown")
 
 @dataclass(frozen=True)
 class Worn:
-    """A prompt as requests wear it; the bare model where `sha256` is None."""
+    """A prompt as requests wear it; the bare model where `identity` is None."""
 
-    sha256: str | None
+    identity: str | None
     task: Task
     form: TextFormat
     scoring: str
@@ -77,10 +77,10 @@ class Asker:
             if is_text and not self.lm.is_encoder_decoder:
                 changes |= {"separator": "", "leading_space": False}
             return (Worn(None, BARE_TASK, default_format(self.lm, **changes), "generate"),)
-        worn = tuple(self.describe(self.table.get(sha256)) for sha256 in prompts if sha256 is not None)
+        worn = tuple(self.describe(self.table.get(identity)) for identity in prompts if identity is not None)
         if len(worn) == 1:
             return worn
-        tasks = shared_tasks([one.card for one in worn if one.card], [str(one.sha256)[:12] for one in worn])
+        tasks = shared_tasks([one.card for one in worn if one.card], [str(one.identity)[:12] for one in worn])
         return tuple(replace(one, task=task) for one, task in zip(worn, tasks, strict=True))
 
     def questions(
@@ -93,7 +93,7 @@ class Asker:
         """
         questions = []
         for number, item in enumerate(items):
-            if worn[0].sha256 is None and isinstance(item, str):
+            if worn[0].identity is None and isinstance(item, str):
                 item, finished = Rendered(item), True
             try:
                 asked = examples_of_each([one.task for one in worn], partial(examples_of, item=item, finished=finished))
@@ -126,7 +126,7 @@ class Asker:
 
     def turns(self, worn: Sequence[Worn], messages: Sequence[dict[str, str]], *, finished: bool = False) -> Question:
         """A conversation as one question. A prompt takes one message of the user's: what it was trained on."""
-        if worn[0].sha256 is None:
+        if worn[0].identity is None:
             if not self.lm.tokenizer.has_chat_template:
                 raise ValueError(f"{self.lm.name} has no chat template; ask for a completion instead")
             text = self.lm.tokenizer.conversation(messages)
@@ -146,7 +146,7 @@ class Asker:
         parts = []
         for worn, row in zip(question.worn, question.rows, strict=True):
             answer_of = partial(_answer_of, worn.form)
-            parts.append(Part(ids=row.ids, prompt=worn.sha256, answer_of=answer_of))
+            parts.append(Part(ids=row.ids, prompt=worn.identity, answer_of=answer_of))
         return Request(
             parts=tuple(parts), decoding=decoding, vote=partial(vote, question.worn[0].task, question.example)
         )
@@ -165,19 +165,19 @@ class Asker:
         for worn, row in zip(question.worn, question.rows, strict=True):
             form = room_for(labels or (), worn.form, self.lm.tokenizer)
             texts, candidates = candidates_of(task, example, form, self.lm.tokenizer, {})
-            parts.append(Part(ids=row.ids, prompt=worn.sha256, candidates=tuple(map(tuple, candidates))))
+            parts.append(Part(ids=row.ids, prompt=worn.identity, candidates=tuple(map(tuple, candidates))))
         return Request(parts=tuple(parts), labels=tuple(texts), vote=partial(vote, task, example))
 
     def _describe(self, prompt: Registered) -> Worn:
-        return worn_by(prompt.card, prompt.sha256, prompt.length, self.lm)
+        return worn_by(prompt.card, prompt.identity, prompt.length, self.lm)
 
 
-def worn_by(card: Card, sha256: str, length: int, lm: FrozenLM) -> Worn:
+def worn_by(card: Card, identity: str, length: int, lm: FrozenLM) -> Worn:
     """A prompt of so many tokens as requests wear it: the task with its labels, the text format and the scoring.
 
     ValueError for a card by which no request could be answered, and for one that cannot be listed.
     """
-    place = [Path(sha256[:12])]
+    place = [Path(identity[:12])]
     (task,) = shared_tasks([card], place)
     form = form_of(card, place[0], task, lm)
     checked(dict[str, FiniteFloat], card.dev_metrics, "the card: dev_metrics")
@@ -185,7 +185,7 @@ def worn_by(card: Card, sha256: str, length: int, lm: FrozenLM) -> Worn:
         [Example(inputs="a", targets="", id="", references=())], form, lm.tokenizer, with_targets=False
     )
     check_length(shortest, length, lm, answer_length=form.max_target_length)
-    return Worn(sha256, task, form, shared_scoring([card], place, task), card)
+    return Worn(identity, task, form, shared_scoring([card], place, task), card)
 
 
 def _answer_of(form: TextFormat, text: str) -> str:

@@ -15,7 +15,7 @@ from softprompt.answering import NUM_NEAREST, nearest_tokens
 from softprompt.serving.http import api
 from softprompt.serving.http.access import Key
 from softprompt.serving.http.archive import read_archive
-from softprompt.serving.http.registry import MIN_HASH, NAME, Names, UnknownName, Version
+from softprompt.serving.http.registry import MIN_HASH, NAME, Names, Version
 from softprompt.serving.http.state import Server
 from softprompt.serving.http.wire import REQUEST_ID
 from softprompt.tasks import all_fields
@@ -73,7 +73,7 @@ def add_prompts(app: FastAPI, server: Server) -> None:
             raise ValueError("the body is empty; send a prompt's folder as a zip or tar archive")
         prompt = await run_sync(partial(read_archive, data, max_bytes=server.limits.max_upload))
         versions = await run_sync(registry.upload, name, prompt)
-        log.info("%s: %s uploaded %s, %s", request.scope[REQUEST_ID], key.name, name, prompt.sha256[:12])
+        log.info("%s: %s uploaded %s, %s", request.scope[REQUEST_ID], key.name, name, prompt.identity[:12])
         return _info(server, name, versions)
 
     @app.delete("/v1/prompts/{name}", response_model=api.Deleted, tags=["prompts"])
@@ -91,23 +91,21 @@ def add_prompts(app: FastAPI, server: Server) -> None:
     ) -> Any:
         """The vocabulary's nearest tokens to each row of a prompt, by cosine (paper, section 7)."""
         with registry.hold(name, 0.0) as held:
-            sha256 = held.prompts[0] if len(held.prompts) == 1 else None
-            if sha256 is None:
+            identity = held.prompts[0] if len(held.prompts) == 1 else None
+            if identity is None:
                 raise ValueError(f"{name} is not one prompt; name one of its own")
-            values = server.engine.table.values(sha256).values
-            return {"name": name, "prompt_hash": sha256, "rows": nearest_tokens(values, server.engine.lm, count)}
+            values = server.engine.table.values(identity)
+            return {"name": name, "prompt_hash": identity, "rows": nearest_tokens(values, server.engine.lm, count)}
 
     @app.put("/v1/ensembles/{name}", response_model=api.EnsembleInfo, tags=["prompts"])
     def ensemble(name: Name, body: api.EnsembleRequest, key: Key = administer) -> Any:
         """Name several prompts of one task that vote."""
-        registry.set_ensemble(name, body.members)
-        return _ensemble(server, registry.now, name, body.members)
+        return _ensemble(server, registry.now, name, registry.set_ensemble(name, body.members))
 
     @app.put("/v1/aliases/{name}", response_model=api.AliasInfo, tags=["prompts"])
     def alias(name: Name, body: api.AliasRequest, key: Key = administer) -> Any:
         """Send a name's requests to prompts, versions or ensembles by shares: promote, roll back, split."""
-        registry.set_alias(name, body.targets)
-        return {"name": name, "targets": body.targets}
+        return {"name": name, "targets": registry.set_alias(name, body.targets)}
 
 
 def _model(server: Server, names: Names, name: str) -> dict[str, Any]:
@@ -117,7 +115,7 @@ def _model(server: Server, names: Names, name: str) -> dict[str, Any]:
 def _ensemble(server: Server, names: Names, name: str, members: Sequence[str]) -> dict[str, Any]:
     try:
         versions = [names.version(member) for member in members]
-    except UnknownName:
+    except ValueError:  # one is gone, or its old hash is of several
         versions = []
     fields = all_fields(server.asker.describe(version.prompt).task for version in versions)
     return {"name": name, "members": members, "fields": fields}
@@ -130,7 +128,8 @@ def _info(server: Server, name: str, versions: Sequence[Version]) -> dict[str, A
         assert worn.card is not None
         described.append(
             {
-                "prompt_hash": version.sha256,
+                "prompt_hash": version.identity,
+                "values_hash": version.prompt.values_sha256,
                 "length": version.prompt.length,
                 "task": worn.card.task,
                 "fields": worn.task.fields,

@@ -1,7 +1,7 @@
 """Names for served prompts: versions, ensembles and aliases, kept on disk.
 
 All names share one space. A *prompt* is a name with versions, of which the last is current; `name@hash` means one of
-them, by the first digits of its content hash. An *ensemble* is a name for several prompts that vote. An *alias* sends
+them, by the first digits of its identity. An *ensemble* is a name for several prompts that vote. An *alias* sends
 each request to one of its targets, by their shares.
 """
 
@@ -12,8 +12,8 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -53,9 +53,9 @@ class Version:
     """Whether its folder is the registry's own, to be deleted with it."""
 
     @property
-    def sha256(self) -> str:
-        """Its content hash."""
-        return self.prompt.sha256
+    def identity(self) -> str:
+        """Its hash, of everything that changes an answer."""
+        return self.prompt.identity
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,25 @@ class Resolved:
     name: str
     """The name asked for, without a version."""
     prompts: tuple[str | None, ...]
-    """Content hashes, one for each prompt that answers; None is the bare model."""
+    """Identities, one for each prompt that answers; None is the bare model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What registry.json holds."""
+    """What registry.json holds. Format 1 knew a prompt by the hash of its values, format 2 by its identity."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     versions: dict[str, list[str]]
-    """The content hashes that were uploaded under each name, the last one current."""
+    """The hashes that were uploaded under each name, the last one current."""
     ensembles: dict[str, list[str]]
     aliases: dict[str, dict[str, float]]
     deleted: dict[str, list[str]] = field(default_factory=dict)
-    """The content hashes that were deleted of each name whose folder was put there by hand, and lies there still."""
+    """The hashes that were deleted of each name whose folder was put there by hand, and lies there still; of values,
+    where they were deleted in format 1."""
+    values: dict[str, str] = field(default_factory=dict)
+    """Each upload's hash of values, by its identity."""
+    meant: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What a hash of values meant under each name when format 1 was read: an identity, which may have gone since."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class Names:
     """Their targets and shares in percent."""
     deleted: dict[str, list[str]] = field(default_factory=dict)
     """What must not come back by itself, as in `State`."""
+    meant: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Of old hashes, as in `State`."""
 
     def __iter__(self) -> Iterator[str]:
         yield from (self.base, *self.versions, *self.ensembles, *self.aliases)
@@ -110,7 +117,7 @@ class Names:
     def resolve(self, wanted: str, point: float) -> Resolved:
         """What a name stands for. point: from 0 up to 1, which of an alias's targets is taken.
 
-        UnknownName, with the nearest known name, for what is not there.
+        UnknownName, with the nearest known name, for what is not there; otherwise as `version`.
         """
         target, passed = wanted, 0.0
         for choice, share in self.aliases.get(wanted, {}).items():
@@ -121,7 +128,7 @@ class Names:
             return Resolved(wanted, (None,))
         members = self.ensembles.get(target, (target,))
         try:
-            prompts = tuple(self.version(member).sha256 for member in members)
+            prompts = tuple(self.version(member).identity for member in members)
         except UnknownName as error:
             if target == wanted and wanted not in self.ensembles:
                 raise
@@ -129,7 +136,11 @@ class Names:
         return Resolved(wanted.partition("@")[0], prompts)
 
     def version(self, wanted: str) -> Version:
-        """The version that `name` or `name@digits` means. UnknownName for none, ValueError for bad digits."""
+        """The version that `name` or `name@digits` means: the first digits of its identity, else those of an old hash.
+
+        That is of values only: it means what it meant when names were read in their old form, or the one version with
+        these values. UnknownName for none, Conflict for several, ValueError for bad digits.
+        """
         name, _, digits = wanted.partition("@")
         versions = self.versions.get(name)
         if versions is None:
@@ -138,22 +149,35 @@ class Names:
             return versions[-1]
         if not re.fullmatch(f"[0-9a-f]{{{MIN_HASH},64}}", digits):
             raise ValueError(f"{digits!r} is no version; give {MIN_HASH} to 64 hexadecimal digits of the prompt's hash")
-        matching = [version for version in versions if version.sha256.startswith(digits)]
-        if len(matching) != 1:
-            known = ", ".join(version.sha256[:SHORT_HASH] for version in versions)
-            raise UnknownName(f"{name} has {len(matching)} versions that begin with {digits}; it has {known}")
+        meant = self.meant.get(name, {})
+        wanted_now = {version.identity for version in versions if version.identity.startswith(digits)}
+        wanted_now |= {meant[values] for values in meant if values.startswith(digits)}
+        matching = [version for version in versions if version.identity in wanted_now]
+        if not wanted_now:
+            matching = [version for version in versions if version.prompt.values_sha256.startswith(digits)]
+        known = ", ".join(version.identity[:SHORT_HASH] for version in matching or versions)
+        if not matching:
+            raise UnknownName(f"{name} has no version {digits}; it has {known}")
+        if len(matching) > 1:
+            raise Conflict(f"{name}@{digits} may be {len(matching)} versions, {known}; give more digits of one of them")
         return matching[0]
+
+    def exact(self, target: str) -> str:
+        """A target that `version` knows, with digits of the identity in place of an old hash's."""
+        name, _, digits = target.partition("@")
+        identity = self.version(target).identity
+        return f"{name}@{identity[:SHORT_HASH]}" if digits and not identity.startswith(digits) else target
 
     def with_version(self, name: str, version: Version) -> Names:
         """The same with this version as a name's current one."""
-        before = [old for old in self.versions.get(name, ()) if old.sha256 != version.sha256]
+        before = [old for old in self.versions.get(name, ()) if old.identity != version.identity]
         return replace(self, versions={**self.versions, name: [*before, version]})
 
 
 class Registry:
     """The names that a server knows, and the prompt table behind them. Any thread may call any method.
 
-    base: the name of the bare model. folder: where uploads, ensembles and aliases are kept (NAME/HASH/ and
+    base: the name of the bare model. folder: where uploads, ensembles and aliases are kept (NAME/IDENTITY/ and
     registry.json), and where prompt folders (NAME/) are served from; None: nothing can be uploaded.
     """
 
@@ -171,8 +195,9 @@ class Registry:
         """Every prompt name's versions, the last one current."""
         return self.now.versions
 
-    def add(self, name: str, folder: str | Path, *, is_upload: bool = False) -> Version:
-        """Serve a prompt folder where it lies. is_upload: it is this registry's own, and deleted with the name.
+    def add(self, name: str, folder: str | Path, *, upload: str | None = None) -> Version:
+        """Serve a prompt folder where it lies. upload: the hash that it was kept under, where it is this registry's own
+        and goes with the name.
 
         ValueError for a bad name, no prompt there, another model's, or one that no request could be answered by.
         """
@@ -180,13 +205,16 @@ class Registry:
             self._check_new(name, self.now.versions)
             try:
                 prompt = load_prompt(folder)
-                if self._is_by_hand(name, folder) and prompt.sha256 in self.now.deleted.get(name, ()):
+                hashes = {prompt.identity, prompt.sha256}
+                if self._is_by_hand(name, folder) and hashes & set(self.now.deleted.get(name, ())):
                     raise ValueError("it was deleted here; upload it to have it back, or remove its folder")
-                worn_by(prompt.card, prompt.sha256, prompt.length, self.table.lm)
-                sha256 = self.table.add(prompt, Path(folder))
+                if upload and upload not in hashes:
+                    raise ValueError("its folder holds another prompt than was uploaded; upload it again")
+                worn_by(prompt.card, prompt.identity, prompt.length, self.table.lm)
+                identity = self.table.add(prompt, Path(folder))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            version = Version(self.table.get(sha256), Path(folder), is_upload)
+            version = Version(self.table.get(identity), Path(folder), is_upload=upload is not None)
             self.now = self.now.with_version(name, version)
             return version
 
@@ -203,25 +231,27 @@ class Registry:
                 raise Conflict("this server keeps no prompts; start it with --prompts-dir DIR to upload some")
             lm = self.table.lm
             check_fits(prompt, lm)
-            check_runs(prompt, lm)
-            worn_by(prompt.card, prompt.sha256, prompt.length, lm)
-            folder = self.folder / name / prompt.sha256
-            is_new = prompt.sha256 not in [old.sha256 for old in self.now.versions.get(name, ())]
+            check_runs(prompt.values, lm)
+            worn_by(prompt.card, prompt.identity, prompt.length, lm)
+            folder, is_new = self.folder / name / prompt.identity, True
+            for old in self.now.versions.get(name, ()):
+                if old.is_upload and old.identity == prompt.identity:
+                    folder, is_new = old.folder, False
             deleted = dict(self.now.deleted)
             if name in deleted:
-                deleted[name] = [sha256 for sha256 in deleted[name] if sha256 != prompt.sha256]
+                deleted[name] = [old for old in deleted[name] if old not in (prompt.identity, prompt.sha256)]
             try:
                 save_prompt(prompt, folder)
                 version = Version(self.table.get(self.table.add(prompt, folder)), folder, is_upload=True)
                 self._change(replace(self.now.with_version(name, version), deleted=deleted))
             except BaseException:
                 if is_new:
-                    self._drop(prompt.sha256, folder)
+                    self._drop(prompt.identity, folder)
                 raise
             return self.now.versions[name]
 
     def remove(self, wanted: str) -> list[str]:
-        """Take out a prompt with all its versions, one version, an ensemble or an alias; the hashes that went.
+        """Take out a prompt with all its versions, one version, an ensemble or an alias; the identities that went.
 
         UnknownName for what is not there, Conflict for what an ensemble or an alias still needs, OSError where that
         cannot be written; then nothing has changed. Requests that wear a prompt go on with it to their end.
@@ -234,20 +264,22 @@ class Registry:
                 raise UnknownName(f"nothing is named {name!r}{nearest(name, names)}")
             for owner, targets in [*names.ensembles.items(), *names.aliases.items()]:
                 for target in targets:
-                    if target.partition("@")[0] != name:
+                    led_to, _, exactly = target.partition("@")
+                    if led_to != name:
                         continue
-                    if len(going) == len(versions) or ("@" in target and names.version(target) in going):
+                    is_going = exactly and any(version.identity.startswith(exactly) for version in going)
+                    if len(going) == len(versions) or is_going:
                         raise Conflict(f"{owner} still leads to {target}; change or delete {owner} first")
             kept = [version for version in versions if version not in going]
             deleted = dict(names.deleted)
             if self.folder is not None and (self.folder / name / CONFIG).is_file():
-                deleted[name] = [*deleted.get(name, ()), *(version.sha256 for version in going)]
-            names = Names(
-                self.base,
-                _without(names.versions, name) | ({name: kept} if kept else {}),
-                _without(names.ensembles, name),
-                _without(names.aliases, name),
-                deleted,
+                deleted[name] = [*deleted.get(name, ()), *(version.identity for version in going)]
+            names = replace(
+                names,
+                versions=_without(names.versions, name) | ({name: kept} if kept else {}),
+                ensembles=_without(names.ensembles, name),
+                aliases=_without(names.aliases, name),
+                deleted=deleted,
             )
             try:
                 self._change(names)
@@ -264,10 +296,10 @@ class Registry:
                         raise
             else:
                 self._forget(going)
-            return [version.sha256 for version in going]
+            return [version.identity for version in going]
 
-    def set_ensemble(self, name: str, members: Sequence[str]) -> None:
-        """Name several prompts that vote.
+    def set_ensemble(self, name: str, members: Sequence[str]) -> list[str]:
+        """Name several prompts that vote; the members, by what they are known.
 
         ValueError for fewer than two, for one twice, for those of different tasks, for unknown ones, or a name in use;
         OSError where it cannot be written.
@@ -277,17 +309,18 @@ class Registry:
             self._check_new(name, names.ensembles)
             if not 2 <= len(members) <= MAX_MEMBERS:
                 raise ValueError(f"an ensemble takes 2 to {MAX_MEMBERS} prompts, and this one has {len(members)}")
-            self._check_served(members, "an ensemble's member", names.versions)
+            known = self._served(members, "an ensemble's member", names.versions)
             versions = [names.version(member) for member in members]
-            hashes = [version.sha256 for version in versions]
-            for place, sha256 in enumerate(hashes):
-                if (first := hashes.index(sha256)) < place:
+            identities = [version.identity for version in versions]
+            for place, identity in enumerate(identities):
+                if (first := identities.index(identity)) < place:
                     raise ValueError(f"{members[first]} and {members[place]} are one prompt, and each votes once")
             shared_tasks([version.prompt.card for version in versions], members)
-            self._change(replace(names, ensembles={**names.ensembles, name: list(members)}))
+            self._change(replace(names, ensembles={**names.ensembles, name: known}))
+            return known
 
-    def set_alias(self, name: str, shares: Mapping[str, float]) -> None:
-        """Send a name's requests to its targets, by their shares in percent; in one step.
+    def set_alias(self, name: str, shares: Mapping[str, float]) -> dict[str, float]:
+        """Send a name's requests to its targets by their shares in percent, in one step; these, by what they are known.
 
         ValueError for no target, shares that do not sum to 100, unknown targets, or a name in use; OSError where it
         cannot be written.
@@ -297,8 +330,12 @@ class Registry:
             self._check_new(name, names.aliases)
             if not shares or abs(sum(shares.values()) - 100) > 1e-6 or min(shares.values()) <= 0:
                 raise ValueError(f"the shares are {dict(shares)}; give positive ones that sum to 100 percent")
-            self._check_served(shares, "an alias's target", {**names.versions, **names.ensembles})
-            self._change(replace(names, aliases={**names.aliases, name: dict(shares)}))
+            known: dict[str, float] = {}
+            targets = self._served(shares, "an alias's target", {**names.versions, **names.ensembles})
+            for target, share in zip(targets, shares.values(), strict=True):
+                known[target] = known.get(target, 0) + share  # two may be one, by its hash and by an old one
+            self._change(replace(names, aliases={**names.aliases, name: known}))
+            return known
 
     @contextmanager
     def hold(self, wanted: str, point: float) -> Iterator[Resolved]:
@@ -306,7 +343,7 @@ class Registry:
         while True:
             names = self.now
             resolved = names.resolve(wanted, point)
-            worn = [sha256 for sha256 in resolved.prompts if sha256 is not None]
+            worn = [identity for identity in resolved.prompts if identity is not None]
             try:
                 self.table.pin(worn)
                 break
@@ -328,70 +365,95 @@ class Registry:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        path, state = self.folder / STATE, State(format=1, versions={}, ensembles={}, aliases={})
+        path, state = self.folder / STATE, State(format=2, versions={}, ensembles={}, aliases={})
         if path.exists():
             try:
                 check_file(path)
                 state = checked(State, json.loads(path.read_text()), "its content")
             except ValueError as error:
                 raise ValueError(f"{path} is not a registry of softprompt serve ({error}); move it away") from error
+        uploads: dict[Path, tuple[str, str]] = {}  # folders, with the name and hash of each
+        for name, hashes in state.versions.items():
+            for sha256 in hashes:
+                folder = self.folder / name / sha256
+                if sha256 in state.values and not folder.is_dir():
+                    folder = folder.with_name(state.values[sha256])  # where format 1 kept it
+                uploads[folder] = (name, sha256)
         with held(self.folder):
-            self._clean(self.folder, state.versions)
-        self.now = replace(self.now, deleted=state.deleted)
+            self._clean(self.folder, uploads)
+        self.now = replace(self.now, deleted=state.deleted, meant=state.meant)
         for place in sorted(self.folder.iterdir()):
             if (place / CONFIG).is_file() and re.fullmatch(NAME, place.name):
                 self._try_to_add(place.name, place.name, place)
-        for name, hashes in state.versions.items():
-            for sha256 in hashes:
-                what = f"{name}@{sha256[:SHORT_HASH]}"
-                self._try_to_add(what, name, self.folder / name / sha256, is_upload=True)
-        self.now = replace(self.now, ensembles=state.ensembles, aliases=state.aliases)
+        for folder, (name, sha256) in uploads.items():
+            self._try_to_add(f"{name}@{sha256[:SHORT_HASH]}", name, folder, upload=sha256)
+        ensembles, aliases = state.ensembles, state.aliases
+        if state.format == 1:
+            meant = {}
+            for name, versions in self.now.versions.items():
+                meant[name] = {version.prompt.values_sha256: version.identity for version in versions}
+            self.now = replace(self.now, meant=meant)
+            ensembles = {name: list(map(self._turned, members)) for name, members in ensembles.items()}
+            for name, targets in aliases.items():
+                aliases[name] = {self._turned(target): share for target, share in targets.items()}
+        self.now = replace(self.now, ensembles=ensembles, aliases=aliases)
 
-    def _try_to_add(self, what: str, name: str, folder: Path, *, is_upload: bool = False) -> None:
+    def _turned(self, target: str) -> str:
+        """A target of format 1, by what it is known now; as it was where it leads to what is gone."""
+        with suppress(ValueError):
+            return self.now.exact(target)
+        return target
+
+    def _try_to_add(self, what: str, name: str, folder: Path, *, upload: str | None = None) -> None:
         try:
-            self.add(name, folder, is_upload=is_upload)
+            self.add(name, folder, upload=upload)
         except ValueError as error:
             warnings.warn(f"{what} in {self.folder} is not served: {error}", stacklevel=3)
 
     def _change(self, names: Names) -> None:
         """Write what the names are to be, then let them be that: where the disk is full, nothing has changed."""
         if self.folder is not None:
-            uploads = {}
+            uploads: dict[str, list[str]] = {}
+            values = {}
             for name, versions in names.versions.items():
-                if hashes := [version.sha256 for version in versions if version.is_upload]:
-                    uploads[name] = hashes
+                for version in versions:
+                    if version.is_upload:
+                        uploads.setdefault(name, []).append(version.identity)
+                        values[version.identity] = version.prompt.values_sha256
             state = State(
-                format=1,
+                format=2,
                 versions=uploads,
                 ensembles=names.ensembles,
                 aliases=names.aliases,
                 deleted={name: hashes for name, hashes in names.deleted.items() if hashes},
+                values=values,
+                meant=names.meant,
             )
             write_whole(self.folder / STATE, json.dumps(asdict(state), indent=1) + "\n")
         self.now = names
 
     def _forget(self, going: Sequence[Version]) -> None:
         for version in going:
-            self._drop(version.sha256, version.folder if version.is_upload else None)
+            self._drop(version.identity, version.folder if version.is_upload else None)
 
-    def _drop(self, sha256: str, upload: Path | None) -> None:
-        """Take a content out of the table unless some name still has it, and delete an upload's folder."""
-        left = {version.sha256: version for versions in self.now.versions.values() for version in versions}
-        if sha256 in left:
-            self.table.add(left[sha256].folder)
-        elif sha256 in self.table:
-            self.table.remove(sha256)
+    def _drop(self, identity: str, upload: Path | None) -> None:
+        """Take a prompt out of the table unless some name still has it, and delete an upload's folder."""
+        left = {version.identity: version for versions in self.now.versions.values() for version in versions}
+        if identity in left:
+            self.table.moved(identity, left[identity].folder)
+        elif identity in self.table:
+            self.table.remove(identity)
         if upload is not None:
             shutil.rmtree(upload, ignore_errors=True)
             _remove_if_empty(upload.parent)
 
-    def _clean(self, folder: Path, uploads: Mapping[str, Sequence[str]]) -> None:
+    def _clean(self, folder: Path, uploads: Collection[Path]) -> None:
         """Remove what writers that were killed left in the folder, and tell of whole uploads that no name has."""
         remove_leftovers(folder / STATE)
         for staging in (*folder.glob(f"*/{STAGING}*"), *folder.glob(f"*/*/{STAGING}*")):
             shutil.rmtree(staging, ignore_errors=True)
         for place in folder.glob(f"*/{'[0-9a-f]' * 64}"):
-            if place.name in uploads.get(place.parent.name, ()):
+            if place in uploads:
                 continue
             if any(place.iterdir()):
                 warnings.warn(
@@ -418,13 +480,15 @@ class Registry:
         if name in self.now and name not in same_kind:
             raise Conflict(f"{name!r} is already the name of something else; choose another, or delete it first")
 
-    def _check_served(self, targets: Iterable[str], role: str, known: Mapping[str, Any]) -> None:
+    def _served(self, targets: Iterable[str], role: str, known: Mapping[str, Any]) -> list[str]:
+        """The targets, by what they are known. UnknownName for one that is not."""
+        served = []
         for target in targets:
             name, _, digits = target.partition("@")
             if name not in known:
                 raise UnknownName(f"{role} is {target!r}, which is not served{nearest(name, known)}")
-            if digits:
-                self.now.version(target)
+            served.append(self.now.exact(target) if digits else target)
+        return served
 
 
 def _remove_if_empty(folder: Path) -> None:
