@@ -74,6 +74,13 @@ def summary(lm: FrozenLM, delivered: Trained, before: float) -> list[str]:
     for line in predict_records(saved, records, with_probabilities=True):
         answer = line["prediction"]
         lines.append(f"  {answer:<15} {line['probabilities'][answer]:4.0%}  {line['message']}")
+    lines.append("What the model read of the second, and what a finished input, which fills no template, gives:")
+    for finished in (False, True):
+        (line,) = predict_records(
+            saved, [(2, NEW_MESSAGES[1])], with_probabilities=True, show_input=True, finished=finished
+        )
+        answer = line["prediction"]
+        lines.append(f"  {answer:<15} {line['probabilities'][answer]:4.0%}  {line['input_text']!r}")
     return lines
 
 

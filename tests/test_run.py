@@ -660,6 +660,9 @@ def test_the_demo_written_to_a_file_is_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["demo.py", "--minutes", "0.02", "--out", str(tmp_path / "demo")])
     demo.main()
     told, drawn = capsys.readouterr()
+    *_, filled, finished, _ = told.splitlines()
+    assert filled.endswith(r"%  '<s>message: why did you take 14.99 twice this month??\nanswer:'")
+    assert finished.endswith(r"%  '<s>why did you take 14.99 twice this month??\nanswer:'")
     assert "\r" not in told + drawn
     assert "Dev accuracy before training: " in told and "step 1 of 220: loss " in drawn
 
