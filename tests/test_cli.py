@@ -763,7 +763,7 @@ def test_a_prompt_of_another_model_is_one_line(run, prompts):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--prompt", "nowhere"], "there is no prompt folder nowhere; give the folder that `softprompt train` wrote"),
+        (["--prompt", "nowhere"], "there is no prompt folder nowhere; give one that `softprompt train` wrote, or hf:"),
         (["--prompt", "p0", "--inputs", "{a}"], "your own files need both --inputs and --targets, and no task name"),
         (
             ["--prompt", "p0", "--model", "./llama", "--data", "dev=dev.jsonl", "--split", "validation"],

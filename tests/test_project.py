@@ -32,6 +32,7 @@ ONLY_IN = {
     "transformers": {"models", "pretraining.new_t5"},
     "sklearn": set(),
     "peft": {"study.weights"},
+    "huggingface_hub": {"prompts.hub"},
     "matplotlib": {"study.pictures"},
     "datasets": {"tasks"},
     "argparse": {"cli", "pretraining.commands", "study.commands"},

@@ -342,7 +342,9 @@ def test_the_readme_is_a_model_card_the_hub_understands(tmp_path):
     front = yaml.safe_load(text.split("---\n")[1])
     assert front == {
         "library_name": "peft",
+        "pipeline_tag": "text-generation",
         "base_model": "tiny/t5",
+        "base_model_relation": "adapter",
         "tags": ["softprompt", "prompt-tuning", "superglue/boolq"],
         "metrics": ["accuracy"],
     }

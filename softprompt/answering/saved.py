@@ -13,6 +13,7 @@ from typing import Any
 
 from softprompt.answering.engine import Engine, Prediction
 from softprompt.answering.evaluation import check_scoring, predict_all
+from softprompt.base.names import hub_place
 from softprompt.base.watch import Progress
 from softprompt.models import (
     FrozenLM,
@@ -33,7 +34,7 @@ class SavedPrompts:
     """Saved prompts of one task, each with its own words around the input, and the frozen model that wears them."""
 
     lm: FrozenLM
-    folders: list[Path]
+    folders: list[str | Path]
     prompts: list[SoftPrompt]
     tasks: list[Task]
     """Each prompt's, as `shared_tasks` has them."""
@@ -95,7 +96,7 @@ def open_prompts(
     dtype: str = "auto",
     quantize: str | None = None,
 ) -> SavedPrompts:
-    """Prompts of one task, from their folders, ready to answer.
+    """Prompts of one task, from their folders or the hub (hf://ORG/NAME@revision), ready to answer.
 
     model: where the frozen model is, or the model itself; None: the one the first card names. That it is the
     right one is seen from its fingerprint. task: None takes the cards' own. scoring: None takes the one the
@@ -103,7 +104,8 @@ def open_prompts(
     Raises ValueError for prompts of different tasks, for a prompt of another model, for one that the model's type
     cannot hold or that leaves it in its own pass, and for what the cards do not say and was not given.
     """
-    paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
+    given = [folders] if isinstance(folders, str | Path) else folders
+    paths = [hub_place(folder) or Path(folder) for folder in given]
     if not paths:
         raise ValueError("no prompt was given; name at least one folder that `softprompt train` wrote")
     prompts = [load_prompt(path) for path in paths]
@@ -205,7 +207,7 @@ def _answers_of(card: Card) -> tuple[str, ...]:
     )
 
 
-def form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:
+def form_of(card: Card, path: str | Path, task: Task, lm: FrozenLM) -> TextFormat:
     """A card's text format, with room for the longest label (a prompt may be asked about another task).
 
     ValueError for labels that the model cannot tell apart.
@@ -219,7 +221,7 @@ def form_of(card: Card, path: Path, task: Task, lm: FrozenLM) -> TextFormat:
     return room_for(labels, form, lm.tokenizer)
 
 
-def shared_scoring(cards: Sequence[Card], paths: Sequence[Path], task: Task, given: str | None = None) -> str:
+def shared_scoring(cards: Sequence[Card], paths: Sequence[str | Path], task: Task, given: str | None = None) -> str:
     """How the prompts answer: as given, or as the cards say they were trained. ValueError if these differ."""
     if given is not None:
         check_scoring(given)

@@ -15,6 +15,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from softprompt.base.names import hub_place
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -107,9 +109,14 @@ def held(place: Path, *, is_file: bool = False) -> Iterator[None]:
 
     What says who that is stays: the folder's `LOCK`, or `.NAME.lock` beside the file, whose earlier
     writers' leftovers are removed. Makes the folder, and removes it where nothing else came to lie in it. Raises
-    ValueError, at once, where another process or thread holds it, or where a file has the folder's name; OSError where
-    it cannot be written. Nothing is held where `locked` holds nothing.
+    ValueError, at once, where another process or thread holds it, where a file has the folder's name, and for a place
+    on the hub; OSError where it cannot be written. Nothing is held where `locked` holds nothing.
     """
+    if on_hub := hub_place(place):
+        raise ValueError(
+            f"{on_hub} is on the hub, and this is written on this machine; give another place (prompts alone are put "
+            "there, by `train --push` and `convert --to peft`)"
+        )
     if not is_file and place.exists() and not place.is_dir():
         raise ValueError(f"{place} is a file, and what comes there is a folder; give another name")
     whole = place.absolute()

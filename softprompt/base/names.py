@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 def normal(text: str) -> str:
@@ -47,6 +48,12 @@ def _without_look_alikes(text: str, other: str) -> str:
     return shown
 
 
-def first_line(error: Exception) -> str:
+def hub_place(place: str | Path) -> str | None:
+    """A place on the hub, hf://…, as it was given, though a Path makes one slash of two; None for any other place."""
+    text = str(place)
+    return f"hf://{text[4:].lstrip('/')}" if text.startswith("hf:/") else None
+
+
+def first_line(error: BaseException) -> str:
     """What an error says first, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,10 +18,14 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of softprompt convert."""
     kinds = ("t5x", "peft", "tgis")
     types = ("auto", "float32", "bfloat16", "float16")
-    command.add_argument("source", nargs="+", metavar="[NAME=]SRC", help="file or folder of a prompt")
+    command.add_argument(
+        "source", nargs="+", metavar="[NAME=]SRC", help="a prompt's file or folder, or hf://ORG/NAME@revision"
+    )
     command.add_argument("--from", dest="from_kind", choices=kinds, help="default: seen from the files")
     command.add_argument("--to", dest="to_kind", choices=(*kinds, "vocabulary"), required=True)
-    command.add_argument("--out", required=True, metavar="DST", help="a file for t5x, else a folder")
+    command.add_argument(
+        "--out", required=True, metavar="DST", help="a file for t5x, else a folder; for peft also hf://ORG/NAME"
+    )
     command.add_argument("--model", metavar="M", help="the prompt's model, where the source does not record it")
     command.add_argument(
         "--decoder-only", action="store_true",

@@ -14,14 +14,14 @@ from dataclasses import asdict
 from typing import Any
 
 from softprompt.base.terminal import Display, counted, number, table
-from softprompt.cli.options import add_shared, read_data, say_if_slow, set_up
+from softprompt.cli.options import PROMPT_HELP, add_shared, read_data, say_if_slow, set_up
 
 LIMIT = 200  # ours: examples that an ablation scores, for each row of the prompt
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of softprompt inspect."""
-    command.add_argument("--prompt", required=True, metavar="DIR", help="a folder that train wrote")
+    command.add_argument("--prompt", required=True, metavar="DIR", help=PROMPT_HELP)
     command.add_argument("--model", metavar="M", help="the frozen model (default: the one the prompt names)")
     command.add_argument("--nearest", type=int, default=5, metavar="N", help="tokens shown of each row (default: 5)")
     command.add_argument("--ablate", action="store_true", help="also score the prompt without each of its rows")

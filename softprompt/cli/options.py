@@ -6,12 +6,18 @@ from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Any
 
+from softprompt.base.names import hub_place
 from softprompt.base.setting import Setting, settings_of
 from softprompt.base.terminal import say
 from softprompt.training import RunConfig
 
 RUN = settings_of(RunConfig)
 FLAGS = RUN | {
+    "push": Setting(
+        help="put the prompts on the hub at the end, into a repository that is made private, or is yours",
+        metavar="ORG/NAME",
+        title="what is kept",
+    ),
     "dev": Setting(help="dev set of your own, with --data train=FILE", metavar="FILE[,FILE]", title="what to train"),
     "threads": Setting(help="processor threads", kind=int, shown="one for each core", title="machine"),
 }
@@ -20,6 +26,7 @@ OWN_FILES = [name for name, setting in RUN.items() if setting.title == "your own
 """The settings that describe a task in files of one's own."""
 MACHINE = ("device", "dtype", "quantize")
 """Those that say how a model is loaded to be used."""
+PROMPT_HELP = "what train wrote: a folder, or a place on the hub, hf://ORG/NAME@revision"
 
 
 def add_settings(command: argparse.ArgumentParser, settings: Mapping[str, Setting], title: str | None = None) -> None:
@@ -118,7 +125,7 @@ def read_data(words: Sequence[str] | None, *, split: str, dev: str | None = None
 
 def add_prompt(command: argparse.ArgumentParser) -> None:
     """Add the flags of a command that uses saved prompts."""
-    command.add_argument("--prompt", nargs="+", required=True, metavar="DIR", help="folders that train wrote")
+    command.add_argument("--prompt", nargs="+", required=True, metavar="DIR", help=PROMPT_HELP)
     command.add_argument("--model", metavar="M", help="the frozen model (default: the one the prompt names)")
     command.add_argument("--task", metavar="T", help="a task of `softprompt tasks` (default: the prompt's own)")
     command.add_argument("--scoring", choices=("generate", "rank"), help="default: the one of the prompt's training")
@@ -154,7 +161,8 @@ def named_folders(sources: Sequence[str]) -> dict[str, str]:
     for source in sources:
         name, equals, path = source.partition("=")
         if not equals or Path(source).exists():
-            name, path = Path(source).resolve().name, source
+            repository = (hub_place(source) or "").partition("@")[0]
+            name, path = Path(repository or source).resolve().name, source
         if name in named:
             raise ValueError(
                 f"two prompts are named {name!r}: {named[name]} and {path}; name one otherwise: NAME={path}"

@@ -97,7 +97,9 @@ DEFAULTS = {name: setting.default for name, setting in SETTINGS.items() if setti
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of softprompt serve."""
-    command.add_argument("--prompt", nargs="+", action="extend", metavar="NAME=DIR", help="prompts and their names")
+    command.add_argument(
+        "--prompt", nargs="+", action="extend", metavar="NAME=DIR", help="prompts and their names; also hf://ORG/NAME"
+    )
     add_settings(command, SETTINGS)
     command.add_argument("--config", metavar="F", help="YAML file of these flags; flags override it")
 
@@ -213,7 +215,7 @@ def _engine(settings: dict[str, Any], named: dict[str, str]) -> tuple[Any, Any]:
     folder = settings.get("prompts_dir")
     registry = Registry(engine.table, base, Path(folder) if folder else None)
     for name, place in named.items():
-        registry.add(name, place)
-        tell_quantization(load_prompt(place).card, place, lm)
+        version = registry.add(name, place)
+        tell_quantization(version.prompt.card, place, lm)
     registry.open()
     return engine, registry

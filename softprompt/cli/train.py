@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.base.files import CHECKPOINT, held, read_yaml
-from softprompt.base.names import nearest
+from softprompt.base.names import hub_place, nearest
 from softprompt.base.terminal import Display, counted, duration, number, say, table, type_of, writing
 from softprompt.cli.options import (
     FLAGS,
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     out = config.out
     with held(out):
         check_out(config, overwrite=args.overwrite)
+        if args.push:
+            _check_pushes(config, args)
         if config.resume and not (out / CHECKPOINT).exists():
             say(f"{out} holds no checkpoint to go on from; starting at step 1")
         lm = _loaded(config, args)
@@ -81,7 +83,44 @@ def run(args: argparse.Namespace) -> int:
 
         tables.append(table(over_seeds(scores)))
     print("\n\n".join([*tables, f"next: {_next_command(delivered, config)}"]))
+    if args.push:
+        _push(delivered, args, out)
     return 0
+
+
+def _check_pushes(config: RunConfig, args: argparse.Namespace) -> None:
+    from softprompt.prompts import check_push
+    from softprompt.training import folder_of, tasks_of
+
+    for task in tasks_of(config):
+        for seed in config.seeds:
+            place = _place_on_hub(args.push, folder_of(config, task, seed), config.out)
+            check_push(place, overwrite=args.overwrite)
+
+
+def _push(delivered: Sequence[Any], args: argparse.Namespace, out: Path) -> None:
+    from softprompt.prompts import save_prompt
+
+    places = {trained.folder: _place_on_hub(args.push, trained.folder, out) for trained in delivered}
+    for trained in delivered:
+        try:
+            save_prompt(trained.prompt, places[trained.folder])
+        except (ValueError, OSError) as error:
+            again = [
+                shlex.join(["softprompt", "convert", str(folder), "--to", "peft", "--out", place])
+                + (" --overwrite" if args.overwrite else "")
+                for folder, place in places.items()
+            ]
+            raise OSError(
+                f"{error}; nothing of {out} is lost, and this pushes it again: {' && '.join(again)}"
+            ) from error
+        say(f"{trained.folder} is at {places.pop(trained.folder)}")
+
+
+def _place_on_hub(wanted: str, folder: Path, out: Path) -> str:
+    """Where a prompt goes; each of several to a repository of its own, with its folder's name at the end."""
+    place = hub_place(wanted) or f"hf://{wanted}"
+    return place if folder == out else f"{place}-{folder.name}"
 
 
 def _loaded(config: RunConfig, args: argparse.Namespace) -> Any:

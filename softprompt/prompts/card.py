@@ -10,6 +10,12 @@ from typing import Any
 from softprompt.base.checked import as_json, checked
 from softprompt.models import TextFormat
 
+WEIGHTS, CONFIG, CARD, README = (  # a prompt's files
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "softprompt.json",
+    "README.md",
+)
 OptionalText: Any = str | None
 FORMAT_VERSION = 2  # of softprompt.json; raised when a reader of the old one would go wrong
 

@@ -20,18 +20,14 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from softprompt.base.files import check_file, locked, write_whole
+from softprompt.base.names import hub_place
 from softprompt.models import is_hub_id
-from softprompt.prompts.card import FORMAT_VERSION, Card, parse_object
+from softprompt.prompts.card import CARD, CONFIG, FORMAT_VERSION, README, WEIGHTS, Card, parse_object
+from softprompt.prompts.hub import local_folder, push
 from softprompt.prompts.prompt import SoftPrompt
 
 PEFT_VERSION = "0.21.2"  # the PEFT whose keys adapter_config.json has
 
-WEIGHTS, CONFIG, CARD, README = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "softprompt.json",
-    "README.md",
-)
 KEY = "prompt_embeddings"
 KV_TYPES = ("CARTRIDGE", "PREFIX_TUNING")  # PEFT's names for keys and values of every layer; both are laid out alike
 # Of P-tuning PEFT saves what its encoder made, which is a prompt.
@@ -41,27 +37,28 @@ STAGING, JOURNAL = ".softprompt-saving-", ".softprompt-saved"
 
 
 def save_prompt(prompt: SoftPrompt, folder: str | Path) -> None:
-    """Write the prompt as a PEFT adapter folder with our card and a README for the hub.
+    """Write the prompt as a PEFT adapter folder with our card and a README, or as a commit to the hub: hf://ORG/NAME.
 
     A kill or a full disk at any moment leaves what `load_prompt` reads from the folder as it was
-    before or as it is now, whole. Other files in the folder are not touched.
+    before or as it is now, whole. Other files in the folder are not touched. A repository that the
+    hub does not have is made there, a private one.
 
     Raises:
-        ValueError: `folder` is a file.
+        ValueError: `folder` is a file, or no place on the hub that you may write to.
         OSError: it cannot be written (one line that says why).
     """
+    if place := hub_place(folder):
+        name = prompt.card.model_name
+        if name and Path(name).exists():
+            told = f"{place} names its model by a place on this machine, {name}; elsewhere it needs --model"
+            warnings.warn(told, stacklevel=2)
+        push(_content(prompt, place), place)
+        return
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a prompt is saved as a folder, so give another name")
-    card = replace(prompt.card, values_sha256=prompt.sha256, format_version=FORMAT_VERSION)
-    content = {
-        WEIGHTS: to_safetensors({KEY: prompt.values.flatten(1)}, metadata={"format": "pt"}),
-        CONFIG: (json.dumps(_adapter_config(prompt), indent=2) + "\n").encode(),
-        CARD: card.to_json().encode(),
-        README: _readme(prompt, folder.name).encode(),
-    }
     try:
-        _replace_files(folder, content)
+        _replace_files(folder, _content(prompt, folder.name))
     except OSError as error:
         left = f"it is in {JOURNAL} there" if (folder / JOURNAL).is_dir() else "what it held before is whole"
         raise OSError(
@@ -71,7 +68,7 @@ def save_prompt(prompt: SoftPrompt, folder: str | Path) -> None:
 
 
 def load_prompt(folder: str | Path) -> SoftPrompt:
-    """The prompt in a folder that `save_prompt` or PEFT wrote.
+    """The prompt in a folder that `save_prompt` or PEFT wrote, or on the hub: hf://ORG/NAME@revision.
 
     PEFT gives an encoder-decoder 2p rows and uses the first p; the other rows are dropped, with a
     warning. A folder without our card gets one that says only what PEFT's configuration says. What
@@ -80,11 +77,18 @@ def load_prompt(folder: str | Path) -> SoftPrompt:
     Raises:
         ValueError: no prompt there, another kind of adapter, a pickle, a damaged file, or other
             numbers than those its card was saved with (one that says; PEFT's folders do not).
+        OSError: the hub cannot be reached, or refuses.
     """
+    here = local_folder(folder)
     try:
-        return _load(Path(folder))
-    except (ValueError, OSError):
-        return _load(Path(folder))
+        try:
+            return _load(here)
+        except (ValueError, OSError):
+            return _load(here)
+    except ValueError as error:
+        if on_hub := hub_place(folder):
+            raise ValueError(str(error).replace(str(here), on_hub)) from error
+        raise
 
 
 def _load(folder: Path) -> SoftPrompt:
@@ -125,6 +129,17 @@ def _load(folder: Path) -> SoftPrompt:
         return SoftPrompt(values, card)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+
+
+def _content(prompt: SoftPrompt, place: str) -> dict[str, bytes]:
+    """A prompt's files by name. place: what commands will call it."""
+    card = replace(prompt.card, values_sha256=prompt.sha256, format_version=FORMAT_VERSION)
+    return {
+        WEIGHTS: to_safetensors({KEY: prompt.values.flatten(1)}, metadata={"format": "pt"}),
+        CONFIG: (json.dumps(_adapter_config(prompt), indent=2) + "\n").encode(),
+        CARD: card.to_json().encode(),
+        README: _readme(prompt, place).encode(),
+    }
 
 
 def _replace_files(folder: Path, content: dict[str, bytes]) -> None:
@@ -199,7 +214,9 @@ def _read_text(path: Path) -> str:
 
 def _read_adapter_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise ValueError(f"there is no prompt folder {folder}; give the folder that `softprompt train` wrote")
+        raise ValueError(
+            f"there is no prompt folder {folder}; give one that `softprompt train` wrote, or hf://ORG/NAME"
+        )
     path = _find(folder, CONFIG)
     if path is None:
         raise ValueError(f"{folder} holds no {CONFIG}, so it is not a prompt folder")
@@ -301,15 +318,15 @@ def _adapter_config(prompt: SoftPrompt) -> dict[str, Any]:
     return config
 
 
-def _readme(prompt: SoftPrompt, name: str) -> str:
+def _readme(prompt: SoftPrompt, place: str) -> str:
     """The hub's model card: what the prompt is, what it scores, how to load it."""
     card = prompt.card
     model = card.model_name or "an unnamed model"
     auto = "AutoModelForSeq2SeqLM" if card.is_encoder_decoder else "AutoModelForCausalLM"
     on_hub = card.model_name is not None and is_hub_id(card.model_name)
-    lines = ["---", "library_name: peft"]
+    lines = ["---", "library_name: peft", "pipeline_tag: text-generation"]
     if on_hub:
-        lines.append(f"base_model: {json.dumps(model)}")
+        lines += [f"base_model: {json.dumps(model)}", "base_model_relation: adapter"]
     tags = ["softprompt", "prompt-tuning"] + ([card.task] if card.task else [])
     lines.append(f"tags: {json.dumps(tags)}")
     if card.dev_metrics:
@@ -322,7 +339,7 @@ def _readme(prompt: SoftPrompt, name: str) -> str:
     trained = f", trained on `{card.task}`" if card.task else ""
     lines.append(f"""---
 
-# {name}
+# {place.rpartition("/")[2]}
 
 {what} for the frozen model `{model}`{trained}.
 {method}.""")
@@ -342,7 +359,7 @@ def _readme(prompt: SoftPrompt, name: str) -> str:
 With softprompt, which formats the text as in training and checks that the model is the right one:
 
 ```
-softprompt predict --model {model} --prompt {name}
+softprompt predict --model {model} --prompt {place}
 ```
 
 With PEFT:
@@ -351,7 +368,7 @@ With PEFT:
 from peft import PeftModel
 {imported}
 model = {loaded}
-model = PeftModel.from_pretrained(model, {json.dumps(name)})
+model = PeftModel.from_pretrained(model, {json.dumps(place.removeprefix("hf://"))})
 ```""")
     if card.text:
         lines += ["", "How a text must look:", "", "```json"]

@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.base.files import check_file, held, write_whole
-from softprompt.base.names import first_line, nearest
-from softprompt.prompts.card import Card
-from softprompt.prompts.folder import CONFIG, WEIGHTS, load_prompt, save_prompt
+from softprompt.base.names import first_line, hub_place, nearest
+from softprompt.prompts.card import CONFIG, WEIGHTS, Card
+from softprompt.prompts.folder import load_prompt, save_prompt
+from softprompt.prompts.hub import check_push
 from softprompt.prompts.prompt import SoftPrompt
 
 T5X_NAME = "encoder.prompt.prompt.prompt"  # the authors' code names it so in numpy_checkpoints/checkpoint_N
@@ -29,7 +30,7 @@ TGIS_NAMES = {True: "encoder.pt", False: "decoder.pt"}  # by "is an encoder-deco
 def read_prompt(
     path: str | Path, kind: str | None = None, *, decoder_only: bool = False, index: int | None = None
 ) -> SoftPrompt:
-    """The prompt in a file or folder of the kind t5x, peft or tgis; seen from what is there if not given.
+    """The prompt in a file or folder of the kind t5x, peft or tgis (if not given, as is seen there), or on the hub.
 
     From t5x and tgis the card says only width and kind of model. A t5x file does not even say that kind: it is
     taken for an encoder-decoder's, as T5X's own are, unless `decoder_only`. index: which prompt of an array of several
@@ -39,12 +40,14 @@ def read_prompt(
         ValueError: nothing there, a kind that cannot be told or is unknown, a file that is not such a prompt,
             `decoder_only` of files that say otherwise, or an `index` that there is not.
     """
-    path = Path(path)
+    path = hub_place(path) or Path(path)
     _check_there(path)
     kind = kind or detect_kind(path)
+    if isinstance(path, str) and kind != "peft":
+        raise ValueError(f"{path} is on the hub, where prompts are as PEFT has them; leave --from {kind} out")
     if index is not None and kind != "t5x":
         raise ValueError(f"{path} holds one prompt; leave --index out, which is for a numpy file of several")
-    prompt = _read_t5x(path, index) if kind == "t5x" else READERS[_known(kind, READERS)](path)
+    prompt = _read_t5x(Path(path), index) if kind == "t5x" else READERS[_known(kind, READERS)](path)
     if not decoder_only or not prompt.card.is_encoder_decoder:
         return prompt
     if kind != "t5x":
@@ -81,7 +84,7 @@ def convert(
     index: int | None = None,
     overwrite: bool = False,
 ) -> SoftPrompt:
-    """Read a prompt of one kind, write it as another, bit for bit; returns it.
+    """Read a prompt of one kind, write it as another, bit for bit; returns it. PEFT's may be on the hub.
 
     `decoder_only` and `index` are `read_prompt`'s. `model_name` and `model_fingerprint` go into the card of a
     prompt that records none. `overwrite`: replace a prompt at the destination.
@@ -101,6 +104,10 @@ def convert(
             raise ValueError(f"{source} was trained for {recorded}, so {name} cannot be {value}; leave it out")
     card = replace(prompt.card, **{name: value for name, value in given.items() if value is not None})
     prompt = SoftPrompt(prompt.values, card)
+    if to_kind == "peft" and (on_hub := hub_place(destination)):
+        check_push(on_hub, overwrite=overwrite)
+        save_prompt(prompt, on_hub)
+        return prompt
     place = Path(destination)
     tgis = TGIS_NAMES[prompt.card.is_encoder_decoder]
     taken = {"t5x": [place], "peft": [place / CONFIG, place / WEIGHTS], "tgis": [place / tgis]}[to_kind]
@@ -112,11 +119,13 @@ def convert(
 
 
 def detect_kind(path: str | Path) -> str:
-    """t5x, peft or tgis, from the names of the files there (a file that begins as numpy's do is t5x).
+    """t5x, peft or tgis, from the names of the files there (a file that begins as numpy's do is t5x); on the hub peft.
 
     Raises:
         ValueError: nothing there, or none of them.
     """
+    if hub_place(path):
+        return "peft"
     path = Path(path)
     _check_there(path)
     if path.is_dir():
@@ -137,8 +146,8 @@ def detect_kind(path: str | Path) -> str:
     raise ValueError(f"{path} is not a numpy file; give a .npy file (t5x) or a folder (peft, tgis)")
 
 
-def _check_there(path: Path) -> None:
-    if not path.exists():
+def _check_there(path: str | Path) -> None:
+    if isinstance(path, Path) and not path.exists():
         raise ValueError(f"there is no file or folder {path}")
 
 

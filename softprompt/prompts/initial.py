@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softprompt.base.names import nearest
+from softprompt.base.names import hub_place, nearest
 from softprompt.models import FrozenLM
 from softprompt.prompts.folder import load_prompt
 from softprompt.prompts.prompt import SoftPrompt, check_fits
@@ -185,7 +185,7 @@ def initial_prompt(
     """The values [p d] that `init` asks for, float32 on the CPU, and the card's `init` entry; [p 2l h e] from a prompt
     that is keys and values.
 
-    `init` is class-labels, vocab, uniform (from `low` to 0.5), text:WORDS, or the folder of a prompt. The
+    `init` is class-labels, vocab, uniform (from `low` to 0.5), text:WORDS, or a prompt as `load_prompt` takes it. The
     entry has kind, seed and tokens (one item a row, empty where no tokens were drawn); from a prompt
     also its parent's sha256. With `lm` given, a prompt to start from must belong to that model.
 
@@ -204,7 +204,7 @@ def initial_prompt(
         text = init.removeprefix("text:")
         values, drawn = from_text(embeddings, tokenizer, length, text=text, generator=generator)
         entry |= {"kind": "text", "text": text}
-    elif os.path.exists(init):
+    elif hub_place(init) or os.path.exists(init):
         source = load_prompt(init)
         if lm is not None:
             check_fits(source, lm)

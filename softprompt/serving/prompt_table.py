@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from softprompt.models import FrozenLM, Layout, PromptStates
-from softprompt.prompts import Card, SoftPrompt, check_fits, check_passed, check_runs, load_prompt
+from softprompt.prompts import Card, SoftPrompt, check_fits, check_passed, check_runs, load_prompt, local_folder
 
 VALUES, STATES, KEPT = "values", "states", "kept"
 
@@ -106,7 +106,7 @@ class PromptTable:
         self._bytes: Counter[str] = Counter()
 
     def add(self, prompt: str | Path | SoftPrompt, folder: Path | None = None) -> str:
-        """Register a prompt folder (or a prompt in memory, which stays there) and return its identity.
+        """Register a prompt folder, of the hub too (or a prompt in memory, which stays there) and return its identity.
 
         folder: where a prompt in memory can be read again. The same prompt again is no error; its folder is then the
         newer one. ValueError for a folder that holds no prompt, for one of another model, and for one in memory where
@@ -115,7 +115,7 @@ class PromptTable:
         if isinstance(prompt, SoftPrompt):
             loaded = prompt
         else:
-            loaded, folder = load_prompt(prompt), Path(prompt)
+            loaded, folder = load_prompt(prompt), local_folder(prompt)
         check_fits(loaded, self.lm)
         identity, key = loaded.identity, _key(loaded)
         card = replace(loaded.card, init={})  # which is as long as the prompt

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         prepare,
         tasks_of,
     )
-    from softprompt.training.run import ROWS, CannotStart, Trained, load_model, train, train_together
+    from softprompt.training.run import ROWS, CannotStart, Trained, folder_of, load_model, train, train_together
     from softprompt.training.settings import PROMPT_FILE, SETS_LENGTH, RunConfig, check_out
 
 __getattr__, __all__ = face(__name__)

@@ -203,7 +203,6 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Task
 
 def _deliver(config: RunConfig, lm: FrozenLM, trained: Sequence[tuple[Plan, Fitted]], watch: Watch) -> list[Trained]:
     """Choose each task's setting, save its prompts, and score them once. What stopped before a score is not saved."""
-    several = len(config.task) > 1 or len(config.seeds) > 1
     delivered = []
     for data in {id(plan.data): plan.data for plan, _ in trained}.values():
         tried = [(plan, fitted) for plan, fitted in trained if plan.data is data]
@@ -213,7 +212,7 @@ def _deliver(config: RunConfig, lm: FrozenLM, trained: Sequence[tuple[Plan, Fitt
             is_lost = fitted.stopped is not None and fitted.step == 0
             if plan.setting != chosen or is_lost:
                 continue
-            folder = config.out / (f"{_file_name(data.task.name)}-seed-{plan.seed}" if several else "")
+            folder = folder_of(config, data.task, plan.seed)
             prompt = SoftPrompt(fitted.values, _card(config, lm, plan, fitted, None))
             save_prompt(prompt, folder)  # at once, so that nothing later can lose it
             kept.append((plan, Trained(prompt, folder, fitted, None)))
@@ -231,6 +230,12 @@ def _choose(trained: Sequence[tuple[Plan, Fitted]]) -> tuple[int, float]:
     for plan, fitted in trained:
         scores.setdefault(plan.setting, []).append(float("-inf") if fitted.score is None else fitted.score)
     return max(scores, key=lambda setting: (fmean(scores[setting]), max(scores[setting])))
+
+
+def folder_of(config: RunConfig, task: Task, seed: int) -> Path:
+    """Where a run keeps the prompt of a task and a seed: its own folder, or one in it where it trains several."""
+    several = len(config.task) > 1 or len(config.seeds) > 1
+    return config.out / (f"{_file_name(task.name)}-seed-{seed}" if several else "")
 
 
 def _file_name(task: str) -> str:

@@ -22,7 +22,16 @@ from softprompt.answering import shared_tasks
 from softprompt.base.checked import checked
 from softprompt.base.files import check_file, held, remove_leftovers, write_whole
 from softprompt.base.names import nearest
-from softprompt.prompts import CONFIG, STAGING, SoftPrompt, check_fits, check_runs, load_prompt, save_prompt
+from softprompt.prompts import (
+    CONFIG,
+    STAGING,
+    SoftPrompt,
+    check_fits,
+    check_runs,
+    load_prompt,
+    local_folder,
+    save_prompt,
+)
 from softprompt.serving import PromptTable, Registered
 from softprompt.serving.http.asking import worn_by
 
@@ -196,25 +205,25 @@ class Registry:
         return self.now.versions
 
     def add(self, name: str, folder: str | Path, *, upload: str | None = None) -> Version:
-        """Serve a prompt folder where it lies. upload: the hash that it was kept under, where it is this registry's own
-        and goes with the name.
+        """Serve a prompt folder where it lies, or one of the hub. upload: the hash that it was kept under, where it is
+        this registry's own and goes with the name.
 
         ValueError for a bad name, no prompt there, another model's, or one that no request could be answered by.
         """
         with self._changing:
             self._check_new(name, self.now.versions)
             try:
-                prompt = load_prompt(folder)
+                prompt, folder = load_prompt(folder), local_folder(folder)
                 hashes = {prompt.identity, prompt.sha256}
                 if self._is_by_hand(name, folder) and hashes & set(self.now.deleted.get(name, ())):
                     raise ValueError("it was deleted here; upload it to have it back, or remove its folder")
                 if upload and upload not in hashes:
                     raise ValueError("its folder holds another prompt than was uploaded; upload it again")
                 worn_by(prompt.card, prompt.identity, prompt.length, self.table.lm)
-                identity = self.table.add(prompt, Path(folder))
+                identity = self.table.add(prompt, folder)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            version = Version(self.table.get(identity), Path(folder), is_upload=upload is not None)
+            version = Version(self.table.get(identity), folder, is_upload=upload is not None)
             self.now = self.now.with_version(name, version)
             return version
 
