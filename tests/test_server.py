@@ -866,6 +866,38 @@ def test_what_is_deleted_from_a_full_disk_makes_room(llama, tmp_path, monkeypatc
     assert server.registry.names() == [llama.name, "p0", "p1"]
 
 
+def test_aliases_ensembles_and_prompts_by_hand_are_deleted_on_a_full_disk(llama, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    saved(llama, kept / "hand", seed=5)
+    make_server(llama, tmp_path).registry.set_alias("old", {"hand": 100.0})
+    ballast = kept / ".registry.json.ballast"
+    ballast.unlink()  # as earlier versions left the folder; it is there again once a server has begun
+    with served(make_server(llama, tmp_path)) as client:
+        client.put("/v1/ensembles/both", json={"members": ["p0", "p1"]})
+        client.put("/v1/aliases/live", json={"targets": {"both": 100}})
+        room = 0
+
+        def full(path, content):
+            """A disk without room, but for what was given up on it."""
+            nonlocal room
+            taken = sum(file.stat().st_size for file in (ballast, kept / "registry.json") if file.exists())
+            if len(content) > room - taken:
+                raise OSError(28, "No space left on device")
+            write_whole(path, content)
+
+        room = sum(file.stat().st_size for file in (ballast, kept / "registry.json"))
+        monkeypatch.setattr("softprompt.serving.http.registry.write_whole", full)
+        before = client.get("/v1/prompts").json()
+        assert why(client.put("/v1/aliases/more", json={"targets": {"p0": 100}}), 507).startswith("could not be kept")
+        assert client.get("/v1/prompts").json() == before and ballast.exists()
+        for name in ("live", "both", "old", "hand"):
+            assert client.delete(f"/v1/prompts/{name}").status_code == 200
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="hand in .* is not served: hand: it was deleted here"):
+        server = make_server(llama, tmp_path)
+    assert server.registry.names() == [llama.name, "p0", "p1"] and ballast.exists()
+
+
 def test_an_upload_that_fails_leaves_no_folder(llama, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -889,7 +921,8 @@ def test_what_killed_writers_left_is_removed_at_start_and_whole_uploads_are_told
     save_prompt(ghost, kept / "ghost" / ghost.sha256)
     with pytest.warns(UserWarning, match=f"ghost/{ghost.sha256} is an upload that no name has: it did not come to its"):
         server = make_server(llama, tmp_path)
-    assert sorted(path.name for path in kept.iterdir()) == [".softprompt.lock", "ghost", "hand"]
+    left = {path.name for path in kept.iterdir()}
+    assert left == {".registry.json.ballast", ".softprompt.lock", "ghost", "hand"}
     assert list((kept / "hand").iterdir()) == [] and "ghost" not in server.registry.names()
 
 

@@ -8,6 +8,7 @@ each request to one of its targets, by their shares.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -41,6 +42,8 @@ MIN_HASH = 8  # digits that a request must give; ours
 MAX_MEMBERS = 32  # prompts of an ensemble; ours
 STATE = "registry.json"
 RESERVED = (STATE,)  # names of files in the folder; those that begin with a dot are no names
+BALLAST = f".{STATE}.ballast"  # what a DELETE on a full disk gives up, to write which names are left
+MIN_BALLAST = 1 << 16  # bytes; ours
 T = TypeVar("T")
 
 
@@ -291,11 +294,12 @@ class Registry:
                 deleted=deleted,
             )
             try:
-                self._change(names)
+                self._change(names, deletes=True)
             except OSError:
                 if not any(version.is_upload for version in going):
                     raise
-                # On a full disk what goes makes room. An upload without its folder is gone, whatever the registry says.
+                # Where the ballast was not enough, what goes makes room. An upload without its folder is gone, whatever
+                # the registry says.
                 self.now = names
                 self._forget(going)
                 try:
@@ -406,6 +410,8 @@ class Registry:
             for name, targets in aliases.items():
                 aliases[name] = {self._turned(target): share for target, share in targets.items()}
         self.now = replace(self.now, ensembles=ensembles, aliases=aliases)
+        if any(self.folder.glob("[!.]*")):
+            self._keep_ballast(self.folder)
 
     def _turned(self, target: str) -> str:
         """A target of format 1, by what it is known now; as it was where it leads to what is gone."""
@@ -419,8 +425,11 @@ class Registry:
         except ValueError as error:
             warnings.warn(f"{what} in {self.folder} is not served: {error}", stacklevel=3)
 
-    def _change(self, names: Names) -> None:
-        """Write what the names are to be, then let them be that: where the disk is full, nothing has changed."""
+    def _change(self, names: Names, *, deletes: bool = False) -> None:
+        """Write what the names are to be, then let them be that: where the disk is full, nothing has changed.
+
+        deletes: it must go on a full disk, too, and may have the ballast.
+        """
         if self.folder is not None:
             uploads: dict[str, list[str]] = {}
             values = {}
@@ -438,8 +447,25 @@ class Registry:
                 values=values,
                 meant=names.meant,
             )
-            write_whole(self.folder / STATE, json.dumps(asdict(state), indent=1) + "\n")
+            content = json.dumps(asdict(state), indent=1) + "\n"
+            try:
+                write_whole(self.folder / STATE, content)
+            except OSError:
+                if not deletes:
+                    raise
+                (self.folder / BALLAST).unlink(missing_ok=True)
+                write_whole(self.folder / STATE, content)
+            self._keep_ballast(self.folder)
         self.now = names
+
+    def _keep_ballast(self, folder: Path) -> None:
+        """Have a file there that takes as much room as the names, if there is so much."""
+        with suppress(OSError):
+            ballast, size = folder / BALLAST, MIN_BALLAST
+            if (folder / STATE).exists():
+                size = max(size, (folder / STATE).stat().st_size)
+            if not ballast.exists() or ballast.stat().st_size < size:
+                write_whole(ballast, os.urandom(2 * size))  # zeros may take no room
 
     def _forget(self, going: Sequence[Version]) -> None:
         for version in going:
@@ -459,6 +485,7 @@ class Registry:
     def _clean(self, folder: Path, uploads: Collection[Path]) -> None:
         """Remove what writers that were killed left in the folder, and tell of whole uploads that no name has."""
         remove_leftovers(folder / STATE)
+        remove_leftovers(folder / BALLAST)
         for staging in (*folder.glob(f"*/{STAGING}*"), *folder.glob(f"*/*/{STAGING}*")):
             shutil.rmtree(staging, ignore_errors=True)
         for place in folder.glob(f"*/{'[0-9a-f]' * 64}"):
