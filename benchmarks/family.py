@@ -122,7 +122,7 @@ def train(size: str, run: str, tokenizer: Tokenizer, text: tuple[TokenStream, To
         with tqdm(total=config.steps, desc=f"{size} {run}", unit="step") as bar:
             watch = Watch(
                 step=lambda step, loss, tokens: bar.update(step - bar.n),
-                losses=lambda step, loss, heldout: bar.set_postfix_str(f"loss {loss:.3f}, held-out {heldout:.3f}"),
+                log=lambda entry: bar.set_postfix_str(f"loss {entry['loss']:.3f}, held-out {entry['heldout']:.3f}"),
                 message=tqdm.write,
             )
             machine = Machine(compile=options.compile, bfloat16=choose_dtype("auto", DEVICE) is torch.bfloat16)

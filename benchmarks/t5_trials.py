@@ -164,7 +164,7 @@ def run(name: str, tokenizer: Tokenizer, text: tuple[TokenStream, TokenStream], 
         if (at / "config.json").exists():  # as the next stage has it after a kill: rounded to bfloat16
             model, _ = read_model(at)
         else:
-            told = Watch(losses=lambda step, loss, heldout: print(name, step, f"{loss:.3f} {heldout:.3f}", flush=True))
+            told = Watch(log=lambda of: print(name, of["step"], f"{of['loss']:.3f} {of['heldout']:.3f}", flush=True))
             pretrain(
                 model, tokenizer, *text, config, folder=at, name=name, resume=True, watch=told, clock=time.process_time
             )

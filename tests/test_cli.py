@@ -329,18 +329,78 @@ def test_the_next_command_after_several_seeds_is_their_ensemble(run, here):
     ]
 
 
-def test_logs_hold_every_loss_and_score(run, here):
+def test_logs_hold_the_curve(run, here):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     code, _, err = run(*training("--out", "out"))
     assert code == 0
     logs = EventAccumulator(str(here / "out" / "logs"))
     logs.Reload()
-    told = re.findall(r"step (\d): own p4 lr0\.1 seed0: loss ([\d.]+), score ([\d.]+)", err)
-    for tag, place in (("loss/own_p4_lr0.1_seed0", 1), ("score/own_p4_lr0.1_seed0", 2)):
-        events = logs.Scalars(tag)
-        assert [event.step for event in events] == [3, 6]
-        assert [event.value for event in events] == pytest.approx([float(line[place]) for line in told], abs=1e-3)
+    lines = [json.loads(line) for line in (here / "out" / "curve.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 * len({line["name"] for line in lines}) == 24  # the prompt and its three folds
+    curve = [line for line in lines if line["name"] == "own p4 lr0.1 seed0"]
+    assert [line["step"] for line in curve] == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "score", "learning_rate"):
+        wanted = [(line["step"], pytest.approx(line[name])) for line in curve if name in line]
+        assert [(event.step, event.value) for event in logs.Scalars(f"{name}/own_p4_lr0.1_seed0")] == wanted
+    told = re.findall(r"step (\d): own p4 lr0\.1 seed0: loss [\d.]+, score ([\d.]+)", err)
+    scored = [(str(line["step"]), f"{line['score']:.4f}") for line in curve if "score" in line]
+    assert scored == told and len(told) == 2
+
+
+def test_logs_go_nowhere_or_to_trackio_where_that_is_asked_for(run, here, monkeypatch):
+    code, _, _ = run(*training("--out", "none", "--log-to", "none"))
+    assert code == 0
+    assert (here / "none" / "curve.jsonl").exists() and not (here / "none" / "logs").exists()
+    monkeypatch.setitem(sys.modules, "trackio", None)  # not installed
+    code, out, err = run(*training("--out", "trackio", "--log-to", "trackio"))
+    assert (code, out, err) == (
+        2, "", "softprompt train: --log-to trackio needs trackio, which is not installed; pip install trackio\n"
+    )  # fmt: skip
+    assert not (here / "trackio").exists()
+
+
+class Trackio:
+    """A stand-in for the part of trackio's interface that is used."""
+
+    def __init__(self, *, full=False):
+        self.full, self.asked, self.logged, self.finished = full, [], [], 0
+
+    def init(self, **asked):
+        print("* Trackio project initialized")
+        self.asked.append(asked)
+        return self
+
+    def log(self, values, step):
+        if self.full:
+            raise RuntimeError("database or disk is full")
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_trackio_gets_the_curve_and_a_resumed_run_goes_on_there(run, here, monkeypatch):
+    trackio = Trackio()
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    code, out, err = run(*training("--out", "out", "--log-to", "trackio"))
+    assert code == 0 and "Trackio" not in out and "* Trackio project initialized" in err
+    curve = [json.loads(line) for line in (here / "out" / "curve.jsonl").read_text().splitlines()]
+    names = ("loss", "score", "learning_rate")
+    assert trackio.logged == [
+        (line["step"], {f"{name}/{line['name']}": line[name] for name in names if name in line}) for line in curve
+    ]
+    wanted = {"project": "softprompt", "name": "out", "resume": "never", "embed": False}
+    assert (trackio.asked, trackio.finished) == ([wanted], 1)
+    with terminal.Display(Path("out/logs"), "trackio") as display:
+        display.log({"step": 4, "name": "own", "loss": 1.0})
+    assert trackio.asked[1]["resume"] == "allow"
+
+
+def test_logs_that_cannot_be_written_end_no_training(run, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", Trackio(full=True))
+    code, _, err = run(*training("--out", "out", "--log-to", "trackio"))
+    assert code == 0 and err.count("no more logs to trackio: database or disk is full\n") == 1
 
 
 def test_a_prompt_is_not_trained_over_by_accident(run, here, prompts):

@@ -127,6 +127,7 @@ COMMANDS = {
     "--quantize 3bit": "train --quantize 3bit",
     "--device gpu": f"train {TINY} {OWN} --device gpu",
     "--threads x": "train --threads x",
+    "--log-to wandb": "train --log-to wandb",
     "--threads 0": f"train {TINY} {OWN} --threads 0",
     "--task nothing": f"train {TINY} --task ''",
     "--task near one": f"train {TINY} --task glue/sst3",

@@ -325,6 +325,17 @@ def test_ctrl_c_writes_a_checkpoint_to_go_on_from(tokenizer, text, tmp_path):
     assert without_seconds(curve) == without_seconds(wanted)
 
 
+def test_an_evaluation_that_a_ctrl_c_kept_from_being_made_is_made_on_resume(tokenizer, text, tmp_path):
+    stopped(tokenizer, text, tmp_path / "stopped", step=3)
+    trained(tokenizer, text, SPAN, tmp_path / "stopped", resume=True)
+    trained(tokenizer, text, SPAN, tmp_path / "whole")
+    ours, wanted = (
+        without_seconds(map(json.loads, (tmp_path / name / CURVE).read_text().splitlines()))
+        for name in ("stopped", "whole")
+    )
+    assert ours == wanted and [line["step"] for line in ours] == [3, 6]
+
+
 UNDER_TORCHRUN = """
 import os, sys
 sys.path.insert(0, {tests!r})

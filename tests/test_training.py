@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from softprompt.answering.engine import Engine
+from softprompt.base.curve import CURVE, Curve
 from softprompt.base.files import CHECKPOINT, LOCK
 from softprompt.base.terminal import Display
 from softprompt.base.watch import Watch
@@ -420,6 +422,102 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on_from_it(llama, tmp_path,
     assert without_seconds(fitted) == without_seconds(whole)
 
 
+def lines_of(folder):
+    """The curve's lines without their seconds."""
+    lines = [json.loads(line) for line in (folder / CURVE).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_the_curve_has_every_step_of_every_prompt_once(llama, tmp_path):
+    members = [member(llama, f"m{i}", seed=i, steps=4 + 2 * i, evaluate_every=4, selection=6) for i in range(2)]
+    told = []
+    fitted = fit(llama, members, folder=tmp_path, watch=Watch(log=told.append))
+    assert [json.loads(line) for line in (tmp_path / CURVE).read_text().splitlines()] == told
+    assert [(line["step"], line["name"]) for line in told] == [
+        *((step, name) for step in range(1, 5) for name in ("m0", "m1")), (5, "m1"), (6, "m1"),
+    ]  # fmt: skip
+    for number, own in enumerate(fitted):
+        lines = [line for line in told if line["name"] == f"m{number}"]
+        assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+        assert {line["step"]: line["score"] for line in lines if "score" in line} == {
+            entry["step"]: entry["score"] for entry in own.history
+        }
+        assert fmean(line["loss"] for line in lines[:4]) == pytest.approx(own.history[0]["loss"])
+
+
+def test_the_curve_has_the_learning_rate_of_each_step(llama, tmp_path):
+    own = member(llama, steps=6)
+    optimizer = AdamW(learning_rate=0.1, schedule="linear", warmup_steps=2)
+    fit(llama, [replace(own, config=replace(own.config, optimizer=optimizer))], folder=tmp_path)
+    rates = [line["learning_rate"] for line in lines_of(tmp_path)]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_curve_of_a_resumed_run_is_that_of_one_never_stopped(llama, tmp_path, at):
+    """At step 4 an evaluation is due, so that the line of the step waits for its score."""
+    own = [member(llama, f"m{i}", seed=i, steps=6, evaluate_every=4, selection=6) for i in range(2)]
+    fit(llama, own, folder=tmp_path / "whole")
+
+    def stop(step, loss, tokens):
+        if step == at:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        fit(llama, own, folder=folder, watch=Watch(step=stop))
+    assert [line["step"] for line in lines_of(folder)][-1] == at - 1
+    fit(llama, own, folder=folder, resume=True)
+    assert lines_of(folder) == lines_of(tmp_path / "whole")
+    fit(llama, own, folder=folder, resume=True)  # that is over
+    assert lines_of(folder) == lines_of(tmp_path / "whole")
+
+
+def test_a_resumed_run_cuts_what_a_killed_one_wrote_after_its_checkpoint(llama, tmp_path):
+    own = [member(llama, steps=6, evaluate_every=4, selection=6)]
+    fit(llama, own, folder=tmp_path / "whole")
+    kept = []
+
+    def copy(step, loss, tokens):
+        if step == 3:  # a checkpoint of step 2 and lines to step 5, as after a kill
+            kept.append((tmp_path / "killed" / CHECKPOINT).read_bytes())
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(llama, own, folder=tmp_path / "killed", watch=Watch(step=copy), checkpoint_every_s=0.0)
+    (tmp_path / "killed" / CHECKPOINT).write_bytes(kept[0])
+    with open(tmp_path / "killed" / CURVE, "a") as file:
+        file.write('{"step": 6, "na')
+    told = []
+    fit(llama, own, folder=tmp_path / "killed", resume=True, watch=Watch(log=told.append))
+    assert lines_of(tmp_path / "killed") == lines_of(tmp_path / "whole")
+    assert [line["step"] for line in told] == [3, 4, 5, 6]
+
+
+def test_a_run_that_starts_again_has_no_curve_of_the_one_before(llama, tmp_path):
+    fit(llama, [member(llama, steps=6)], folder=tmp_path)
+    fit(llama, [member(llama, steps=3)], folder=tmp_path)
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3]
+
+
+def test_a_curve_that_a_full_disk_does_not_take_waits_and_is_told_once(tmp_path):
+    told = []
+    curve = Curve(tmp_path / CURVE, 0, Watch(message=told.append))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for step in range(1, 7):
+            limit = 30 if 3 <= step <= 5 else soft  # two lines of twelve bytes have room
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            curve.add(step, [{"step": step}])
+            if step == 4:
+                assert lines_of(tmp_path) == [{"step": 1}, {"step": 2}]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert lines_of(tmp_path) == [{"step": step} for step in range(1, 7)]
+    assert told == [f"{tmp_path / CURVE} waits from step 3 on until there is room (File too large)"]
+
+
 def test_a_ctrl_c_in_the_middle_of_an_update_comes_after_it(llama, tmp_path, monkeypatch):
     own = [member(llama, f"m{i}", seed=i) for i in range(2)]
     whole = fit(llama, own)
@@ -608,12 +706,12 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_training_goes_on(llama
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {(tmp_path / CHECKPOINT).read_bytes()} == set(steps)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, CHECKPOINT]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, CHECKPOINT, CURVE]
 
 
 def test_a_checkpoint_is_one_file_without_pickle(llama, tmp_path):
     interrupted(llama, member(llama), tmp_path, at=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "checkpoint.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "checkpoint.safetensors", CURVE]
     content = (tmp_path / CHECKPOINT).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert set(header) == {

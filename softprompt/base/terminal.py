@@ -12,6 +12,8 @@ from typing import Any, Self
 
 from softprompt.base.watch import Watch
 
+LOG_TO = ("tensorboard", "trackio", "none")
+LOGGED = ("loss", "score", "heldout", "learning_rate")  # of a curve's entries, to those
 LINE_EVERY_S = 30.0  # ours: how often training reports where no bar can be drawn
 
 
@@ -55,10 +57,16 @@ def keep_threads(began: int) -> None:
 
 
 class Display:
-    """A run's progress: bars where stderr is a terminal, lines where it is not, and TensorBoard's logs in a folder."""
+    """A run's progress: bars where stderr is a terminal, lines where it is not, and logs for another program.
 
-    def __init__(self, logs: Path | None = None):
-        self.logs = _Logs(logs) if logs else None
+    logs: the folder of TensorBoard's; its parent names the run to trackio. log_to: one of `LOG_TO`; None: TensorBoard.
+    Raises ValueError for trackio where it is not installed.
+    """
+
+    def __init__(self, logs: Path | None = None, log_to: str | None = None):
+        self.log_to = log_to or "tensorboard"
+        kind = {"tensorboard": _TensorBoard, "trackio": _Trackio}.get(self.log_to)
+        self.logs = kind(logs) if kind and logs else None
         self.bars: list[Any] = []
         self.at = self.steps = self.rows = self.begun_at = 0
         self.rows_s = self.tokens_s = 0.0
@@ -72,8 +80,9 @@ class Display:
         """End bars and logs."""
         for bar in self.bars:
             bar.close()
-        if self.logs is not None and self.logs.file is not None:
-            self.logs.file.close()
+        with self._logging() as logs:
+            if logs is not None:
+                logs.close()
 
     def watch(self) -> Watch:
         """What a run is given to tell this display how it goes."""
@@ -82,7 +91,7 @@ class Display:
             phase=self.phase,
             step=self.step,
             score=self.score,
-            losses=self.losses,
+            log=self.log,
             threads=keep_threads,
             begin=self.begin,
         )
@@ -120,29 +129,33 @@ class Display:
 
     def score(self, step: int, name: str, loss: float, score: float | None) -> None:
         """A prompt was scored on its selection rows; `loss` is the mean since the last time."""
-        values, text = {f"loss/{name}": loss}, f"step {step}: {name}: loss {loss:.4f}"
+        text = f"step {step}: {name}: loss {loss:.4f}"
         if score is not None:
-            values[f"score/{name}"] = score
             text += f", score {score:.4f}"
             if score > self.best.get(name, -math.inf):
                 self.best[name] = score
                 text += " (best)"
-        self._scored(step, values, text)
-
-    def losses(self, step: int, loss: float, heldout: float) -> None:
-        """Weights were scored on held-out text; `loss` is the mean of training since the last time."""
-        values = {"loss/train": loss, "loss/heldout": heldout}
-        self._scored(step, values, f"step {step}: loss {loss:.4f}, held-out {heldout:.4f}")
-
-    def _scored(self, step: int, values: Mapping[str, float], text: str) -> None:
-        if self.logs is not None:
-            try:
-                self.logs.write(step, values)
-            except OSError as error:
-                say(f"no more TensorBoard logs: {one_line(error)}")
-                self.logs = None
         say(text)
         self.mark = time.monotonic()
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """A line of the run's curve."""
+        if "heldout" in entry:  # an evaluation of a pre-training
+            say(f"step {entry['step']}: loss {entry['loss']:.4f}, held-out {entry['heldout']:.4f}")
+            self.mark = time.monotonic()
+        of = f"/{entry['name']}" if "name" in entry else ""
+        with self._logging() as logs:
+            if logs is not None:
+                logs.write(entry["step"], {f"{key}{of}": entry[key] for key in LOGGED if key in entry})
+
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[Any]:
+        """The logs, if there are any left: a full disk, or whatever trackio raises, ends them and no training."""
+        try:
+            yield self.logs
+        except Exception as error:
+            say(f"no more logs to {self.log_to}: {one_line(error)}")
+            self.logs = None
 
     def phase(self, name: str, total: int) -> Callable[[int], None]:
         """A stage of scoring begins; what it is called with is finished rows."""
@@ -161,8 +174,8 @@ class Display:
         return done
 
 
-class _Logs:
-    """TensorBoard's event file. Its own writer works in a thread, where a full disk cannot be caught."""
+class _TensorBoard:
+    """Its event file. Its own writer works in a thread, where a full disk cannot be caught."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -188,6 +201,38 @@ class _Logs:
             summary.Summary.Value(tag=tag.replace(" ", "_"), simple_value=value) for tag, value in values.items()
         ]
         add(step=step, summary=summary.Summary(value=scalars))
+
+    def close(self) -> None:
+        """End the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+class _Trackio:
+    """A run of trackio's project softprompt, named as the folder; a resumed run goes on in it, some steps once more."""
+
+    def __init__(self, folder: Path):
+        try:
+            self.trackio: Any = import_module("trackio")
+        except ImportError:
+            raise ValueError("--log-to trackio needs trackio, which is not installed; pip install trackio") from None
+        self.name = str(folder.parent)
+        self.run: Any = None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add scalars by name."""
+        if self.run is None:
+            with contextlib.redirect_stdout(sys.stderr):  # it greets
+                self.run = self.trackio.init(
+                    project="softprompt", name=self.name, resume="never" if step == 1 else "allow", embed=False
+                )
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        if self.run is not None:
+            with contextlib.redirect_stdout(sys.stderr):
+                self.run.finish()
 
 
 def type_of(lm: Any) -> str:

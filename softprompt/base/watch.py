@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Progress = Callable[[int], object]
 """Called with the number of rows just finished."""
@@ -20,8 +21,9 @@ class Watch:
     """step(number, loss, tokens computed) after a step."""
     score: Callable[[int, str, float, float | None], None] = lambda step, name, loss, score: None
     """score(step, whose, mean loss since the last, score) after an evaluation."""
-    losses: Callable[[int, float, float], None] = lambda step, loss, heldout: None
-    """The same of a pre-training, with the loss on held-out text."""
+    log: Callable[[Mapping[str, Any]], object] = lambda entry: None
+    """log(entry) for each line of the run's `curve.jsonl`: one for each step and prompt, with step, name, loss,
+    learning_rate and seconds, and the score where it was scored; of a pre-training, one for each evaluation."""
     threads: Callable[[int], object] | None = None
     """threads(number) where a run that is resumed began with other processor threads; unless given, a message."""
     begin: Callable[[int, int], None] = lambda steps, rows: None

@@ -8,7 +8,7 @@ from typing import Any
 
 from softprompt.base.names import hub_place
 from softprompt.base.setting import Setting, settings_of
-from softprompt.base.terminal import say
+from softprompt.base.terminal import LOG_TO, say
 from softprompt.training import RunConfig
 
 RUN = settings_of(RunConfig)
@@ -20,6 +20,12 @@ FLAGS = RUN | {
     ),
     "dev": Setting(help="dev set of your own, with --data train=FILE", metavar="FILE[,FILE]", title="what to train"),
     "threads": Setting(help="processor threads", kind=int, shown="one for each core", title="machine"),
+    "log_to": Setting(
+        help="where losses, scores and rates go, besides curve.jsonl in --out",
+        default="tensorboard",
+        choices=LOG_TO,
+        title="what is kept",
+    ),
 }
 """A run's settings, and what a command line says besides."""
 OWN_FILES = [name for name, setting in RUN.items() if setting.title == "your own files"]

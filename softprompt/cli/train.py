@@ -60,10 +60,11 @@ def run(args: argparse.Namespace) -> int:
             _check_pushes(config, args)
         if config.resume and not (out / CHECKPOINT).exists():
             say(f"{out} holds no checkpoint to go on from; starting at step 1")
+        display = Display(out / "logs", args.log_to)
         lm = _loaded(config, args)
         from softprompt.training import train
 
-        with Display(out / "logs") as display, writing(out):
+        with display, writing(out):
             try:
                 delivered = train(config, lm=lm, watch=display.watch(), overwrite=args.overwrite)
             except KeyboardInterrupt:

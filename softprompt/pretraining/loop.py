@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -28,7 +27,8 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from softprompt.base.files import CHECKPOINT, held, refusals, whole_files, write_whole
+from softprompt.base.curve import CURVE, Curve
+from softprompt.base.files import CHECKPOINT, held, refusals, whole_files
 from softprompt.base.watch import Watch
 from softprompt.models import Tokenizer, quiet, scales_outputs
 from softprompt.pretraining.corpus import TokenStream
@@ -37,7 +37,6 @@ from softprompt.pretraining.settings import PretrainConfig
 from softprompt.pretraining.vocabulary import check_sentinels
 from softprompt.training import rate_multiplier, read_checkpoint, uninterrupted, write_checkpoint
 
-CURVE = "curve.jsonl"
 STEPS = "steps"  # the folder of the models that --keep names
 LEAST_SCALE = 1e-3  # epsilon2 of Adafactor (Shazeer and Stern 2018): what a weight of zeros counts as
 HELDOUT_SEED = 0  # held-out texts are always corrupted alike, so that losses compare
@@ -167,13 +166,13 @@ def pretrain(
         started = clock() - run.state.seconds
         written = clock()
         try:
+            run.evaluate_if_due()  # as a Ctrl-C may have kept one from being made
             run.keep()
             while run.state.step < config.steps:
                 run.train_step()
                 run.state.seconds = clock() - started
-                if run.state.step % config.evaluate_every == 0 or run.state.step == config.steps:
-                    run.evaluate()
-                    run.state.seconds = clock() - started
+                run.evaluate_if_due()
+                run.state.seconds = clock() - started
                 run.keep()
                 if clock() - written > checkpoint_every_s:
                     run.write()
@@ -287,6 +286,15 @@ class Pretraining:
                 "try a lower --learning-rate"
             )
 
+    def evaluate_if_due(self) -> None:
+        """Make the evaluation of this step, if it has one and it has not been made, and tell of it."""
+        step, curve = self.state.step, self.state.curve
+        is_time = step > 0 and (step % self.config.evaluate_every == 0 or step == self.config.steps)
+        if is_time and (not curve or curve[-1]["step"] < step):
+            self.evaluate()
+        if self.machine.writes and curve:
+            self.curve.add(int(curve[-1]["step"]), curve[-1:])
+
     @torch.no_grad()
     def evaluate(self) -> None:
         """Held-out loss per target token, into the curve."""
@@ -300,8 +308,6 @@ class Pretraining:
         entry = {"step": state.step, "tokens": state.tokens, "loss": loss, "heldout": total / count}
         state.curve.append({**entry, "seconds": round(state.seconds, 1)})
         state.loss_sum, state.loss_steps = 0.0, 0
-        if self.machine.writes:
-            self.watch.losses(state.step, loss, total / count)
 
     def begin(self, resume: bool) -> None:
         """Go on from the checkpoint, if that is wanted and there is one; or start, and remove an earlier run's models.
@@ -326,6 +332,7 @@ class Pretraining:
             for folder in (self.folder / STEPS).glob("*"):
                 if folder.name.isdigit():
                     shutil.rmtree(folder)
+        self.curve = Curve(self.folder / CURVE, self.state.step, self.watch)
 
     def keep(self) -> None:
         """Save the model if this step's is to be kept, and is not whole already. A full disk is told as in `write`."""
@@ -341,28 +348,23 @@ class Pretraining:
             self.watch.message(f"no model of step {self.state.step}: {error}")
 
     def finish(self) -> None:
-        """The trained model and its curve, beside the checkpoint. OSError, in one line, if they cannot be written."""
+        """The trained model, beside the checkpoint. OSError, in one line, if it cannot be written."""
         if not self.machine.writes:
             return
         with refusals(self.folder, "with room there, --resume goes on from the last checkpoint"):
             _write_model(self.model, self.tokenizer, self.folder)
-            self._write_curve()
-
-    def _write_curve(self) -> None:
-        write_whole(self.folder / CURVE, "".join(json.dumps(entry) + "\n" for entry in self.state.curve))
 
     def write(self) -> None:
-        """Write checkpoint and curve. A disk that is full is told, and training goes on."""
+        """Write the checkpoint. A disk that is full is told, and training goes on."""
         if not self.machine.writes:
             return
-        for what, write in (("checkpoint", self.save), ("curve", self._write_curve)):
-            try:
-                write()
-            except OSError as error:
-                why = error.strerror or str(error)
-                self.watch.message(
-                    f"no {what} at step {self.state.step}: {error.filename} cannot be written ({why}); the last stays"
-                )
+        try:
+            self.save()
+        except OSError as error:
+            why = error.strerror or str(error)
+            self.watch.message(
+                f"no checkpoint at step {self.state.step}: {self.checkpoint} cannot be written ({why}); the last stays"
+            )
 
     def save(self) -> None:
         """Write the checkpoint. Raises OSError where it cannot be written."""

@@ -149,6 +149,10 @@ class PerWeight:
         """That of every weight."""
         return self.optimizer.learning_rate
 
+    def rate(self, step: int, total_steps: int | None) -> float:
+        """That of every weight at a step, from 0."""
+        return self.optimizer.rate(step, total_steps)
+
     def init(self, values: Float[Tensor, " n"]) -> dict[str, Tensor]:
         """The states before the first step, each weight's with its number in front of the names."""
         states = enumerate(self.optimizer.init(weight) for weight in self._weights(values))

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, is_out_of_memory, judge, predict
+from softprompt.base.curve import CURVE, Curve
 from softprompt.base.files import CHECKPOINT, held, refusals
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, Row, TextFormat
@@ -149,13 +150,15 @@ class _State:
     loss_count: int = 0
     first_loss: float | None = None
     """Mean loss of an example in the first step."""
+    loss: float | None = None
+    """Mean loss of an example in the last step."""
     bad_steps: int = 0
     """Steps in a row with the loss of a diverged prompt."""
     shuffles: dict[int, np.ndarray] = field(default_factory=dict)
     """The order of its rows in the epochs of this step."""
 
 
-COUNTERS = ("alive", "since_best", "loss_sum", "loss_count", "first_loss", "bad_steps")
+COUNTERS = ("alive", "since_best", "loss_sum", "loss_count", "first_loss", "loss", "bad_steps")
 
 
 def fit(
@@ -175,7 +178,7 @@ def fit(
     """Train all members together and return each at its best step.
 
     method: what is trained over `lm` (prompts, unless given); one that changes the model takes one member.
-    folder: where the checkpoint is kept (None: nowhere). minutes: bound on training and selection together,
+    folder: where checkpoint and curve are kept (None: nowhere). minutes: bound on training and selection together,
     counted across resumes. watch: told of steps and evaluations, of scoring, of a member that stops and a checkpoint
     that cannot be written. observe(member, its values) at each of its evaluations: what it returns goes into the
     member's history. Raises ValueError for a checkpoint that is damaged or of another run, or a folder that another
@@ -192,6 +195,7 @@ def fit(
         if checkpoint:  # over an earlier run's, and so that a full disk is told now
             with refusals(checkpoint, "nothing was trained; free some space, or give another folder"):
                 run.save(checkpoint)
+        curve = Curve(folder / CURVE if folder else None, run.step, run.watch)
         written = clock()
         started = written - run.seconds
         try:
@@ -203,6 +207,7 @@ def fit(
                     run.evaluate(due, observe)
                     run.evaluation_seconds = clock() - started - run.seconds
                     run.seconds = clock() - started
+                curve.add(run.step, run.entries())
                 if due or clock() - written > checkpoint_every_s:
                     run.write(checkpoint)
                     written = clock()
@@ -391,7 +396,7 @@ class _Run:
             return
         state.loss_sum += loss
         state.loss_count += config.batch_size
-        mean = loss / config.batch_size
+        state.loss = mean = loss / config.batch_size
         if state.first_loss is None:
             state.first_loss = mean
         limit = DIVERGED_TIMES * max(state.first_loss, self.guessing[state.number])
@@ -446,6 +451,25 @@ class _Run:
             self.scored_at = self.step
         for state in due:
             self.watch.score(self.step, state.member.title, losses[state.number], scores.get(state.number))
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The curve's lines of the last step: one for each member that took it."""
+        entries = []
+        for state in self.states:
+            config, history = state.member.config, state.fitted.history
+            if state.fitted.steps_run != self.step or state.loss is None:
+                continue
+            entry = {
+                "step": self.step,
+                "name": state.member.title,
+                "loss": state.loss,
+                "learning_rate": config.optimizer.rate(self.step - 1, config.steps),
+                "seconds": round(self.seconds, 2),
+            }
+            if history and history[-1]["step"] == self.step and "score" in history[-1]:
+                entry["score"] = history[-1]["score"]
+            entries.append(entry)
+        return entries
 
     def _scores(self, scored: Sequence[_State]) -> dict[int, float]:
         """The selection score of each, by number; members of one task share their batches."""

@@ -35,6 +35,10 @@ class Optimizer(Protocol):
         """The rate before its schedule."""
         ...
 
+    def rate(self, step: int, total_steps: int | None) -> float:
+        """The learning rate of a step, from 0."""
+        ...
+
     def init(self, values: Float[Tensor, "*shape"]) -> State:
         """The state before the first step."""
         ...
@@ -80,6 +84,10 @@ class Adafactor:
         positive = ("learning_rate", "decay_rate", "clip", "epsilon", "min_scale")
         _check(self, positive, ("weight_decay", "step_offset", "warmup_steps"))
 
+    def rate(self, step: int, total_steps: int | None) -> float:
+        """The learning rate of a step, from 0."""
+        return self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
+
     def init(self, values: Float[Tensor, "*shape"]) -> State:
         """The state before the first step: `v` [p d], or `v_row` [p] and `v_column` [d] if factored."""
         step = torch.zeros((), dtype=torch.int64)
@@ -102,7 +110,7 @@ class Adafactor:
         The values are one member's: the update is clipped by its root mean square over all of it.
         """
         step = int(state["step"])
-        rate = self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
+        rate = self.rate(step, total_steps)
         new_share = (step + 1 + self.step_offset) ** -self.decay_rate  # 1 - beta2 at this step
         square = gradient.square() + self.epsilon
         if "v" in state:
@@ -142,6 +150,10 @@ class AdamW:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; wanted two numbers from 0 to below 1")
 
+    def rate(self, step: int, total_steps: int | None) -> float:
+        """The learning rate of a step, from 0."""
+        return self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
+
     def init(self, values: Float[Tensor, "*shape"]) -> State:
         """The state before the first step: first and second moment, each [p d]."""
         return {
@@ -161,7 +173,7 @@ class AdamW:
     ) -> None:
         """One step, in place. `total_steps` is the run's length, for a schedule that ends."""
         step = int(state["step"])
-        rate = self.learning_rate * rate_multiplier(self.schedule, step, self.warmup_steps, total_steps)
+        rate = self.rate(step, total_steps)
         if self.clip_norm is not None:
             gradient = gradient * (self.clip_norm / gradient.norm()).clamp(max=1.0)
         beta1, beta2 = self.betas

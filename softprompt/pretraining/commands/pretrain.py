@@ -48,7 +48,7 @@ def add_training_flags(command: argparse.ArgumentParser, defaults: Mapping[str, 
     command.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoint, curve and model")
     own = {name: {"default": default} for name, default in defaults.items()}
     add_settings(command, {name: replace(setting, **own.get(name, {})) for name, setting in SETTINGS.items()})
-    add_shared(command, [*MACHINE, "threads"], changes=CHANGES)
+    add_shared(command, [*MACHINE, "threads", "log_to"], changes=CHANGES)
     command.set_defaults(**MACHINE)
     command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     command.add_argument("--overwrite", action="store_true", help="train into a folder that holds a model already")
@@ -122,7 +122,7 @@ def train_model(
             text = f"{len(stream.ids) / 1e6:,.1f} million tokens of {counted(stream.num_documents, 'document')}"
             say(f"{weights}, {text}, {type_of_products(bfloat16, device)}")
         folder = Path(args.out)
-        with Display(folder / "logs") as display, writing(folder):
+        with Display(folder / "logs", args.log_to) as display, writing(folder):
             display.begin(config.steps, config.batch_size)
             try:
                 curve = pretrain(
