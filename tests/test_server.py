@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from softprompt.answering.evaluation import vote
 from softprompt.base.files import locked, write_whole
 from softprompt.models import Tokenizer, load_tokenizer
 from softprompt.models.text import default_format, encode_examples
-from softprompt.prompts import Card, SoftPrompt, save_prompt
+from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.serving import Part, PartAnswer
 from softprompt.serving import Request as Asked
 from softprompt.serving.http.access import Access, Key, read_keys
@@ -914,7 +915,7 @@ def test_an_upload_that_fails_leaves_no_folder(llama, tmp_path, monkeypatch):
 
 def test_what_killed_writers_left_is_removed_at_start_and_whole_uploads_are_told(llama, tmp_path):
     kept, ghost = tmp_path / "kept", make_prompt(llama, 9)
-    for left in (f"half/{'a' * 64}/.softprompt-saving-x", "hand/.softprompt-saving-y"):
+    for left in (f"half/{'a' * 64}/.softprompt-saving-x", "hand/.softprompt-saving-y", ".softprompt-saving-z"):
         (kept / left).mkdir(parents=True)
         (kept / left / "softprompt.json").write_text("{")
     (kept / ".registry.json.123").write_text("{")
@@ -924,6 +925,49 @@ def test_what_killed_writers_left_is_removed_at_start_and_whole_uploads_are_told
     left = {path.name for path in kept.iterdir()}
     assert left == {".registry.json.ballast", ".softprompt.lock", "ghost", "hand"}
     assert list((kept / "hand").iterdir()) == [] and "ghost" not in server.registry.names()
+
+
+def test_an_archive_is_unpacked_in_the_folder_where_a_killed_server_finds_it_again(llama, tmp_path, monkeypatch):
+    places = []
+
+    def seen(place):
+        places.append(Path(place))
+        return load_prompt(place)
+
+    monkeypatch.setattr("softprompt.serving.http.archive.load_prompt", seen)
+    with served(make_server(llama, tmp_path)) as client:
+        assert client.put("/v1/prompts/mine", content=archive(saved(llama, tmp_path / "a"))).status_code == 200
+    (place,) = places
+    assert place.parent == tmp_path / "kept" and place.name.startswith(".softprompt-saving-") and not place.exists()
+
+
+def test_a_prompt_in_the_folder_that_cannot_be_read_is_left_out(llama, tmp_path, monkeypatch):
+    saved(llama, tmp_path / "kept" / "locked", seed=5)
+    saved(llama, tmp_path / "kept" / "mine", seed=6)
+
+    def refused(place):
+        if Path(place).name == "locked":
+            raise PermissionError(13, "Permission denied", str(place))
+        return load_prompt(place)
+
+    monkeypatch.setattr("softprompt.serving.http.registry.load_prompt", refused)
+    with pytest.warns(UserWarning, match=r"locked in .* is not served: .*Permission denied"):
+        server = make_server(llama, tmp_path, num_prompts=0)
+    assert server.registry.names() == [llama.name, "mine"]
+
+
+def test_a_prompt_whose_own_pass_is_no_number_keeps_no_server_from_being_ready(tmp_path, caplog):
+    lm = tiny_lm("gpt2")
+    prompt = make_prompt(lm)
+    save_prompt(replace(prompt, values=torch.full_like(prompt.values, 3e38)), tmp_path / "kept" / "huge")
+    with pytest.warns(UserWarning, match="made for another scale"):
+        server = make_server(lm, tmp_path)
+    with served(server) as client:
+        assert client.get("/readyz").status_code == 200
+        assert "the warm-up with a prompt failed: prompt " in caplog.text
+        assert client.post("/v1/classify", json={"model": "p0", "input": TEXT}).status_code == 200
+        reason = why(client.post("/v1/classify", json={"model": "huge", "input": TEXT}), 400)
+        assert "is not served: the prompt's own pass through tiny-gpt2 leaves the range" in reason
 
 
 def test_nothing_is_cleaned_where_another_server_is_at_work(llama, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from softprompt.base.files import write_whole
-from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, SoftPrompt, load_prompt
+from softprompt.prompts import CARD, CONFIG, README, STAGING, WEIGHTS, SoftPrompt, load_prompt
 
 FILES = (WEIGHTS, CONFIG, CARD, README)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -21,10 +21,11 @@ Member = tuple[str, int, io.BufferedIOBase]
 """A file's name in the archive, its size as the archive says, and its bytes."""
 
 
-def read_archive(data: bytes, *, max_bytes: int) -> SoftPrompt:
+def read_archive(data: bytes, *, max_bytes: int, folder: Path | None = None) -> SoftPrompt:
     """The prompt in a zip or tar archive of its folder (or of the files alone).
 
-    max_bytes: what its files may take together, unpacked. Files that do not belong to a prompt are passed over.
+    max_bytes: what its files may take together, unpacked. folder: where they lie meanwhile; None: among the system's
+    temporary files. Files that do not belong to a prompt are passed over.
     Raises ValueError for what is no archive, holds no prompt, or is not safe: a path out of the folder, a link, a
     pickle, more bytes than allowed.
     """
@@ -62,13 +63,13 @@ def read_archive(data: bytes, *, max_bytes: int) -> SoftPrompt:
         raise ValueError("the zip wants a password; send one without") from error
     if WEIGHTS not in files:
         raise ValueError(f"the archive holds no {WEIGHTS}; send the folder that `softprompt train` wrote")
-    with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
+    with tempfile.TemporaryDirectory(prefix=STAGING, dir=folder) as place:
         for name, content in files.items():
-            write_whole(Path(folder) / name, content)
+            write_whole(Path(place) / name, content)
         try:
-            return load_prompt(folder)
+            return load_prompt(place)
         except ValueError as error:
-            raise ValueError(str(error).replace(f"{folder}/", "").replace(folder, "the archive")) from error
+            raise ValueError(str(error).replace(f"{place}/", "").replace(place, "the archive")) from error
 
 
 def _zip_members(data: bytes) -> Iterator[Member]:

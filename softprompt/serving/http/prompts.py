@@ -71,7 +71,8 @@ def add_prompts(app: FastAPI, server: Server) -> None:
         data = await request.body()
         if not data:
             raise ValueError("the body is empty; send a prompt's folder as a zip or tar archive")
-        prompt = await run_sync(partial(read_archive, data, max_bytes=server.limits.max_upload))
+        read = partial(read_archive, data, max_bytes=server.limits.max_upload, folder=registry.folder)
+        prompt = await run_sync(read)
         versions = await run_sync(registry.upload, name, prompt)
         log.info("%s: %s uploaded %s, %s", request.scope[REQUEST_ID], key.name, name, prompt.identity[:12])
         return _info(server, name, versions)

@@ -422,7 +422,7 @@ class Registry:
     def _try_to_add(self, what: str, name: str, folder: Path, *, upload: str | None = None) -> None:
         try:
             self.add(name, folder, upload=upload)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             warnings.warn(f"{what} in {self.folder} is not served: {error}", stacklevel=3)
 
     def _change(self, names: Names, *, deletes: bool = False) -> None:
@@ -486,8 +486,9 @@ class Registry:
         """Remove what writers that were killed left in the folder, and tell of whole uploads that no name has."""
         remove_leftovers(folder / STATE)
         remove_leftovers(folder / BALLAST)
-        for staging in (*folder.glob(f"*/{STAGING}*"), *folder.glob(f"*/*/{STAGING}*")):
-            shutil.rmtree(staging, ignore_errors=True)
+        for inside in ("", "*/", "*/*/"):
+            for staging in folder.glob(f"{inside}{STAGING}*"):
+                shutil.rmtree(staging, ignore_errors=True)
         for place in folder.glob(f"*/{'[0-9a-f]' * 64}"):
             if place in uploads:
                 continue

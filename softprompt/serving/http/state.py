@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from softprompt.serving.http.asking import Asker
 from softprompt.serving.http.registry import Registry
 from softprompt.serving.http.telemetry import Telemetry
 from softprompt.serving.http.wire import Limits
+
+log = logging.getLogger("softprompt.serving.http")
 
 
 @dataclass(eq=False)
@@ -44,12 +47,19 @@ class Server:
 
     def warm_up(self) -> None:
         """Answer one question of each kind with the bare model and with a prompt, then be ready."""
-        for prompt in (None, *self.engine.table.hashes()[-1:]):
-            described = self.asker.worn((prompt,))
-            (question,) = self.asker.questions(described, ["warm up"], finished=True)
-            self.engine.submit(self.asker.completion(question, Decoding(max_tokens=2))).result()
-            self.engine.submit(self.asker.classification(question, ("yes", "no"))).result()
+        self._warm_up(None)
+        for prompt in self.engine.table.hashes()[-1:]:
+            try:
+                self._warm_up(prompt)
+            except ValueError as error:  # nobody may wear it, as its requests are told; the others are served
+                log.warning("the warm-up with a prompt failed: %s", error)
         self.is_ready = True
+
+    def _warm_up(self, prompt: str | None) -> None:
+        described = self.asker.worn((prompt,))
+        (question,) = self.asker.questions(described, ["warm up"], finished=True)
+        self.engine.submit(self.asker.completion(question, Decoding(max_tokens=2))).result()
+        self.engine.submit(self.asker.classification(question, ("yes", "no"))).result()
 
     def guard(self, scope: str) -> Any:
         """A dependency of endpoints: the key of a request that may do this, counted against its limits."""
