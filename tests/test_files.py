@@ -14,7 +14,15 @@ import threading
 import pytest
 
 from softprompt.base import files
-from softprompt.base.files import append_whole, held, remove_leftovers, whole_folder, write_all, write_whole
+from softprompt.base.files import (
+    append_whole,
+    held,
+    remove_leftovers,
+    whole_folder,
+    write_all,
+    write_tensors,
+    write_whole,
+)
 
 
 def names(folder):
@@ -178,6 +186,22 @@ def test_what_killed_writers_left_of_a_file_goes_where_its_folder_is_held(tmp_pa
         write_whole(tmp_path / "file", "new")
         write_whole(tmp_path / "in" / "file", "new")
     assert names(tmp_path) == [".softprompt.lock", "file", "in"] and names(tmp_path / "in") == ["file"]
+
+
+def test_what_a_killed_safetensors_left_goes_with_the_next_checkpoint(tmp_path, monkeypatch):
+    def killed(tensors, path, metadata):
+        (path.parent / ".tmpAbCdEf").write_text("half")  # as it names what it writes
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with held(tmp_path):
+        child = os.fork()
+        if child == 0:
+            monkeypatch.setattr("safetensors.torch.save_file", killed)
+            write_tensors(tmp_path / "checkpoint", {})
+        os.waitpid(child, 0)
+        assert len(names(tmp_path)) == 2
+        write_tensors(tmp_path / "checkpoint", {})
+    assert names(tmp_path) == [".softprompt.lock", "checkpoint"]
 
 
 def in_a_thread(work):

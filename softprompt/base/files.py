@@ -81,7 +81,14 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
 
     try:
         with whole_path(path) as temporary:
-            save_file(dict(tensors), temporary, metadata=dict(metadata) if metadata else None)
+            # In a folder that `remove_leftovers` knows, since a killed safetensors leaves a file with its own name.
+            folder = temporary.with_name(f"{temporary.name}0")
+            folder.mkdir()
+            try:
+                save_file(dict(tensors), folder / "file", metadata=dict(metadata) if metadata else None)
+                os.replace(folder / "file", temporary)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     except SafetensorError as error:
         if not (number := _os_error(error)):
             raise
