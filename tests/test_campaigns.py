@@ -217,7 +217,7 @@ def content(folder, known=()):
             continue
         written = path.read_bytes()
         if path.suffix in (".jsonl", ".rows", ".json"):
-            written = re.sub(rb'"(seconds|peak_bytes|resume|dirty)": [^,}]+', rb'"\1": 0', written)
+            written = re.sub(rb'"(seconds|evaluation_s|peak_bytes|resume|dirty)": [^,}]+', rb'"\1": 0', written)
         files[name] = written
     return files
 
