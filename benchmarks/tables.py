@@ -23,8 +23,10 @@ from train_speed import RIVALS
 
 from softprompt.answering.rows import read_rows
 from softprompt.base.files import write_whole
+from softprompt.models import SIZES
 from softprompt.study import paper
 from softprompt.study.claims import MAJORITY, as_table, decide
+from softprompt.study.params import t5
 from softprompt.study.rows import newest, short_name
 from softprompt.study.rows import table as study_table
 from softprompt.study.significance import NOT_SEEN, SEEN, UNTESTABLE
@@ -392,6 +394,48 @@ def released(results: Path) -> str:
     return "\n".join(lines)
 
 
+# Mean tokens of a training input of each SuperGLUE task by T5's vocabulary, cut at 512, and its rows in dev.
+SUPERGLUE_TOKENS = {
+    "boolq": (161, 3_270), "cb": (94, 56), "copa": (36, 100), "multirc": (382, 4_848), "record": (322, 10_000),
+    "rte": (82, 277), "wic": (29, 638), "wsc": (33, 104),
+}  # fmt: skip
+H100_FLOPS, SHARE_USED = 989e12, 0.4  # dense bfloat16, its data sheet; and a guess at what of it is used
+
+
+def paper_costs(results: Path) -> str:
+    """What figure 1 takes in memory and time by size, from shapes alone."""
+    trained = sum(tokens + 100 for tokens, _ in SUPERGLUE_TOKENS.values()) * 30_000 * 32 * 3
+    scored = sum((tokens + 100) * rows for tokens, rows in SUPERGLUE_TOKENS.values()) * 30 * 3
+    columns = []
+    for size in paper.SIZES:
+        shape, num_parameters = SIZES[size], t5(size).num_parameters
+        # An input passes the encoder only. Frozen weights take two products a step, and trained ones three.
+        encoder = shape.num_layers * (4 * shape.num_heads * shape.d_kv + 3 * shape.d_ff) * shape.d_model
+        hours = [2 * encoder * (products * trained + scored) / (H100_FLOPS * SHARE_USED) / 3600 for products in (2, 3)]
+        columns.append(
+            [
+                f"{num_parameters / 1e6:,.0f}",
+                f"{2 * num_parameters / 1e9:.1f}",
+                f"{28 * num_parameters / 1e9:.1f}",
+                *(f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in hours),
+            ]
+        )
+    heads = ("million parameters", "prompts: GB of weights, bfloat16", "model tuning: GB", "prompts: hours",
+             "model tuning: hours")  # fmt: skip
+    lines = [f"| | {' | '.join(paper.NAMES.values())} |", f"|---|{'--:|' * len(columns)}"]
+    lines += [
+        f"| {head} | {' | '.join(cells)} |" for head, cells in zip(heads, zip(*columns, strict=True), strict=True)
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Hours at {SHARE_USED:.0%} of an H100's {H100_FLOPS / 1e12:.0f} TFLOP/s; small models use less of it and "
+            "take longer than this.",
+        ]
+    )
+
+
 def paper_figure_1(results: Path) -> str:
     """The paper's prompt tuning by size."""
     points = paper.FIGURE_1["prompt tuning"]
@@ -478,6 +522,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "serve_memory": serve_memory,
     "admission": admission,
     "released": released,
+    "paper_costs": paper_costs,
     "paper_figure_1": paper_figure_1,
     "paper_transfer": paper_transfer,
     "paper_ensembles": paper_ensembles,

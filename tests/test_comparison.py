@@ -259,6 +259,8 @@ def test_another_task_is_scored_in_the_trained_ones_labels(llama, base, tmp_path
 @pytest.mark.parametrize("kind", KINDS)
 def test_multi_task_tuning_has_a_row_for_each_task_and_names_in_front(kind, base, tmp_path, monkeypatch):
     data = qqp_and_mrpc(base.data)
+    with (data / "glue" / "SST-2" / "train.tsv").open("a") as file:
+        file.write("A dull film about day 1000!\t0\n")  # stands in dev
     config = replace(base, task=("glue/sst2", "glue/qqp"), data=data, learning_rate=(1e-3,), steps=6)
     seen = []
 
@@ -272,6 +274,7 @@ def test_multi_task_tuning_has_a_row_for_each_task_and_names_in_front(kind, base
         (task, seed, "multi-task-model-tuning") for seed in (0, 1) for task in config.task
     ]
     assert [row.num_examples for row in rows[:2]] == [12, 8]
+    assert {(row.notes["overlap"], row.notes["overlap_with_dev"]) for row in rows} == {("left out", 1)}
     lm, trained = tiny_lm(kind), seen[0]
     starts = {lm.tokenizer.decode(list(row.ids))[:4] for row in trained.rows}
     assert starts == {"sst2", "qqp "} and len(trained.rows) > 600

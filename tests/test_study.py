@@ -718,6 +718,29 @@ def test_a_model_is_loaded_once_to_say_how_long_all_its_points_take(data, tmp_pa
     assert loaded == [str(place)]
 
 
+def test_less_memory_is_had_with_checkpointed_activations_and_quantised_weights(base, tmp_path, capsys):
+    make_model("t5", d_model=64, d_kv=32, d_ff=64).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    words = [
+        "experiment", "figure-1", "--models", str(tmp_path / "model"), "--points", "prompt tuning", "model tuning",
+        "--tasks", "glue/sst2", "--data", str(base.data), "--seeds", "0", "--quick", "--preset", "paper",
+        "--prompt-length", "3", "--scoring", "rank", "--dropout", "0", "--steps", "3", "--device", "cpu",
+        "--dtype", "float32",
+    ]  # fmt: skip
+    found = {}
+    for name, more in (("plain", []), ("less", ["--checkpoint-activations"]), ("packed", ["--quantize", "8bit"])):
+        rows = tmp_path / f"{name}.jsonl"
+        code = main([*words, *more, "--rows", str(rows), "--out", str(tmp_path / name)])
+        assert code == (name == "packed")
+        found[name] = read_rows(rows)
+    said = "model-tuning trains weights, but" in (err := capsys.readouterr().err) and "leave --quantize out" in err
+    assert said and [row.config["point"] for row in found["packed"]] == ["prompt tuning"]
+    for plain, less in zip(found["plain"], found["less"], strict=True):
+        assert less.config["checkpoint_activations"] and not plain.config["checkpoint_activations"]
+        losses = [[entry["loss"] for entry in row.notes["history"]] for row in (plain, less)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_how_many_trainings_a_point_takes(tmp_path):
     base = RunConfig(model="tiny", task=TASKS, seeds=(0, 1, 2))
     runs = {one.point.name: one.num_runs for one in plan_experiment("figure-1", ["tiny"], base, tmp_path)}

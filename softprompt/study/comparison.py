@@ -471,7 +471,11 @@ def _multi_task_entry(
     notes = {
         "train": "; ".join(f"{data.task.name}: {data.notes['train']}" for data in sets),
         "share_of_official": min(data.notes.get("share_of_official") or 1.0 for data in sets),
-        "targets_cut": sum(data.notes["targets_cut"] for data in sets),
+        "overlap": sets[0].notes["overlap"],
+        **{
+            name: sum(data.notes[name] for data in sets)
+            for name in ("overlap_with_dev", "overlap_with_test", "targets_cut")
+        },
     }
     form = format_of(config, lm, list(targets))
     task = mixture([data.task for data in sets])
