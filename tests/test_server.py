@@ -944,13 +944,14 @@ def test_an_archive_is_unpacked_in_the_folder_where_a_killed_server_finds_it_aga
 def test_a_prompt_in_the_folder_that_cannot_be_read_is_left_out(llama, tmp_path, monkeypatch):
     saved(llama, tmp_path / "kept" / "locked", seed=5)
     saved(llama, tmp_path / "kept" / "mine", seed=6)
+    stat = Path.stat
 
-    def refused(place):
-        if Path(place).name == "locked":
+    def refused(place, **options):
+        if place.parent.name == "locked":
             raise PermissionError(13, "Permission denied", str(place))
-        return load_prompt(place)
+        return stat(place, **options)
 
-    monkeypatch.setattr("softprompt.serving.http.registry.load_prompt", refused)
+    monkeypatch.setattr(Path, "stat", refused)
     with pytest.warns(UserWarning, match=r"locked in .* is not served: .*Permission denied"):
         server = make_server(llama, tmp_path, num_prompts=0)
     assert server.registry.names() == [llama.name, "mine"]

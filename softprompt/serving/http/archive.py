@@ -63,6 +63,8 @@ def read_archive(data: bytes, *, max_bytes: int, folder: Path | None = None) -> 
         raise ValueError("the zip wants a password; send one without") from error
     if WEIGHTS not in files:
         raise ValueError(f"the archive holds no {WEIGHTS}; send the folder that `softprompt train` wrote")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=STAGING, dir=folder) as place:
         for name, content in files.items():
             write_whole(Path(place) / name, content)

@@ -396,7 +396,11 @@ class Registry:
             self._clean(self.folder, uploads)
         self.now = replace(self.now, deleted=state.deleted, meant=state.meant)
         for place in sorted(self.folder.iterdir()):
-            if (place / CONFIG).is_file() and re.fullmatch(NAME, place.name):
+            try:
+                is_prompt = (place / CONFIG).is_file()
+            except OSError:  # whoever reads it is told why
+                is_prompt = True
+            if is_prompt and re.fullmatch(NAME, place.name):
                 self._try_to_add(place.name, place.name, place)
         for folder, (name, sha256) in uploads.items():
             self._try_to_add(f"{name}@{sha256[:SHORT_HASH]}", name, folder, upload=sha256)
