@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_line_and_resume_goes_on(here, run, vocabulary, monke
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for command in (PRETRAIN, ["adapt", "--model", "other", "--corpus", "corpus", *SHORT]):
         with monkeypatch.context() as patch:
-            patch.setattr(Display, "losses", lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1])))
+            patch.setattr(Display, "log", lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1])))
             try:
                 code, out, err = run(*command, "--out", command[0])
             finally:
