@@ -176,6 +176,12 @@ def test_the_hash_is_that_of_shape_and_bytes():
 OWN = {"inputs_template": "{a}", "targets_template": "{b}"}
 
 
+def test_a_card_that_names_its_model_at_length_is_saved(tmp_path):
+    ours = prompt(model_name="x" * 3_000)  # longer than any file's name
+    save_prompt(ours, tmp_path / "p")
+    assert load_prompt(tmp_path / "p").identity == ours.identity
+
+
 def test_an_identity_is_the_hash_of_what_changes_an_answer():
     ours = prompt(labels=("no", "yes"), text={"separator": " ->", "max_input_length": 64}, recipe={"scoring": "rank"})
     text = (

@@ -208,7 +208,7 @@ def keep_freed_memory() -> None:
 def is_hub_id(name: str) -> bool:
     """Whether a model goes by this name on the hub: no path, and none of the names that only softprompt knows."""
     is_ours = name == SMOLLM2 or name.startswith(BUNDLED) or name.endswith(".gguf")
-    return not is_ours and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+    return not is_ours and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not os.path.exists(name)
 
 
 def resolve(source: str) -> tuple[str | Path, str]:
