@@ -92,7 +92,11 @@ COMMANDS = {
     "compare": Case(f"{COMPARE} --out made --methods prompt-tuning,lora", "", again=""),
     "experiment": Case(f"{EXPERIMENT} --points 1 5 --seeds 0,1 --out made --rows rows.jsonl", "", again=""),
     "report": Case(
-        "report run/results.jsonl --out page", "page", (f"{TRAIN} --model ./llama --out run", "report r --out page")
+        "report two.rows --out page", "page",
+        (
+            "eval --prompt p0 --data dev=dev.jsonl --rows one.rows", "report one.rows --out page",
+            "eval --prompt p1 --data dev=dev.jsonl --rows two.rows",
+        ),
     ),
     "rerun": Case(
         "rerun run/results.jsonl:1 --data train=train.jsonl dev=dev.jsonl --out made", "made",
