@@ -876,6 +876,29 @@ def test_a_resumed_file_is_the_file_of_one_run(lm, folders, dev, tmp_path, torn)
     assert (written.num_rows, seen[0], sum(seen)) == (20, 8, 20)
 
 
+@pytest.mark.parametrize("num_rows", [1, 7, 19])
+def test_a_chunk_that_was_begun_is_answered_in_the_batches_it_was_in(lm, folders, dev, tmp_path, num_rows, monkeypatch):
+    monkeypatch.setattr("softprompt.answering.prediction.CHUNK", 6)
+    saved = open_prompts(folders[0], model=lm)
+    predict_file(saved, dev, tmp_path / "whole.jsonl")
+    seen, asked = [], []
+
+    def stop(rows):
+        seen.append(rows)
+        if len(seen) == num_rows:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(saved, dev, tmp_path / "out.jsonl", progress=stop)
+    answers = saved.answers
+    monkeypatch.setattr(
+        type(saved), "answers", lambda self, examples, rows: asked.append(len(examples)) or answers(examples, rows)
+    )
+    assert predict_file(saved, dev, tmp_path / "out.jsonl", resume=True).num_rows == 20
+    assert sum(asked) == 20 - (num_rows - num_rows % 6)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 def parsed(path):
     """The answers in a file; their log-probabilities are those of other batches, so only nearly equal."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -144,10 +145,11 @@ def predict_file(
 ) -> Written:
     """Answer a file (or the lines of an open one) into a JSONL file, one line for each item, in order.
 
-    Lines go to OUTPUT.partial, which takes OUTPUT's name at the end; resume skips what stands there already, and
-    leaves a whole OUTPUT as it is. The counts include those lines. A file's settings stand beside it, in
-    FILE.settings. Raises ValueError if either file is there and neither `resume` nor `overwrite` is given, for
-    one to resume that was made with other settings or of other items, and, if `strict`, for the first bad item.
+    Lines go to OUTPUT.partial, which takes OUTPUT's name at the end; resume goes on behind what stands there already,
+    to the same bytes, and leaves a whole OUTPUT as it is. The counts include those lines. A file's settings stand
+    beside it, in FILE.settings. Raises ValueError if either file is there and neither `resume` nor `overwrite` is
+    given, for one to resume that was made with other settings or of other items, and, if `strict`, for the first bad
+    item.
     """
     is_file = isinstance(source, str | Path)
     settings = {  # what must be the same for a file of answers to be gone on with
@@ -171,17 +173,29 @@ def predict_file(
     with held(file.output, is_file=True):
         if resume and file.is_whole:
             return file.finished(items)
-        written = file.begin(items, resume=resume, overwrite=overwrite)
+        taken: deque[tuple[int, Item]] = deque(maxlen=CHUNK)
+        written = file.begin(_noted(items, taken), resume=resume, overwrite=overwrite)
+        # Of a chunk that is begun all rows are answered again: in other batches sums would round otherwise.
+        num_begun = written.num_rows % CHUNK
+        begun = list(taken)[len(taken) - num_begun :]
         if progress and written.num_rows:
             progress(written.num_rows)
         answers = predict_records(
             saved,
-            items,
+            itertools.chain(begun, items),
             with_probabilities=with_probabilities,
             inputs_column=inputs_column,
             finished=finished,
             show_input=show_input,
             strict=strict,
+            chunk=CHUNK,
         )
-        file.append(answers, written, progress)
+        file.append(itertools.islice(answers, num_begun, None), written, progress)
     return written
+
+
+def _noted(items: Iterable[tuple[int, Item]], taken: deque[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
+    """The items, the last of them in `taken`, too."""
+    for item in items:
+        taken.append(item)
+        yield item
