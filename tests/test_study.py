@@ -219,7 +219,6 @@ def test_points_inside_a_family_are_found_in_the_order_of_their_steps_and_shared
 def test_figure_1_runs_each_method_with_its_own_trials(base, tmp_path):
     place = family(tmp_path / "family")
     models, options = [str(place / "lm")], {"rows": tmp_path / "rows.jsonl", "out": tmp_path / "study"}
-    options["model_rates"] = (0.01,)
     small = replace(base, task=TASKS[1:], seeds=(0,))
     planned = plan_experiment("figure-1", [*models, "tiny"], small, tmp_path)
     assert [(one.point.name, Path(one.config.model).name) for one in planned] == [
@@ -231,6 +230,7 @@ def test_figure_1_runs_each_method_with_its_own_trials(base, tmp_path):
     shots = [f"prompt design, {n} shots" for n in ("0", "4", "16", "full")]
     assert run_experiment("figure-1", models, small, **options, points=["prompt design"]) == []
     assert [row.config["point"] for row in read_rows(tmp_path / "rows.jsonl")] == shots
+    options["model_rates"] = (0.01,)
     assert run_experiment("figure-1", models, small, **options) == []
     rows = read_rows(tmp_path / "rows.jsonl")
     rows = rows[len(shots) :] + rows[: len(shots)]
@@ -667,7 +667,11 @@ def test_the_command_runs_on_a_folder_and_lists_what_there_is(data, tmp_path, ca
             ["figure-1", "--models", "x", "y", "--span-model", "z"],
             "--span-model names 1 for 2 models; give one for each",
         ),
-        (["table-3", "--models", "x", "--span-model", "z"], "no point of table-3 that is asked for trains the model"),
+        (["table-3", "--models", "x", "--span-model", "z"], "no point of table-3 that is asked for trains the model b"),
+        (
+            ["figure-3a", "--models", "x", "--model-learning-rate", "1"],
+            "trains the model's weights; leave --model-lear",
+        ),
         (["figure-3c", "--models", "x"], "x holds no model span, which the point 'span' needs"),
         (["figure-3a", "--models", "x", "--tasks", "glue/sst3"], "no task named 'glue/sst3'; did you mean 'glue/sst2'"),
     ],

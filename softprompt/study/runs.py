@@ -150,7 +150,7 @@ def plan_experiment(
 
     before: by model the one before LM adaptation, where it is not `span` beside it. model_rates: learning rates of what
     trains the model's weights; base has those of prompts. ValueError for an experiment or a point that there is not
-    (the nearest is offered), a model without a point's folder, or `before` where no point starts from it.
+    (the nearest is offered), a model without a point's folder, or `before` or `model_rates` that no point has use for.
     """
     known = {point.name: point for point in named(name).points}
     for task in base.task:
@@ -160,14 +160,19 @@ def plan_experiment(
             raise ValueError(
                 f"{name} has no point {point!r}{nearest(point, known)}; it has {', '.join(map(repr, known))}"
             )
-    if before and not any(known[wanted].inside == BEFORE for wanted in points or known):
+    asked = [known[wanted] for wanted in points or known]
+    if before and not any(point.inside == BEFORE for point in asked):
         raise ValueError(
             f"no point of {name} that is asked for trains the model before LM adaptation; leave --span-model out"
         )
+    if model_rates and not any(point.method in OF_WEIGHTS for point in asked):
+        raise ValueError(
+            f"no point of {name} that is asked for trains the model's weights; leave --model-learning-rate out"
+        )
     planned = []
     for model in models:
-        for wanted in points or known:
-            for point, place in _places(known[wanted], model, (before or {}).get(model)):
+        for wanted in asked:
+            for point, place in _places(wanted, model, (before or {}).get(model)):
                 config = replace(base, model=place, **point.changes)
                 if point.instead and not any(_has("train", task, config.data) for task in config.task):
                     config = replace(config, **point.instead)
