@@ -232,7 +232,7 @@ def test_truncation_at_the_start_keeps_the_question_at_the_end_here_and_in_use(t
     assert any("at the start (--truncate): text: 2 sea" in line for line in told)
     saved = open_prompts(config.out, model=llama)
     assert saved.forms[0].truncation_side == "start"
-    (rows,) = saved.encode(saved.task.cast(asked("warm"), "asked"))
+    (rows,) = saved.encode([saved.task.cast(asked("warm"), "asked")])
     assert llama.tokenizer.decode(rows[0].ids).endswith(" sea is it warm?\nanswer:") and rows[0].was_cut
 
 
@@ -719,7 +719,7 @@ def test_a_run_whose_every_prompt_stops_at_once_saves_none_and_is_an_error(tmp_p
         "try a lower --learning-rate"
     )
     left = {path.name for path in config.out.iterdir()}
-    assert left == {"own.settings.jsonl", "checkpoint.safetensors", ".softprompt.lock"}
+    assert left == {"own.settings.jsonl", "checkpoint.safetensors", "curve.jsonl", ".softprompt.lock"}
     assert [line["stopped"] for line in settings_of(config.out)] == ["the loss at step 1 is no longer a number"]
 
 
