@@ -5,6 +5,7 @@ The hub's own settings hold: HF_TOKEN or `hf auth login` for what is private, HF
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def local_folder(place: str | Path) -> Path:
     repository, revision = _parts(on_hub)
     from huggingface_hub import snapshot_download
 
-    with quiet(), _one_line(f"cannot read {on_hub}"):
+    with _one_line(f"cannot read {on_hub}"):
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{on_hub} holds no {CONFIG}, so it is not a prompt")
@@ -70,7 +71,7 @@ def push(files: Mapping[str, bytes], place: str) -> None:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     added = [CommitOperationAdd(name, content) for name, content in files.items()]
-    with quiet(), _one_line(f"cannot push to {place}"):
+    with _one_line(f"cannot push to {place}"):
         api = HfApi(library_name="softprompt")
         api.create_repo(repository, private=True, exist_ok=True)
         api.create_commit(repository, added, commit_message="Upload a soft prompt")
@@ -100,11 +101,15 @@ def _parts(place: str) -> tuple[str, str | None]:
 
 @contextmanager
 def _one_line(doing: str) -> Iterator[None]:
-    """What the hub or its library refuses, as one line that says what to do."""
+    """What the hub or its library refuses, as one line that says what to do; no bars, and no advice besides."""
     from huggingface_hub import errors, is_offline_mode
 
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        yield
+        with quiet():
+            yield
     except errors.RepositoryNotFoundError as error:
         raise ValueError(
             f"{doing}: there is no such repository, or it is not yours to read; check the name, and for one that is "
@@ -124,6 +129,8 @@ def _one_line(doing: str) -> Iterator[None]:
         raise OSError(f"{doing}: the hub does not answer ({_cause(error)})") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: of an upload, or of its library in Rust
         raise OSError(f"{doing}: {_cause(error)}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:
