@@ -216,7 +216,7 @@ def content(folder, known=()):
     files = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if name not in known and ((path / CONFIG).exists() or (path / JOURNAL).exists()):
+        if name not in known and path.name != JOURNAL and ((path / CONFIG).exists() or (path / JOURNAL).exists()):
             files[f"{name}, values"] = load_prompt(path).sha256
         if path.is_symlink() or path.is_dir() or name in known or "/logs/" in name or path.name.endswith(".lock"):
             continue
@@ -297,7 +297,8 @@ def check_full(trials, answer, folder, reason):
         assert whole(files) == trials.end, answer
     else:
         assert re.search(rf"{case.out}.*\(?{reason}", told[-1]), answer
-    if case.again or answer.get("calls", 0) % 3 == 0:  # of what has nothing to go on with, a third is enough
+    is_tried = answer["code"] != 0 and answer.get("calls", 0) % 3 == 0  # with nothing to go on with, a third is enough
+    if case.again or is_tried:
         trials.ends_alike(folder)
 
 
