@@ -31,7 +31,6 @@ from softprompt.pretraining.loop import (
     Machine,
     PretrainConfig,
     Pretraining,
-    device_of_torchrun,
     pretrain,
     save_model,
 )
@@ -342,11 +341,13 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 import test_pretraining as t
-from softprompt.pretraining import machine_of_torchrun
+from softprompt.cluster import world_of_torchrun
+from softprompt.pretraining import Machine
 tokenizer = t.load_tokenizer({vocabulary!r})
 text = t.stream_of(tokenizer, t.documents(300)), t.stream_of(tokenizer, t.documents(30, seed=1))
 folder = t.Path({folder!r}) / os.environ["RANK"]
-with machine_of_torchrun(t.SPAN, torch.device("cpu"), compile=False, bfloat16=False) as machine:
+with world_of_torchrun("cpu") as world:
+    machine = Machine(world=world)
     t.trained(tokenizer, text, t.SPAN, folder, machine=machine)
     try:
         t.trained(tokenizer, text, t.SPAN, folder, machine=machine, resume=True)
@@ -373,16 +374,6 @@ def test_processes_that_would_go_on_from_different_steps_are_refused(vocabulary,
             f"the processes would go on from steps 6, 0, but {checkpoint} must be the same for all; copy the newest to "
             "every machine, or share the folder"
         )
-
-
-def test_a_process_of_torchrun_takes_its_own_gpu(monkeypatch):
-    assert device_of_torchrun("auto") == "auto"
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert device_of_torchrun("cuda") == "cuda:1"
-    assert [device_of_torchrun(name) for name in ("cpu", "cuda:0", "mps")] == ["cpu", "cuda:0", "mps"]
-    for there, wanted in ((False, "auto"), (True, "cuda:1")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert device_of_torchrun("auto") == wanted
 
 
 @contextmanager

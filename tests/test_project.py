@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt"
 # A folder imports those before it; folders of one line never import one another.
 FLOORS = [
-    {"base"},
+    {"base", "cluster"},
     {"tasks"},
     {"models"},
     {"prompts"},

@@ -16,6 +16,7 @@ from torch import Tensor
 from softprompt.answering.confusion import Confusion, confusion_of
 from softprompt.answering.engine import Engine, Prediction
 from softprompt.base.watch import Progress, Watch
+from softprompt.cluster import ALONE, World
 from softprompt.models import FrozenLM, Row, TextFormat, encode_examples, encode_target
 from softprompt.tasks import Example, Task, headline
 
@@ -73,9 +74,16 @@ def predict(
     *,
     scoring: str,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> list[Prediction]:
-    """The answer to each row, which wears the prompt `member` names. ValueError for an unknown scoring."""
+    """The answer to each row, which wears the prompt `member` names. ValueError for an unknown scoring.
+
+    world: the processes that each answer a share of the rows, and get all answers.
+    """
     check_scoring(scoring)
+    if world.size > 1:
+        shares = (world.share(items) for items in (examples, rows, member))
+        return world.merged(predict(engine, task, *shares, form, scoring=scoring, progress=progress))
     if scoring == "generate":
         answers = engine.generate(rows, member, max_target_length=form.max_target_length, progress=progress)
         return [replace(answer, text=form.answer_of(answer.text)) for answer in answers]
@@ -94,7 +102,7 @@ def predict_all(
     form: TextFormat,
     *,
     scoring: str,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> list[list[Prediction]]:
     """Each member's answers to all examples, in mixed batches of one pass; otherwise as `predict`."""
     mixed = predict(
@@ -105,7 +113,7 @@ def predict_all(
         [*members] * len(rows),
         form,
         scoring=scoring,
-        progress=progress,
+        **options,
     )
     return [mixed[place :: len(members)] for place in range(len(members))]
 
@@ -183,13 +191,15 @@ def evaluate(
     *,
     scoring: str = "rank",
     watch: Watch | None = None,
+    world: World = ALONE,
 ) -> list[Evaluation]:
     """What each prompt scores on the examples, all prompts in mixed batches of one pass.
 
-    An empty list of prompts scores the bare model.
+    An empty list of prompts scores the bare model. world: the processes that each answer a share.
     """
     rows = encode_examples(examples, form, lm.tokenizer)
     worn = list(range(len(prompts))) or [-1]
-    progress = (watch or Watch()).phase(f"score {task.name}", len(rows) * len(worn))
-    answers = predict_all(Engine(lm, prompts), task, examples, rows, worn, form, scoring=scoring, progress=progress)
+    progress = (watch or Watch()).phase(f"score {task.name}", len(rows) * len(worn) // world.size)
+    engine = Engine(lm, prompts)
+    answers = predict_all(engine, task, examples, rows, worn, form, scoring=scoring, progress=progress, world=world)
     return [judge(task, examples, predictions) for predictions in answers]

@@ -14,6 +14,7 @@ examples:
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from softprompt.cli.options import (
     set_up,
     split_names,
 )
+from softprompt.cluster import World, device_of_torchrun, world_of_torchrun
 from softprompt.tasks import chat_templates
 from softprompt.training import RunConfig, check_out
 
@@ -53,6 +55,19 @@ def run(args: argparse.Namespace) -> int:
             cost = estimate(config, lm=lm, watch=display.watch())
         print(_estimate_table(cost, lm))
         return 0
+    config = replace(config, device=device_of_torchrun(config.device))
+    with world_of_torchrun(config.device) as world:
+        if world.is_first:
+            return _train(config, args, world)
+        set_up(args.threads)
+        from softprompt.training import train
+
+        train(config, overwrite=args.overwrite, world=world)
+    return 0
+
+
+def _train(config: RunConfig, args: argparse.Namespace, world: World) -> int:
+    """Train, and tell how it goes: the first process, or the only one."""
     out = config.out
     with held(out):
         check_out(config, overwrite=args.overwrite)
@@ -66,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
         with display, writing(out):
             try:
-                delivered = train(config, lm=lm, watch=display.watch(), overwrite=args.overwrite)
+                delivered = train(config, lm=lm, watch=display.watch(), overwrite=args.overwrite, world=world)
             except KeyboardInterrupt:
                 if not display.steps:
                     told = f"stopped before training began; {out} is as it was"

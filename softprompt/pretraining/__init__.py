@@ -9,7 +9,7 @@ from softprompt.base.faces import face
 
 if TYPE_CHECKING:
     from softprompt.pretraining.corpus import corpus_files, read_documents, tokenized
-    from softprompt.pretraining.loop import device_of_torchrun, machine_of_torchrun, pretrain
+    from softprompt.pretraining.loop import Machine, check_processes, pretrain
     from softprompt.pretraining.new_t5 import new_model, read_model
     from softprompt.pretraining.settings import PretrainConfig
     from softprompt.pretraining.vocabulary import train_vocabulary

@@ -11,13 +11,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from torch.nn import functional as F
 from softprompt.base.curve import CURVE, Curve
 from softprompt.base.files import CHECKPOINT, held, refusals, whole_files
 from softprompt.base.watch import Watch
+from softprompt.cluster import ALONE, World
 from softprompt.models import Tokenizer, quiet, scales_outputs
 from softprompt.pretraining.corpus import TokenStream
 from softprompt.pretraining.objectives import draw_split, prefix_lm, span_corruption, span_lengths
@@ -78,50 +77,19 @@ class Machine:
     compile: bool = False
     bfloat16: bool = False
     """Products in bfloat16; weights, gradients and the optimizer stay float32."""
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes files and reports."""
-        return self.rank == 0
+    world: World = ALONE
+    """The processes that train together."""
 
 
-def device_of_torchrun(device: str) -> str:
-    """The name of this process's own GPU where GPUs are meant and `torchrun` started it; else the name given."""
-    if "LOCAL_RANK" in os.environ and (device == "cuda" or (device == "auto" and torch.cuda.is_available())):
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return device
-
-
-@contextmanager
-def machine_of_torchrun(
-    config: PretrainConfig, device: torch.device, *, compile: bool, bfloat16: bool
-) -> Iterator[Machine]:
-    """This process's place among those of `torchrun`, which it joins inside and leaves after; alone without them.
-
-    ValueError, before they join, for more processes than a step has micro-batches.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield Machine(compile, bfloat16)
-        return
-    size, together = config.batch_size, config.micro_batch_size
-    if world > size // together:
+def check_processes(size: int, config: PretrainConfig) -> None:
+    """ValueError for more processes than a step has micro-batches."""
+    batches = config.batch_size // config.micro_batch_size
+    if size > batches:
         raise ValueError(
-            f"{world} processes, but a step has {size // together} micro-batches (batch_size {size}, micro_batch_size "
-            f"{together}); start at most {size // together}, or give a smaller --micro-batch-size"
+            f"{size} processes, but a step has {batches} micro-batches (batch_size {config.batch_size}, "
+            f"micro_batch_size {config.micro_batch_size}); start at most {batches}, or give a smaller "
+            "--micro-batch-size"
         )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    # Its functions keep, as a default, the group there is when they are imported, past the group's end; the threads
-    # of that group then abort some processes at exit (2 of 24). So it is imported, by whomever, before the group.
-    import_module("torch.distributed.nn")
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Machine(compile, bfloat16, torch.distributed.get_rank(), world)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @dataclass
@@ -161,7 +129,7 @@ def pretrain(
     where the first checkpoint cannot be written, or the model at the end, KeyboardInterrupt after writing a checkpoint.
     """
     run = Pretraining(model, tokenizer, stream, heldout, config, folder, name, machine or Machine(), watch or Watch())
-    with held(folder) if run.machine.writes else nullcontext():
+    with held(folder) if run.machine.world.is_first else nullcontext():
         run.begin(resume)
         started = clock() - run.state.seconds
         written = clock()
@@ -228,12 +196,12 @@ class Pretraining:
         batches = list(self.batches(state.step))
         num_targets = sum(targets.size for _, targets in batches)
         total = torch.zeros((), device=self.device)
-        for inputs, targets in batches[self.machine.rank :: self.machine.world]:
+        for inputs, targets in self.machine.world.share(batches):
             nll, log_z = self.losses(inputs, targets)
             loss = (nll.sum() + config.z_loss * log_z.square().sum()) / num_targets
             loss.backward()
             total += nll.detach().sum() / num_targets
-        if self.machine.world > 1:
+        if self.machine.world.size > 1:
             self._sum_over_processes(total)
         self._check_finite("loss", total)
         self._check_finite("gradient", torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm))
@@ -248,7 +216,7 @@ class Pretraining:
             state.tokens += tokens
             state.loss_sum += float(total)
             state.loss_steps += 1
-        if self.machine.writes:
+        if self.machine.world.is_first:
             self.watch.step(state.step, float(total), tokens)
 
     def batches(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -272,8 +240,7 @@ class Pretraining:
     def _sum_over_processes(self, total: Tensor) -> None:
         """Gradients and the loss."""
         gradients = [parameter.grad for parameter in self.parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients] + [total[None]])
-        torch.distributed.all_reduce(flat)
+        flat = self.machine.world.total(torch.cat([gradient.flatten() for gradient in gradients] + [total[None]]))
         sizes = [gradient.numel() for gradient in gradients]
         for gradient, part in zip(gradients, flat[:-1].split(sizes), strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -292,7 +259,7 @@ class Pretraining:
         is_time = step > 0 and (step % self.config.evaluate_every == 0 or step == self.config.steps)
         if is_time and (not curve or curve[-1]["step"] < step):
             self.evaluate()
-        if self.machine.writes and curve:
+        if self.machine.world.is_first and curve:
             self.curve.add(int(curve[-1]["step"]), curve[-1:])
 
     @torch.no_grad()
@@ -316,15 +283,13 @@ class Pretraining:
         """
         if resume and self.checkpoint.is_file():
             self.read()
-        if self.machine.world > 1:
-            steps: list[Any] = [None] * self.machine.world
-            torch.distributed.all_gather_object(steps, self.state.step)
-            if len(set(steps)) > 1:
-                raise ValueError(
-                    f"the processes would go on from steps {', '.join(map(str, steps))}, but {self.checkpoint} must be "
-                    "the same for all; copy the newest to every machine, or share the folder"
-                )
-        if not self.machine.writes:
+        steps = self.machine.world.gathered(self.state.step)
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes would go on from steps {', '.join(map(str, steps))}, but {self.checkpoint} must be "
+                "the same for all; copy the newest to every machine, or share the folder"
+            )
+        if not self.machine.world.is_first:
             return
         with refusals(self.checkpoint, "nothing was trained; free some space, or give another folder"):
             self.save()
@@ -336,7 +301,7 @@ class Pretraining:
 
     def keep(self) -> None:
         """Save the model if this step's is to be kept, and is not whole already. A full disk is told as in `write`."""
-        if not self.machine.writes or self.state.step not in self.config.keep:
+        if not self.machine.world.is_first or self.state.step not in self.config.keep:
             return
         folder = self.folder / STEPS / str(self.state.step)
         if (folder / "config.json").is_file():
@@ -349,14 +314,14 @@ class Pretraining:
 
     def finish(self) -> None:
         """The trained model, beside the checkpoint. OSError, in one line, if it cannot be written."""
-        if not self.machine.writes:
+        if not self.machine.world.is_first:
             return
         with refusals(self.folder, "with room there, --resume goes on from the last checkpoint"):
             _write_model(self.model, self.tokenizer, self.folder)
 
     def write(self) -> None:
         """Write the checkpoint. A disk that is full is told, and training goes on."""
-        if not self.machine.writes:
+        if not self.machine.world.is_first:
             return
         try:
             self.save()
@@ -404,7 +369,7 @@ class Pretraining:
             **self.text,
             "compiled": self.machine.compile,
             "bfloat16": self.machine.bfloat16,
-            "processes": self.machine.world,  # sums of gradients are rounded otherwise
+            "processes": self.machine.world.size,  # sums of gradients are rounded otherwise
         }
 
 

@@ -1,8 +1,9 @@
 """One loop that trains k prompts at once over one frozen model, or the weights of another method.
 
 Every member has its own task, data order, batch, values, optimizer state, best step and early stop; a member that
-stops leaves the batch. Only the gradients of what is trained exist. Shapes: k members, p prompt tokens, d width, b
-rows, n numbers that a method of `softprompt.training.methods` trains.
+stops leaves the batch. Only the gradients of what is trained exist. Of several processes each computes the gradients of
+its share of every member's rows; their sum is the same everywhere, and so is all that follows from it. Shapes: k
+members, p prompt tokens, d width, b rows, n numbers that a method of `softprompt.training.methods` trains.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, is_out_of_memory, ju
 from softprompt.base.curve import CURVE, Curve
 from softprompt.base.files import CHECKPOINT, held, refusals
 from softprompt.base.watch import Watch
+from softprompt.cluster import ALONE, World
 from softprompt.models import FrozenLM, Row, TextFormat
 from softprompt.tasks import Example, Task, in_whole_groups
 from softprompt.training.checkpoint import read_checkpoint, uninterrupted, write_checkpoint
-from softprompt.training.methods import Method, PromptTuning
+from softprompt.training.methods import Gradients, Method, PromptTuning
 from softprompt.training.optimizers import Adafactor, Optimizer
 from softprompt.training.order import order_of_step
 
@@ -174,24 +176,25 @@ def fit(
     watch: Watch | None = None,
     observe: Observer | None = None,
     checkpoint_every_s: float = 60.0,
+    world: World = ALONE,
 ) -> list[Fitted]:
     """Train all members together and return each at its best step.
 
-    method: what is trained over `lm` (prompts, unless given); one that changes the model takes one member.
-    folder: where checkpoint and curve are kept (None: nowhere). minutes: bound on training and selection together,
-    counted across resumes. watch: told of steps and evaluations, of scoring, of a member that stops and a checkpoint
-    that cannot be written. observe(member, its values) at each of its evaluations: what it returns goes into the
-    member's history. Raises ValueError for a checkpoint that is damaged or of another run, or a folder that another
-    process trains into, OSError for one that cannot be written from the start, KeyboardInterrupt after writing a
-    checkpoint.
+    method: what is trained over `lm` (prompts, unless given); one that changes the model takes one member. folder:
+    where checkpoint and curve are kept (None: nowhere). minutes: bound on training and selection together, counted across
+    resumes. watch: told of steps and evaluations, of scoring, of a member that stops and a checkpoint that cannot be
+    written. observe(member, its values) at each of its evaluations: what it returns goes into the member's history.
+    world: the processes that train together, each of which calls this with the same members and gets the same result;
+    the first one keeps the checkpoint, tells, and has the clock. Raises ValueError for a checkpoint that is damaged or
+    of another run, or a folder that another process trains into, OSError for one that cannot be written from the start,
+    KeyboardInterrupt after writing a checkpoint.
     """
-    run = _Run(method or PromptTuning(lm), members, max_tokens, watch or Watch())
+    if not world.is_first:
+        folder = watch = None
+    run = _Run(method or PromptTuning(lm), members, max_tokens, watch or Watch(), world)
     with held(folder) if folder else nullcontext():
         checkpoint = folder / CHECKPOINT if folder else None
-        if checkpoint and resume and checkpoint.exists():
-            run.read(checkpoint)
-        else:
-            run.start()
+        run.begin(checkpoint if resume else None)
         if checkpoint:  # over an earlier run's, and so that a full disk is told now
             with refusals(checkpoint, "nothing was trained; free some space, or give another folder"):
                 run.save(checkpoint)
@@ -200,13 +203,13 @@ def fit(
         started = written - run.seconds
         try:
             while True:
-                run.seconds = clock() - started
+                run.seconds = world.decided(clock() - started)
                 left = math.inf if minutes is None else minutes * 60 - run.seconds - run.evaluation_seconds
                 due = run.due(at_the_end=left <= 0)
                 if due:
                     run.evaluate(due, observe)
-                    run.evaluation_seconds = clock() - started - run.seconds
-                    run.seconds = clock() - started
+                    run.evaluation_seconds = world.decided(clock() - started) - run.seconds
+                    run.seconds += run.evaluation_seconds
                 curve.add(run.step, run.entries())
                 if due or clock() - written > checkpoint_every_s:
                     run.write(checkpoint)
@@ -224,7 +227,7 @@ def fit(
 class _Run:
     """All members' states, and what they have in common."""
 
-    def __init__(self, method: Method, members: Sequence[Member], max_tokens: int | None, watch: Watch):
+    def __init__(self, method: Method, members: Sequence[Member], max_tokens: int | None, watch: Watch, world: World):
         if not members:
             raise ValueError(f"no {method.noun} to train; give at least one member")
         if method.is_alone and len(members) > 1:
@@ -232,7 +235,12 @@ class _Run:
         for member in members:
             if not member.rows:
                 raise ValueError(f"{member.title} has no training examples")
-        self.method, self.members, self.watch = method, list(members), watch
+            if member.config.batch_size < world.size:
+                raise ValueError(
+                    f"{world.size} processes, but a step of {member.title} has {member.config.batch_size} examples; "
+                    f"start at most {member.config.batch_size}, or give a larger --batch-size"
+                )
+        self.method, self.members, self.watch, self.world = method, list(members), watch, world
         self.lm = method.lm
         tokens = [sum(len(row.target) for row in member.rows) / len(member.rows) for member in members]
         self.guessing = [math.log(self.lm.config.vocab_size) * count for count in tokens]  # loss of an example
@@ -250,16 +258,24 @@ class _Run:
                 assert is_in_step, "folds go at the pace of the member they serve"
                 self.served.setdefault(fold, []).append(i)
 
-    def start(self) -> None:
-        """Begin at the first step."""
+    def begin(self, checkpoint: Path | None) -> None:
+        """Begin at the first step, or go on from the checkpoint that the first process finds.
+
+        ValueError for one that is damaged or of another run.
+        """
+        found = None
+        if checkpoint and checkpoint.exists():
+            found = read_checkpoint(checkpoint, self.identity, watch=self.watch)
+        found = self.world.decided(found)
+        if found is not None:
+            self._go_on(*found)
+            return
         for i, member in enumerate(self.members):
             values = member.values.detach().clone().float()
             optimizer = member.config.optimizer.init(values)
             self.states.append(_State(i, member, values, optimizer, Fitted(values.clone())))
 
-    def read(self, path: Path) -> None:
-        """Go on from a checkpoint. ValueError for a file that is damaged or of another run."""
-        saved, tensors = read_checkpoint(path, self.identity, watch=self.watch)
+    def _go_on(self, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         for i, (member, counters) in enumerate(zip(self.members, saved.pop("members"), strict=True)):
             start = f"{i}.optimizer."
             optimizer = {name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)}
@@ -318,6 +334,7 @@ class _Run:
             "quantization": self.lm.quantization,
             "compiled": self.lm.is_compiled,
             "activation checkpoints": self.lm.is_checkpointed,
+            "processes": self.world.size,  # sums of gradients are rounded otherwise
             "members": members,
         }
 
@@ -352,8 +369,11 @@ class _Run:
         for place, state in enumerate(group):
             member = state.member
             size = member.config.batch_size
-            for taken in order_of_step(len(member.rows), size, self.step, member.seed, shuffles=state.shuffles):
-                row = member.rows[taken]
+            order = order_of_step(len(member.rows), size, self.step, member.seed, shuffles=state.shuffles)
+            of_step = [member.rows[taken] for taken in order]
+            if self.world.size > 1:  # longest first, so that all have as much to do
+                of_step = self.world.share(sorted(of_step, key=lambda row: -row.num_tokens))
+            for row in of_step:
                 rows.append(row)
                 worn.append(place)
                 # A row's dropout masks are the same whatever it trains beside.
@@ -361,8 +381,9 @@ class _Run:
                 seeds.append(int.from_bytes(digest[:8], "big") >> 1)
         config = group[0].member.config
         while True:
+            found = None
             try:
-                return self.method.gradients(
+                found = self.method.gradients(
                     [state.values for state in group],
                     rows,
                     worn,
@@ -374,12 +395,28 @@ class _Run:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+            if found := self._total(group, found):
+                return found
             if self.max_tokens <= 64:
                 raise ValueError(OUT_OF_MEMORY)
             self.max_tokens //= 2
             self.watch.message(f"out of memory at step {self.step + 1}; micro-batches now {self.max_tokens} tokens")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _total(self, group: Sequence[_State], found: Gradients | None) -> Gradients | None:
+        """The sums of what the processes found; None where one of them lacked memory, as all then do."""
+        if self.world.size == 1:
+            return found
+        values = [state.values for state in group]
+        gradients, losses, computed = found or (values, [0.0] * len(group), 0)
+        parts = [torch.tensor([float(found is None), computed, *losses]), *gradients]
+        total = self.world.total(torch.cat([part.flatten().to(self.lm.device) for part in parts]))
+        told, *summed = total.split([part.numel() for part in parts])
+        lacking, computed, *losses = told.tolist()
+        if lacking:
+            return None
+        return [part.view_as(value) for part, value in zip(summed, values, strict=True)], losses, int(computed)
 
     def _update(self, state: _State, gradient: Tensor, loss: float) -> None:
         """Move a member's values, or stop it where they cannot be moved or have diverged."""
@@ -491,8 +528,10 @@ class _Run:
                 rows += state.member.selection_rows[:count]
                 worn += [prompt] * (len(rows) - len(worn))
             task = group[0][0].member.task
-            told = self.watch.phase(f"score {task.name}, selection", len(rows))
-            answers = predict(engine, task, examples, rows, worn, form, scoring=scoring, progress=told)
+            told = self.watch.phase(f"score {task.name}, selection", len(rows) // self.world.size)
+            answers = predict(
+                engine, task, examples, rows, worn, form, scoring=scoring, progress=told, world=self.world
+            )
             first = 0
             for state, _ in group:
                 own = state.member.selection[: state.member.num_scored]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +20,7 @@ from typing import Any
 from softprompt.answering import Evaluation, Result, evaluate, model_of_row, read_rows, surroundings, write_rows
 from softprompt.base.files import held, write_whole
 from softprompt.base.watch import Watch
+from softprompt.cluster import ALONE, World
 from softprompt.models import FrozenLM, encode_examples, load, lost_part
 from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks import Task
@@ -51,19 +52,26 @@ class Trained:
 
 
 def train(
-    config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | None = None, overwrite: bool = False
+    config: RunConfig,
+    *,
+    lm: FrozenLM | None = None,
+    watch: Watch | None = None,
+    overwrite: bool = False,
+    world: World = ALONE,
 ) -> list[Trained]:
     """Train, choose, score once, save. The delivered prompts: one for each task and seed.
 
     lm: a model that is loaded already. overwrite: train into a folder that holds a prompt or an unfinished run, whose
-    prompts go at the end. Raises ValueError for such a folder without it, one that another process trains into, and for
-    anything else the user must mend; OSError where the folder cannot be written.
+    prompts go at the end. world: the processes that train together; each calls this, and the first one writes. Raises
+    ValueError for such a folder without it, one that another process trains into, and for anything else the user must
+    mend; OSError where the folder cannot be written.
     """
     watch = watch or Watch()
-    with held(config.out):
-        check_out(config, overwrite=overwrite)
-        (delivered,) = train_together([config], folder=config.out, lm=lm, watch=watch)
-        if overwrite:
+    with held(config.out) if world.is_first else nullcontext():
+        if world.is_first:
+            check_out(config, overwrite=overwrite)
+        (delivered,) = train_together([config], folder=config.out, lm=lm, watch=watch, world=world)
+        if overwrite and world.is_first:
             _remove_earlier(config.out, delivered, watch)
     return delivered
 
@@ -77,24 +85,30 @@ class CannotStart(ValueError):
 
 
 def train_together(
-    configs: Sequence[RunConfig], *, folder: Path, lm: FrozenLM | None = None, watch: Watch | None = None
+    configs: Sequence[RunConfig],
+    *,
+    folder: Path,
+    lm: FrozenLM | None = None,
+    watch: Watch | None = None,
+    world: World = ALONE,
 ) -> list[list[Trained]]:
     """Train the prompts of several runs over one copy of the model, such as the points of an ablation.
 
     Each run chooses and delivers as it would alone, into its own `out`, over what an earlier run left there. folder:
-    for the checkpoint they share. The first run's `minutes` and `resume` hold for all. A prompt that stopped before its
-    first score is not delivered. Raises ValueError as `train` does (of several runs `CannotStart`, which says whose),
-    for runs of different models or machines, or with one `out`, and if no prompt is left.
+    for the checkpoint they share. world: as `train` has it. The first run's `minutes` and `resume` hold for all. A
+    prompt that stopped before its first score is not delivered. Raises ValueError as `train` does (of several runs
+    `CannotStart`, which says whose), for runs of different models or machines, or with one `out`, and if no prompt is
+    left.
     """
     _check_together(configs)
     with ExitStack() as stack:
-        for config in configs:
+        for config in configs if world.is_first else ():
             stack.enter_context(held(config.out))
-        return _train_together(configs, folder, lm, watch or Watch())
+        return _train_together(configs, folder, lm, watch if watch and world.is_first else Watch(), world)
 
 
 def _train_together(
-    configs: Sequence[RunConfig], folder: Path, lm: FrozenLM | None, watch: Watch
+    configs: Sequence[RunConfig], folder: Path, lm: FrozenLM | None, watch: Watch, world: World
 ) -> list[list[Trained]]:
     first = configs[0]
     lm = lm or load_model(first)
@@ -131,10 +145,11 @@ def _train_together(
         resume=first.resume,
         minutes=first.minutes,
         watch=watch,
+        world=world,
     )
     by_name = {(member.run, member.name): result for member, result in zip(members, fitted, strict=True)}
     trained = [[(plan, by_name[plan.run, plan.name]) for plan in own] for own in plans]
-    delivered = [_deliver(config, lm, own, watch) for config, own in zip(configs, trained, strict=True)]
+    delivered = [_deliver(config, lm, own, watch, world) for config, own in zip(configs, trained, strict=True)]
     if not any(delivered):
         count, why = sum(map(len, trained)), trained[0][0][1].stopped
         raise ValueError(
@@ -201,7 +216,9 @@ def _prepared(config: RunConfig, task: Task, lm: FrozenLM, known: dict[Any, Task
     return data
 
 
-def _deliver(config: RunConfig, lm: FrozenLM, trained: Sequence[tuple[Plan, Fitted]], watch: Watch) -> list[Trained]:
+def _deliver(
+    config: RunConfig, lm: FrozenLM, trained: Sequence[tuple[Plan, Fitted]], watch: Watch, world: World
+) -> list[Trained]:
     """Choose each task's setting, save its prompts, and score them once. What stopped before a score is not saved."""
     delivered = []
     for data in {id(plan.data): plan.data for plan, _ in trained}.values():
@@ -214,11 +231,13 @@ def _deliver(config: RunConfig, lm: FrozenLM, trained: Sequence[tuple[Plan, Fitt
                 continue
             folder = folder_of(config, data.task, plan.seed)
             prompt = SoftPrompt(fitted.values, _card(config, lm, plan, fitted, None))
-            save_prompt(prompt, folder)  # at once, so that nothing later can lose it
+            if world.is_first:
+                save_prompt(prompt, folder)  # at once, so that nothing later can lose it
             kept.append((plan, Trained(prompt, folder, fitted, None)))
-        _write_settings(config.out, tried, chosen)
+        if world.is_first:
+            _write_settings(config.out, tried, chosen)
         if data.dev and kept:
-            delivered += _score_once(config, lm, data, kept, watch)
+            delivered += _score_once(config, lm, data, kept, watch, world)
         else:
             delivered += [prompt for _, prompt in kept]
     return delivered
@@ -265,22 +284,24 @@ def _write_settings(out: Path, trained: Sequence[tuple[Plan, Fitted]], chosen: t
 
 
 def _score_once(
-    config: RunConfig, lm: FrozenLM, data: TaskData, kept: Sequence[tuple[Plan, Trained]], watch: Watch
+    config: RunConfig, lm: FrozenLM, data: TaskData, kept: Sequence[tuple[Plan, Trained]], watch: Watch, world: World
 ) -> list[Trained]:
     """Score the dev set once, all the task's prompts in one pass, and write it into cards and rows."""
     values = [trained.prompt.values for _, trained in kept]
     scoring = kept[0][0].train.scoring
-    scores = evaluate(lm, values, data.task, data.dev, data.form, scoring=scoring, watch=watch)
+    scores = evaluate(lm, values, data.task, data.dev, data.form, scoring=scoring, watch=watch, world=world)
     inputs = encode_examples(data.dev, data.form, lm.tokenizer, with_targets=False)
     data.notes["scored_cut"] = sum(row.was_cut for row in inputs)
     delivered, rows = [], []
     for (plan, trained), dev in zip(kept, scores, strict=True):
         prompt = SoftPrompt(trained.prompt.values, _card(config, lm, plan, trained.fitted, dev))
-        save_prompt(prompt, trained.folder)
+        if world.is_first:
+            save_prompt(prompt, trained.folder)
         delivered.append(replace(trained, prompt=prompt, dev=dev))
         rows.append(_result(config, lm, plan, trained.fitted, dev))
-    others = [row for row in read_rows(config.out / ROWS) if row.task != data.task.name]
-    write_rows(config.out / ROWS, [*others, *rows])
+    if world.is_first:
+        others = [row for row in read_rows(config.out / ROWS) if row.task != data.task.name]
+        write_rows(config.out / ROWS, [*others, *rows])
     return delivered
 
 

@@ -23,6 +23,7 @@ from softprompt.base.files import CHECKPOINT, held
 from softprompt.base.setting import settings_of
 from softprompt.base.terminal import Display, counted, say, type_of_products, writing
 from softprompt.cli import add_settings, add_shared, flags_of, set_up
+from softprompt.cluster import device_of_torchrun, size_of_torchrun, world_of_torchrun
 from softprompt.pretraining import PretrainConfig
 
 SETTINGS = {name: setting for name, setting in settings_of(PretrainConfig).items() if name != "objective"}
@@ -110,14 +111,15 @@ def train_model(
 ) -> int:
     """Train the model on the corpus, and print how it ended. vocabulary: what messages call the tokenizer."""
     from softprompt.models import choose_device, choose_dtype
-    from softprompt.pretraining import device_of_torchrun, machine_of_torchrun, pretrain
+    from softprompt.pretraining import Machine, check_processes, pretrain
 
     config = PretrainConfig(**{**defaults, **flags_of(args, SETTINGS)})
     device = choose_device(device_of_torchrun(args.device))
     bfloat16 = "bfloat16" in str(choose_dtype(args.dtype, device))
-    with machine_of_torchrun(config, device, compile=args.compile, bfloat16=bfloat16) as machine:
+    check_processes(size_of_torchrun(), config)
+    with world_of_torchrun(str(device)) as world:
         stream, heldout = _corpus(args, tokenizer, config)
-        if machine.writes:
+        if world.is_first:
             weights = f"{model.num_parameters() / 1e6:,.1f} million weights"
             text = f"{len(stream.ids) / 1e6:,.1f} million tokens of {counted(stream.num_documents, 'document')}"
             say(f"{weights}, {text}, {type_of_products(bfloat16, device)}")
@@ -134,13 +136,13 @@ def train_model(
                     folder=folder,
                     name=vocabulary,
                     resume=args.resume,
-                    machine=machine,
+                    machine=Machine(args.compile, bfloat16, world),
                     watch=display.watch(),
                 )
             except KeyboardInterrupt:
                 at = f"stopped at step {display.at} of {config.steps}"
                 raise KeyboardInterrupt(f"{at}; the same command with --resume goes on from there") from None
-    if machine.writes:
+    if world.is_first:
         last = curve[-1]
         print(f"{args.out}: {last['tokens'] / 1e6:,.1f} million tokens, held-out loss {last['heldout']:.4f}")
     return 0
