@@ -33,11 +33,12 @@ from sides import matmul_peak
 
 from softprompt.answering.rows import surroundings
 from softprompt.base.watch import Watch
+from softprompt.cluster import world_of_torchrun
 from softprompt.models.loading import choose_dtype, keep_freed_memory
 from softprompt.models.shapes import SIZES, Shape
 from softprompt.models.tokenizer import load_tokenizer
 from softprompt.pretraining.corpus import TokenStream, corpus_files, tokenized
-from softprompt.pretraining.loop import Machine, Pretraining, machine_of_torchrun
+from softprompt.pretraining.loop import Machine, Pretraining
 from softprompt.pretraining.new_t5 import new_model
 from softprompt.pretraining.objectives import span_lengths
 from softprompt.pretraining.settings import PretrainConfig
@@ -52,7 +53,7 @@ class Ours:
 
     def __init__(self, size: str, vocabulary: str, config: PretrainConfig, bfloat16: bool, joined: ExitStack):
         keep_freed_memory()
-        machine = machine_of_torchrun(config, torch.device("cpu"), compile=True, bfloat16=bfloat16)
+        world = joined.enter_context(world_of_torchrun("cpu"))
         tokenizer = load_tokenizer(vocabulary)
         nothing = TokenStream(np.zeros(100_000, dtype=np.uint16), 0)
         self.losses: list[float] = []
@@ -64,7 +65,7 @@ class Ours:
             config,
             Path(),
             size,
-            joined.enter_context(machine),
+            Machine(compile=True, bfloat16=bfloat16, world=world),
             Watch(step=lambda step, loss, tokens: self.losses.append(loss)),
         )
 

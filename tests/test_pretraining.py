@@ -22,6 +22,7 @@ from texts import documents
 import softprompt
 from softprompt.base.files import LOCK
 from softprompt.base.watch import Watch
+from softprompt.cluster import World
 from softprompt.models.shapes import SIZES, Shape, shape_of
 from softprompt.models.tokenizer import Tokenizer, load_tokenizer
 from softprompt.pretraining.corpus import TokenStream
@@ -480,7 +481,10 @@ def test_a_gradient_that_is_not_finite_moves_no_weight_and_the_checkpoint_stays(
     [
         ({"learning_rate": 0.02}, "is of another run: learning_rate was 0.01, and is 0.02; give the same settings"),
         ({"shape": replace(TINY, d_ff=96)}, "is of another run: weights was .* numbers', and is"),
-        ({"machine": Machine(world=2)}, "is of another run: processes was 1, and is 2; give the same settings"),
+        (
+            {"machine": Machine(world=World(0, 2))},
+            "is of another run: processes was 1, and is 2; give the same settings",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tokenizer, text, tmp_path, change, words):

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt"
 # A folder imports those before it; folders of one line never import one another.
 FLOORS = [
-    {"base", "cluster"},
+    {"base"},
+    {"cluster"},
     {"tasks"},
     {"models"},
     {"prompts"},

@@ -181,13 +181,13 @@ def fit(
     """Train all members together and return each at its best step.
 
     method: what is trained over `lm` (prompts, unless given); one that changes the model takes one member. folder:
-    where checkpoint and curve are kept (None: nowhere). minutes: bound on training and selection together, counted across
-    resumes. watch: told of steps and evaluations, of scoring, of a member that stops and a checkpoint that cannot be
-    written. observe(member, its values) at each of its evaluations: what it returns goes into the member's history.
-    world: the processes that train together, each of which calls this with the same members and gets the same result;
-    the first one keeps the checkpoint, tells, and has the clock. Raises ValueError for a checkpoint that is damaged or
-    of another run, or a folder that another process trains into, OSError for one that cannot be written from the start,
-    KeyboardInterrupt after writing a checkpoint.
+    where checkpoint and curve are kept (None: nowhere). minutes: bound on training and selection together, counted
+    across resumes. watch: told of steps and evaluations, of scoring, of a member that stops and a checkpoint that
+    cannot be written. observe(member, its values) at each of its evaluations: what it returns goes into the member's
+    history. world: the processes that train together, each of which calls this with the same members and gets the same
+    result; the first one keeps the checkpoint, tells, and has the clock. Raises ValueError for a checkpoint that is
+    damaged or of another run, or a folder that another process trains into, OSError for one that cannot be written from
+    the start, KeyboardInterrupt after writing a checkpoint.
     """
     if not world.is_first:
         folder = watch = None
