@@ -1,9 +1,11 @@
 """Tiny real models, built in milliseconds: nothing is downloaded and nothing is mocked."""
 
+import json
 import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -122,6 +124,60 @@ def make_model(kind: str, *, seed: int = 0, **changes):
     if kind in ("t5", "mt5"):  # transformers 5 ties what it is told not to; a checkpoint with both unties it again
         model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
     return spread(model, seed)
+
+
+def write_gguf(path, model=None, *, table="F32"):
+    """A Llama, the tiny one unless given, as a GGUF file in float32, but for the type of its two tables."""
+    import gguf
+
+    model, tokenizer = model or make_model("llama"), make_tokenizer(bos=True)
+    config, vocabulary = model.config, tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_token_types([3 if token in tokenizer.all_special_tokens else 1 for token in tokens])
+    for add, id in [(writer.add_bos_token_id, 3), (writer.add_eos_token_id, 1), (writer.add_pad_token_id, 0)]:
+        add(id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        array, kind = tensor.numpy(), gguf.GGMLQuantizationType.F32
+        for ending, count in heads.items():
+            if name.endswith(ending):  # GGUF keeps the halves of a rotated head side by side
+                array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            kind = gguf.GGMLQuantizationType[table]
+            array = q6_k(array) if table == "Q6_K" else gguf.quantize(array, kind)
+        writer.add_tensor(
+            names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(array), raw_dtype=kind
+        )  # fmt: skip
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def q6_k(array):
+    """A table of the same shape in Q6_K, which gguf cannot make of numbers: 210 bytes for 256, the last two a scale."""
+    draw = np.random.default_rng(array.size)
+    blocks = draw.integers(0, 256, (len(array), array.shape[1] // 256, 210), dtype=np.uint8)
+    blocks[..., 208:] = np.full((1,), 5e-4, np.float16).view(np.uint8)
+    return blocks.reshape(len(array), -1)
 
 
 def make_t5(width: int = 16, seed: int = 0):

@@ -2,14 +2,12 @@
 
 import copy
 import importlib.util
-import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, make_model, make_tokenizer, tiny_lm
+from conftest import FAMILIES, make_model, make_tokenizer, tiny_lm, write_gguf
 
 from softprompt.answering.engine import Engine
 from softprompt.answering.running import RunningBatch, Start
@@ -291,45 +289,6 @@ def test_activation_checkpoints_change_no_gradient(kind, tmp_path):
     assert same == pytest.approx(losses, abs=1e-5)
     assert all(float((a - b).abs().max()) < 1e-5 for a, b in zip(one, other, strict=True))
     assert float((scores(saving) - scores(plain)).abs().max()) < 1e-5
-
-
-def write_gguf(path):
-    """The tiny Llama as a GGUF file, in float32."""
-    import gguf
-
-    model, tokenizer = make_model("llama"), make_tokenizer(bos=True)
-    config, vocabulary = model.config, tokenizer.get_vocab()
-    tokens = sorted(vocabulary, key=vocabulary.get)
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_token_types([3 if token in tokenizer.all_special_tokens else 1 for token in tokens])
-    for add, id in [(writer.add_bos_token_id, 3), (writer.add_eos_token_id, 1), (writer.add_pad_token_id, 0)]:
-        add(id)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
-    for name, tensor in model.state_dict().items():
-        array = tensor.numpy()
-        for ending, count in heads.items():
-            if name.endswith(ending):  # GGUF keeps the halves of a rotated head side by side
-                array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def test_a_gguf_file_is_dequantised_once_into_the_cache(tmp_path, capfd):

@@ -660,8 +660,8 @@ def test_the_command_says_in_one_line_what_is_wrong(words, said, saved, run):
 
 def test_only_a_vocabulary_takes_several_prompts_or_a_type(saved, run):
     assert run("convert", "film", "more/film", "--to", "peft", "--out", "out")[2] == (
-        "softprompt convert: 2 prompts for --to peft, which takes one; only --to vocabulary takes several\n"
+        "softprompt convert: 2 prompts for --to peft, which takes one; --to vocabulary or gguf takes more\n"
     )
     assert run("convert", "film", "--to", "peft", "--out", "out", "--dtype", "float32")[2] == (
-        "softprompt convert: --dtype is for --to vocabulary; a prompt alone is float32 always\n"
+        "softprompt convert: --dtype is for --to vocabulary and gguf; a prompt alone is float32 always\n"
     )

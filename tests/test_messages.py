@@ -234,6 +234,10 @@ COMMANDS = {
     "convert, vocabulary onto a folder": "convert mood --to vocabulary --model ./llama --out llama",
     "convert, vocabulary of one name": "convert mood a/../mood --to vocabulary --out y",
     "convert, vocabulary of two models": "convert mood other --to vocabulary --model ./llama --out y",
+    "convert, gguf over": "convert mood --to gguf --overwrite --out y",
+    "convert, gguf of a folder": "convert mood --to gguf --model ./llama --out y",
+    "convert, gguf of a T5's prompt": "convert other --to gguf --model damaged.gguf --out y",
+    "convert, gguf of a damaged file": "convert mood --to gguf --model damaged.gguf --out y",
     # compare, experiment, report, rerun
     "compare": "compare",
     "compare, method near one": "compare --model ./llama --task sst2 --methods lorra",

@@ -1,17 +1,21 @@
 """Convert a prompt between T5X (.npy), PEFT (a folder, this program's own form) and TGIS (a folder), bit for bit.
 Only PEFT's form keeps the card with task, labels and text format. Or write the whole model, with one or more prompts
-as extra tokens of its vocabulary (--to vocabulary), for any engine that loads transformers' folders.
+as extra tokens of its vocabulary: a folder for any engine that loads transformers' (--to vocabulary), or, of a model
+that is a GGUF file, a folder with a GGUF file for llama.cpp (--to gguf).
 
 examples:
   softprompt convert prompt.npy --from t5x --to peft --model google/t5-base-lm-adapt --out prompts/sst2
   softprompt convert runs/sst2 --to tgis --out tgis/sst2
   softprompt convert runs/sst2 questions=runs/boolq --to vocabulary --out smollm2-with-prompts
+  softprompt convert runs/sst2 questions=runs/boolq --to gguf --out smollm2-for-llama.cpp
 """
 
 import argparse
 
 from softprompt.base.terminal import counted, one_line, say, writing
 from softprompt.cli.options import named_folders, say_if_slow
+
+WITH_MODEL = ("vocabulary", "gguf")  # what --to writes a model with the prompts in it
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -22,7 +26,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "source", nargs="+", metavar="[NAME=]SRC", help="a prompt's file or folder, or hf://ORG/NAME@revision"
     )
     command.add_argument("--from", dest="from_kind", choices=kinds, help="default: seen from the files")
-    command.add_argument("--to", dest="to_kind", choices=(*kinds, "vocabulary"), required=True)
+    command.add_argument("--to", dest="to_kind", choices=(*kinds, *WITH_MODEL), required=True)
     command.add_argument(
         "--out", required=True, metavar="DST", help="a file for t5x, else a folder; for peft also hf://ORG/NAME"
     )
@@ -34,20 +38,23 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--index", type=int, metavar="N", help="which prompt of a numpy file of several, from 0")
     command.add_argument("--overwrite", action="store_true", help="replace a prompt that is at --out already")
     command.add_argument(
-        "--dtype", choices=types, default="auto", help="of a model with prompts as vocabulary (default: its own)"
+        "--dtype",
+        choices=types,
+        default="auto",
+        help="of a model with prompts as vocabulary, or in GGUF of its embedding table alone (default: its own)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert one prompt, or put several into a model's vocabulary."""
-    if args.to_kind == "vocabulary":
-        return _to_vocabulary(args)
+    if args.to_kind in WITH_MODEL:
+        return _with_model(args)
     if len(args.source) > 1:
         raise ValueError(
-            f"{len(args.source)} prompts for --to {args.to_kind}, which takes one; only --to vocabulary takes several"
+            f"{len(args.source)} prompts for --to {args.to_kind}, which takes one; --to vocabulary or gguf takes more"
         )
     if args.dtype != "auto":
-        raise ValueError("--dtype is for --to vocabulary; a prompt alone is float32 always")
+        raise ValueError("--dtype is for --to vocabulary and gguf; a prompt alone is float32 always")
     from softprompt.prompts import convert
 
     (source,) = args.source
@@ -76,10 +83,10 @@ def _is_decoder_only(args: argparse.Namespace, source: str) -> bool:
         return False
 
 
-def _to_vocabulary(args: argparse.Namespace) -> int:
+def _with_model(args: argparse.Namespace) -> int:
     if args.overwrite:
-        raise ValueError("--overwrite is for a prompt alone; --to vocabulary needs a new folder")
-    from softprompt.prompts import export_vocabulary, read_prompt
+        raise ValueError(f"--overwrite is for a prompt alone; --to {args.to_kind} needs a new folder")
+    from softprompt.prompts import export_gguf, export_vocabulary, read_prompt
 
     prompts = {
         name: read_prompt(path, args.from_kind, decoder_only=_is_decoder_only(args, path), index=args.index)
@@ -87,7 +94,8 @@ def _to_vocabulary(args: argparse.Namespace) -> int:
     }
     say_if_slow(args.model or next(iter(prompts.values())).card.model_name)
     with writing(args.out):
-        export_vocabulary(prompts, args.out, model=args.model, dtype=args.dtype)
+        export = export_gguf if args.to_kind == "gguf" else export_vocabulary
+        export(prompts, args.out, model=args.model, dtype=args.dtype)
     tokens = counted(sum(prompt.length for prompt in prompts.values()), "new token")
     text = f"the model with {counted(len(prompts), 'prompt')} as {tokens}"
     print(f"{args.out}: {text}; its README.md says how a text wears them")

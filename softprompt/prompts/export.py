@@ -20,6 +20,7 @@ from re import fullmatch
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.base.files import held, whole_folder
@@ -68,14 +69,12 @@ def export_vocabulary(
         OSError: it cannot be written (one line that says why).
     """
     folder = Path(folder)
-    base = _read_base(_checked_source(prompts, model, folder, dtype))
+    base = read_base(checked_source(prompts, model, folder, dtype))
     lm = base.lm
-    forms = {name: _form_of(name, prompt, lm) for name, prompt in prompts.items()}
-    tokens = _add_tokens(base, prompts)
-    worn = {name: _wearing(tokens[name], form, base) for name, form in forms.items()}
-    new_ids = range(base.num_ids, base.num_ids + sum(map(len, tokens.values())))
     number = lm.dtype if dtype == "auto" else DTYPES[dtype]
-    manifest = _manifest(lm, prompts, worn, new_ids, number)
+    kind = str(number).removeprefix("torch.")
+    worn, manifest = add_tokens(base, prompts, kind)
+    new_ids = range(base.num_ids, manifest["never_written"]["last"] + 1)
     config = copy.deepcopy(lm.model.config)
     for part in (config, config.get_text_config()):
         part.vocab_size = new_ids.stop
@@ -92,14 +91,23 @@ def export_vocabulary(
         settings.pop("_from_model_config", None)  # so marked, they are made again from the model's by transformers 4
         settings["suppress_tokens"] = sorted({*(settings.get("suppress_tokens") or ()), *new_ids})
         path.write_text(_as_json(settings), encoding="utf-8")
-        (staging / MANIFEST).write_text(_as_json(manifest), encoding="utf-8")
-        (staging / "README.md").write_text(_readme(folder.resolve().name, lm, manifest), encoding="utf-8")
+        rounded = f"The prompts were trained in float32 and are rounded to {kind}, as softprompt rounds them in use."
+        write_papers(
+            staging,
+            manifest,
+            IN_TRANSFORMERS,
+            IN_TRANSFORMERS_NOTES
+            + ("All numbers are float32, as they were in training." if number == torch.float32 else rounded),
+            name=folder.resolve().name,
+            library="transformers",
+            place=json.dumps(folder.resolve().name),
+            auto="AutoModelForSeq2SeqLM" if lm.is_encoder_decoder else "AutoModelForCausalLM",
+            answer="[0]" if lm.is_encoder_decoder else "[0, inputs.input_ids.shape[1] :]",
+        )
     return worn
 
 
-def _checked_source(
-    prompts: Mapping[str, SoftPrompt], model: str | Path | None, folder: Path, dtype: str
-) -> str | Path:
+def checked_source(prompts: Mapping[str, SoftPrompt], model: str | Path | None, folder: Path, dtype: str) -> str | Path:
     """Where the model is, if what was asked makes sense."""
     if not prompts:
         raise ValueError("no prompt was given; name at least one")
@@ -119,7 +127,7 @@ def _checked_source(
 
 
 @dataclass(frozen=True)
-class _Base:
+class Base:
     """The model to export, as its checkpoint has it."""
 
     lm: FrozenLM
@@ -130,15 +138,21 @@ class _Base:
     @property
     def num_ids(self) -> int:
         """Rows of the embedding table, of which the tokenizer may use fewer."""
-        return self.lm.model.get_input_embeddings().weight.shape[0]
+        return len(self.table)
+
+    @property
+    def table(self) -> Float[Tensor, "v d"]:
+        """The embedding table."""
+        return self.lm.model.get_input_embeddings().weight
 
 
-def _read_base(source: str | Path) -> _Base:
+def read_base(source: str | Path) -> Base:
+    """The model at `source`. ValueError for one that is quantised, or none."""
     model, tokenizer, name = read_checkpoint(source)
     if getattr(model.config, "quantization_config", None) is not None:
         raise ValueError(f"the weights of {name} are quantised; export from the model as it was before")
     weights = model.state_dict()  # taken first: a FrozenLM puts modules of its own into a T5
-    return _Base(FrozenLM(model, tokenizer, name=name), tokenizer, weights, model.generation_config)
+    return Base(FrozenLM(model, tokenizer, name=name), tokenizer, weights, model.generation_config)
 
 
 def _form_of(name: str, prompt: SoftPrompt, lm: FrozenLM) -> TextFormat:
@@ -161,23 +175,29 @@ def _form_of(name: str, prompt: SoftPrompt, lm: FrozenLM) -> TextFormat:
     return default_format(lm)
 
 
-def _weights(base: _Base, prompts: Mapping[str, SoftPrompt], number: torch.dtype) -> dict[str, Tensor]:
-    """All weights in the type `number`, with a row for each new id in the embedding table and the output layer."""
-    lm, model = base.lm, base.lm.model
-    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+def embedding_rows(base: Base, prompts: Mapping[str, SoftPrompt], number: torch.dtype) -> Float[Tensor, "n d"]:
+    """The prompts' rows, one after another, as the embedding table has them in the type `number`."""
+    embedding = base.lm.model.get_input_embeddings()
     scale = torch.as_tensor(getattr(embedding, "embed_scale", 1.0))  # Gemma's
     first = embedding.weight[:8]
-    if not torch.equal(embedding(torch.arange(len(first))), first * scale.to(lm.dtype)):
+    if not torch.equal(embedding(torch.arange(len(first))), first * scale.to(base.lm.dtype)):
         raise ValueError(
-            f"{lm.name} embeds its tokens in a way that no new row can stand for; serve it with softprompt"
+            f"{base.lm.name} embeds its tokens in a way that no new row can stand for; serve it with softprompt"
         )
-    rows = [embedding.weight.to(number)]
+    rows = []
     for name, prompt in prompts.items():
         rows.append((prompt.values / scale.to(number).float()).to(number))
         if not torch.isfinite(rows[-1]).all():
             kind = str(number).removeprefix("torch.")
             raise ValueError(f"{name}: the prompt has numbers too large for {kind}; give --dtype float32 or bfloat16")
-    table = torch.cat(rows)
+    return torch.cat(rows)
+
+
+def _weights(base: Base, prompts: Mapping[str, SoftPrompt], number: torch.dtype) -> dict[str, Tensor]:
+    """All weights in the type `number`, with a row for each new id in the embedding table and the output layer."""
+    lm, model = base.lm, base.lm.model
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    table = torch.cat([embedding.weight.to(number), embedding_rows(base, prompts, number)])
     num_new = len(table) - base.num_ids
     weights = {}
     for name, weight in base.weights.items():
@@ -193,7 +213,19 @@ def _weights(base: _Base, prompts: Mapping[str, SoftPrompt], number: torch.dtype
     return weights
 
 
-def _add_tokens(base: _Base, prompts: Mapping[str, SoftPrompt]) -> dict[str, list[str]]:
+def add_tokens(base: Base, prompts: Mapping[str, SoftPrompt], dtype: str) -> tuple[dict[str, Wearing], dict[str, Any]]:
+    """Give the tokenizer the prompts' tokens; returns how to wear each, by name, and the manifest.
+
+    dtype: what the manifest calls the type that the prompts are rounded to.
+    """
+    forms = {name: _form_of(name, prompt, base.lm) for name, prompt in prompts.items()}
+    tokens = _new_tokens(base, prompts)
+    worn = {name: _wearing(tokens[name], form, base) for name, form in forms.items()}
+    last = base.num_ids + sum(map(len, tokens.values())) - 1
+    return worn, _manifest(base, prompts, worn, last, dtype)
+
+
+def _new_tokens(base: Base, prompts: Mapping[str, SoftPrompt]) -> dict[str, list[str]]:
     """Give the tokenizer a token for each prompt row, after all rows of the embedding table; returns them by name.
 
     Rows without a token get one too, since a tokenizer numbers new tokens without a gap.
@@ -219,7 +251,7 @@ def _add_tokens(base: _Base, prompts: Mapping[str, SoftPrompt]) -> dict[str, lis
     return tokens
 
 
-def _wearing(tokens: list[str], form: TextFormat, base: _Base) -> Wearing:
+def _wearing(tokens: list[str], form: TextFormat, base: Base) -> Wearing:
     """How a text wears the prompt of these tokens. Which strings give the right ids depends on the tokenizer: one puts
     a begin of sequence in front of the prompt, another a space behind an added token."""
     tokenizer = base.lm.tokenizer
@@ -256,7 +288,7 @@ def _wearing(tokens: list[str], form: TextFormat, base: _Base) -> Wearing:
 
 
 def _manifest(
-    lm: FrozenLM, prompts: Mapping[str, SoftPrompt], worn: Mapping[str, Wearing], new_ids: range, number: torch.dtype
+    base: Base, prompts: Mapping[str, SoftPrompt], worn: Mapping[str, Wearing], last: int, dtype: str
 ) -> dict[str, Any]:
     entries = {}
     for name, prompt in prompts.items():
@@ -264,10 +296,10 @@ def _manifest(
         entries[name] = {**asdict(worn[name]), **about, "sha256": prompt.sha256}
     return {
         "format_version": FORMAT_VERSION,
-        "model": lm.name,
-        "model_fingerprint": lm.fingerprint,
-        "dtype": str(number).removeprefix("torch."),
-        "never_written": {"first": new_ids.start, "last": new_ids.stop - 1},
+        "model": base.lm.name,
+        "model_fingerprint": base.lm.fingerprint,
+        "dtype": dtype,
+        "never_written": {"first": base.num_ids, "last": last},
         "prompts": entries,
     }
 
@@ -278,7 +310,7 @@ def _as_json(content: Any) -> str:
 
 README = """\
 ---
-library_name: transformers
+library_name: {library}
 tags: [softprompt, prompt-tuning]
 ---
 
@@ -294,31 +326,41 @@ tokens in front of it. The method is prompt tuning (Lester, Al-Rfou and Constant
 `{manifest}` has the whole strings, the same as ids, and how the text itself must look. A text that begins or ends with
 a space may get other ids in one string than softprompt gives it; where that matters, put the ids together.
 
+{use}
+The new ids are never written. The output layer has weights of its own, in which each new id has the mean of the other
+rows, so its logit is never the greatest; {notes}
+"""
+
+IN_TRANSFORMERS = """\
 ```python
 import json
 from pathlib import Path
 
 from transformers import {auto}, AutoTokenizer
 
-folder = Path({folder})
+folder = Path({place})
 model, tokenizer = {auto}.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 prompt = json.loads((folder / "{manifest}").read_text())["prompts"][{prompt}]
 text = prompt["prefix"] + "a warm and funny film" + prompt["suffix"]
 inputs = tokenizer(text, add_special_tokens=prompt["add_special_tokens"], return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=16){answer}, skip_special_tokens=True))
 ```
+"""
 
-The new ids are never written. The output layer has weights of its own, in which each new id has the mean of the other
-rows, so its logit is never the greatest; and `generation_config.json` forbids them to the engines that read it. An
+IN_TRANSFORMERS_NOTES = """\
+and `generation_config.json` forbids them to the engines that read it. An
 engine that samples and does not read it should be told the ids with the request.
 
-{numbers}
 """
 
 
-def _readme(name: str, lm: FrozenLM, manifest: Mapping[str, Any]) -> str:
-    """The hub's model card: which prompts there are, how to wear one, what was done to the model."""
-    prompts, dtype = manifest["prompts"], manifest["dtype"]
+def write_papers(folder: Path, manifest: Mapping[str, Any], use: str, notes: str, **about: Any) -> None:
+    """Write the manifest, and the hub's model card: its prompts, how to wear one, what was done to the model.
+
+    use, notes: what it says of the engine, with places for `about` and `prompt`, the first one's name as JSON.
+    """
+    (folder / MANIFEST).write_text(_as_json(manifest), encoding="utf-8")
+    prompts = manifest["prompts"]
     rows = []
     for prompt, entry in prompts.items():
         tokens = [f"<{prompt}:{row}>" for row in range(len(entry["prompt_ids"]))]
@@ -329,16 +371,8 @@ def _readme(name: str, lm: FrozenLM, manifest: Mapping[str, Any]) -> str:
             cells[3] = f"`{json.dumps(entry['suffix'])}`" if entry["suffix"] else ""
             cells[4] = "yes" if entry["add_special_tokens"] else "no"
         rows.append(f"| {' | '.join(cells)} |")
-    rounded = f"The prompts were trained in float32 and are rounded to {dtype}, as softprompt rounds them in use."
-    return README.format(
-        name=name,
-        model=lm.name,
-        **manifest["never_written"],
-        rows="\n".join(rows),
-        manifest=MANIFEST,
-        auto="AutoModelForSeq2SeqLM" if lm.is_encoder_decoder else "AutoModelForCausalLM",
-        folder=json.dumps(name),
-        prompt=json.dumps(next(iter(prompts))),
-        answer="[0]" if lm.is_encoder_decoder else "[0, inputs.input_ids.shape[1] :]",
-        numbers="All numbers are float32, as they were in training." if dtype == "float32" else rounded,
+    about |= {"manifest": MANIFEST, "prompt": json.dumps(next(iter(prompts))), **manifest["never_written"]}
+    text = README.format(
+        model=manifest["model"], rows="\n".join(rows), use=use.format(**about), notes=notes.format(**about), **about
     )
+    (folder / "README.md").write_text(text, encoding="utf-8")
