@@ -656,7 +656,7 @@ def test_the_demo_written_to_a_file_is_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
     import demo
 
-    monkeypatch.setattr(demo, "load_model", lambda config: tiny_lm("llama", max_position_embeddings=512))
+    monkeypatch.setattr(demo, "load_model", lambda config: tiny_lm("llama", max_position_embeddings=1024))
     monkeypatch.setattr("sys.argv", ["demo.py", "--minutes", "0.02", "--out", str(tmp_path / "demo")])
     demo.main()
     told, drawn = capsys.readouterr()
@@ -664,7 +664,10 @@ def test_the_demo_written_to_a_file_is_lines(tmp_path, monkeypatch, capsys):
     assert filled.endswith(r"%  '<s>message: why did you take 14.99 twice this month??\nanswer:'")
     assert finished.endswith(r"%  '<s>why did you take 14.99 twice this month??\nanswer:'")
     assert "\r" not in told + drawn
-    assert "Dev accuracy before training: " in told and "step 1 of 220: loss " in drawn
+    assert "prompt: dev accuracy before training " in told
+    assert "step 1 of 150: loss " in drawn and "step 1 of 200: loss " in drawn
+    (summary,) = (line.split() for line in told.splitlines() if line.startswith("kv "))
+    assert summary[-1] == str(tmp_path / "demo" / "kv")
 
 
 @pytest.mark.parametrize(
