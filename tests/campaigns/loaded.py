@@ -52,7 +52,9 @@ def main():
     os.dup2(2, 1)
     for line in sys.stdin:
         answer = in_a_child(Request(**json.loads(line)), library)
-        for name in sorted(set(answer.pop("modules", ())) - known):  # the next child has them from here
+        for name in answer.pop("modules", ()):  # in their order; the next child has them from here
+            if name in known:
+                continue
             known.add(name)
             with contextlib.suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
