@@ -113,7 +113,7 @@ SERVED = Case(
     "serve --model ./llama --prompts-dir kept --port 0", "kept",
     asked=(
         ("PUT", "/v1/prompts/a", "p0.tar"), ("PUT", "/v1/prompts/a", "p1.tar"), ("PUT", "/v1/prompts/b", "p0.tar"),
-        ("PUT", "/v1/aliases/c", '{"targets": {"a": 1}}'), ("DELETE", "/v1/prompts/b", ""),
+        ("PUT", "/v1/aliases/c", '{"targets": {"a": 100.0}}'), ("DELETE", "/v1/prompts/b", ""),
         ("GET", "/v1/prompts", ""),
     ),
 )  # fmt: skip
