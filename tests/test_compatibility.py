@@ -407,7 +407,9 @@ def test_a_finished_output_is_taken_as_it_is(here, run, name):
     assert code == 0, err
     assert lines_of("again.jsonl") == about(f"predictions/{name}.jsonl")
     earlier = json.loads(Path(f"predictions/{name}.jsonl.settings").read_text())
-    assert json.loads(Path("again.jsonl.settings").read_text()) == earlier | {"finished": False, "show-input": False}
+    added = {"finished": False, "show-input": False}
+    added["prompt hashes"] = [softprompt.load_prompt(f"prompts/{prompt}").identity]
+    assert json.loads(Path("again.jsonl.settings").read_text()) == earlier | added
 
 
 def lines_of(path):
