@@ -16,6 +16,7 @@ from conftest import make_model, make_tokenizer, tiny_lm
 from softprompt.answering.rows import Result, append_rows, read_rows
 from softprompt.base.watch import Watch
 from softprompt.cli.command_line import main
+from softprompt.prompts import load_prompt
 from softprompt.study.comparison import settings_of_row
 from softprompt.study.experiments import EXPERIMENTS
 from softprompt.study.rows import VOTE, newest, table
@@ -600,6 +601,16 @@ def test_a_row_of_other_examples_is_not_run_again(llama, base, tmp_path):
             with pytest.raises(ValueError, match=f"had other examples of glue/sst2 than there are now .{reason}"):
                 rerun(one, data=base.data, out=tmp_path / "again", lm=llama)
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("method", [None, "prompt", "kv"])
+def test_a_row_of_train_is_run_again_as_it_was_trained_in_folds_too(llama, base, tmp_path, method):
+    config = replace(base, task=TASKS[1:], seeds=(0,), max_train=40, method=method, out=tmp_path / "run")
+    (first,) = train(config, lm=llama)
+    (row,) = read_rows(tmp_path / "run" / "results.jsonl")
+    assert row.selection == "cross-validation"
+    assert rerun(row, data=base.data, out=tmp_path / "again", lm=llama) == row.metrics
+    assert load_prompt(tmp_path / "again").sha256 == first.prompt.sha256
 
 
 def test_the_rerun_command(data, tmp_path, capsys):

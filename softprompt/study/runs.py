@@ -32,6 +32,7 @@ from softprompt.base.names import nearest
 from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM, TextFormat
 from softprompt.study.comparison import (
+    METHODS,
     MODEL_TUNING,
     MULTI_TASK,
     NUM_RATES,
@@ -517,8 +518,8 @@ def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:
         given["prompt_length"] = None
     if given.get("init") != "demonstrations":
         given.pop("shots", None)  # prompt design's own
-    if given.get("method") != "kv":  # rows of a comparison have the name of theirs there
-        given.pop("method", None)
+    if _compared_method(row):
+        del given["method"]
     return RunConfig(**given | {"data": data, "out": out, "resume": False, "minutes": None})
 
 
@@ -547,7 +548,7 @@ def rerun(
 
     lm = load(config) if lm is None else checked(lm)
     _check_examples(row, config, lm)
-    if method := row.config.get("method"):
+    if method := _compared_method(row):
         del lm  # every trial loads its own
         if method == MULTI_TASK:
             config = replace(config, task=tuple(row.config["task"]))
@@ -562,6 +563,12 @@ def rerun(
     (task,) = tasks_of(config)
     examples = dev_examples(config, task)
     return _scored([delivered], task, examples, lm, row.scoring, watch or Watch())[0].metrics
+
+
+def _compared_method(row: Result) -> str | None:
+    """The method of a comparison's row. Other rows have there how the prompt was trained: None, prompt or kv."""
+    method = row.config.get("method")
+    return method if method in (*METHODS, MULTI_TASK) else None
 
 
 def _others_of(row: Result) -> dict[str, Mapping[str, str]]:
@@ -581,7 +588,7 @@ def _check_examples(row: Result, config: RunConfig, lm: FrozenLM) -> None:
     if row.config.get("method") == MULTI_TASK:
         return  # of a mixture
     (task,) = tasks_of(config)
-    data = (prepared if "method" in row.config else prepare)(config, task, lm)
+    data = (prepared if _compared_method(row) else prepare)(config, task, lm)
     known = {"examples": data.notes["examples"]}
     if not row.config.get("also"):  # or less what stands in other sets
         known["train_used"] = len(data.train)
