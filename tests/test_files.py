@@ -241,6 +241,28 @@ def test_who_holds_a_place_is_told_to_the_second_and_may_hold_it_again(is_file, 
     assert (tmp_path / lock).exists()
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+def test_folders_that_were_made_go_where_nothing_came_to_lie_in_them(is_file, tmp_path, monkeypatch):
+    out = tmp_path / "a" / "b" / "out"
+    with pytest.raises(ValueError, match="refused"), held(out, is_file=is_file):
+        raise ValueError("refused")
+    assert names(tmp_path) == []
+    with held(out, is_file=is_file):
+        (tmp_path / "a" / "other").write_text("")
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["other"]
+    mkdir = os.mkdir
+
+    def full_at_c(path, mode=0o777):
+        if os.path.basename(path) == "c":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", full_at_c)
+    with pytest.raises(OSError, match="No space left"), held(tmp_path / "b" / "c" / "out", is_file=is_file):
+        pass
+    assert names(tmp_path) == ["a"]
+
+
 def test_a_killed_holder_holds_nothing(tmp_path):
     here, there = os.pipe()
     child = os.fork()

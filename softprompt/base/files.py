@@ -115,9 +115,9 @@ def held(place: Path, *, is_file: bool = False) -> Iterator[None]:
     """Be the only one who writes into a folder, or makes a file, until the block ends; within it, hold it again.
 
     What says who that is stays: the folder's `LOCK`, or `.NAME.lock` beside the file, whose earlier
-    writers' leftovers are removed. Makes the folder, and removes it where nothing else came to lie in it. Raises
-    ValueError, at once, where another process or thread holds it, where a file has the folder's name, and for a place
-    on the hub; OSError where it cannot be written. Nothing is held where `locked` holds nothing.
+    writers' leftovers are removed. Makes the folder and those above it, and removes of these what is empty at the end.
+    Raises ValueError, at once, where another process or thread holds it, where a file has the folder's name, and for a
+    place on the hub; OSError where it cannot be written. Nothing is held where `locked` holds nothing.
     """
     if on_hub := hub_place(place):
         raise ValueError(
@@ -131,21 +131,25 @@ def held(place: Path, *, is_file: bool = False) -> Iterator[None]:
     if lock in _own.locks:
         yield
         return
-    is_new = not lock.parent.exists()
-    with _locked_file(lock, place) as file:
-        _own.locks.add(lock)
-        try:
-            with refusals(place, "nothing was begun"):
-                file.truncate(0)
-                write_all(file, f"process {os.getpid()} ({shlex.join(sys.argv)})\n".encode())
-            if is_file:
-                remove_leftovers(whole)
-            yield
-        finally:
-            _own.locks.discard(lock)
-            if is_new and os.listdir(lock.parent) == [lock.name]:
-                lock.unlink()
-                lock.parent.rmdir()
+    made = [folder for folder in lock.parents if not folder.exists()]  # the innermost first
+    try:
+        with _locked_file(lock, place) as file:
+            _own.locks.add(lock)
+            try:
+                with refusals(place, "nothing was begun"):
+                    file.truncate(0)
+                    write_all(file, f"process {os.getpid()} ({shlex.join(sys.argv)})\n".encode())
+                if is_file:
+                    remove_leftovers(whole)
+                yield
+            finally:
+                _own.locks.discard(lock)
+                if made and os.listdir(lock.parent) == [lock.name]:
+                    lock.unlink()
+    finally:
+        with suppress(OSError):  # of one that is not empty
+            for folder in made:
+                folder.rmdir()
 
 
 def _locked_file(lock: Path, place: Path) -> FileIO:
