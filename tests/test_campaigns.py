@@ -61,6 +61,8 @@ class Case:
     again: str | None = ""
     """What is behind the words for the end to be as if nothing had happened; None: there is no second time."""
     asked: tuple[tuple[str, str, str], ...] = ()
+    stdout: str = ""
+    """The file that standard output goes to."""
 
 
 ADAPT = f"adapt --model span {TEXT} --evaluate-every 2 --no-compile --dtype float32"
@@ -76,6 +78,9 @@ COMMANDS = {
     "predict over another": Case(
         "predict --prompt p0 --input dev.jsonl --output answers --scores --overwrite", "answers",
         ("predict --prompt p1 --input dev.jsonl --output answers",),
+    ),
+    "predict > file": Case(
+        "predict --prompt p0 --input dev.jsonl", "standard output", again=None, stdout="answers"
     ),
     "eval": Case(
         "eval --prompt p0 p1 --data dev=dev.jsonl --errors wrong --rows wrong.rows", "wrong",
@@ -117,7 +122,7 @@ SERVED = Case(
         ("GET", "/v1/prompts", ""),
     ),
 )  # fmt: skip
-SHORT = ("predict", "eval", "convert to peft")  # the quick ones
+SHORT = ("predict", "predict > file", "eval", "convert to peft")  # the quick ones
 KILLED = {
     "prompts of a decoder": f"{TRAIN} --model ./llama --seeds 0,1 --out run --steps 16 --resume",
     "prompts of a T5": f"{TRAIN} --model ./t5 --preset google-code --out run --steps 16 --resume",
@@ -268,7 +273,8 @@ class Trials:
         return copied
 
     def run(self, folder, **request):
-        return self.loaded.run(folder, self.case.words, asked=list(map(list, self.case.asked)), **request)
+        asked = list(map(list, self.case.asked))
+        return self.loaded.run(folder, self.case.words, asked=asked, stdout=self.case.stdout, **request)
 
     def ends_alike(self, folder):
         """What came later, where there is a second time: the end is that of a run that nothing happened to."""
@@ -290,6 +296,9 @@ def check_full(trials, answer, folder, reason):
     for name, written in whole(files).items():
         if Path(name).name in (*PROMPT, CURVE) or JOURNAL in name:
             continue  # a prompt's values count, as its card is written once more with the dev scores; a curve grows
+        if name == case.stdout:
+            assert trials.end[name].startswith(written) and written[-1:] in (b"", b"\n"), (name, answer)
+            continue
         assert written in (trials.before.get(name), trials.end.get(name)), (name, answer)
     for name in whole(trials.before).keys() & trials.end.keys():
         assert name in files, (name, answer)

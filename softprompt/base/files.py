@@ -184,6 +184,7 @@ def write_all(file: BinaryIO | FileIO, content: bytes, *, sync: bool = False) ->
             os.fsync(file)
     except BaseException:
         file.truncate(end)
+        file.seek(end)
         raise
 
 

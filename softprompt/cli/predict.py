@@ -12,10 +12,14 @@ examples:
 """
 
 import argparse
+import os
+import stat
 import sys
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from softprompt.base.files import write_all
 from softprompt.base.terminal import counted, say, writing
 from softprompt.cli.options import add_prompt, opened
 from softprompt.tasks import check_kind
@@ -93,10 +97,24 @@ def _to_stdout(saved: Any, source: str | None, options: dict[str, Any]) -> Any:
     finished = options["finished"]
     items = read_items(source, finished=finished) if source else read_lines(sys.stdin.buffer, finished=finished)
     chunk = 1 if not source and sys.stdin.isatty() else CHUNK  # a person at the keyboard wants each answer at once
-    written = Written()
+    written, file = Written(), _stdout_file()
     for answer in predict_records(saved, items, chunk=chunk, **options):
         with writing(f"standard output, behind {counted(written.num_rows, 'whole row')}"):
-            sys.stdout.write(to_line(answer))
-            sys.stdout.flush()
+            if file:
+                write_all(file, to_line(answer).encode())
+            else:
+                sys.stdout.write(to_line(answer))
+                sys.stdout.flush()
         written.count(answer)
     return written
+
+
+def _stdout_file() -> FileIO | None:
+    """Standard output where it is a file, which can be cut back to its last whole row; of a pipe or a terminal none."""
+    try:
+        descriptor = sys.stdout.fileno()
+        sys.stdout.flush()
+    except OSError:  # of Python's own making
+        return None
+    is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    return FileIO(descriptor, "a", closefd=False) if is_file else None

@@ -36,6 +36,8 @@ class Request:
     limit: int | None = None
     """The most bytes a file may get."""
     environment: dict[str, str] = field(default_factory=dict)
+    stdout: str = ""
+    """The file that standard output goes to, if to any."""
     asked: list[list[str]] = field(default_factory=list)
     """Method, path and content (a file for an upload, else JSON, or empty) of each request to a server."""
 
@@ -101,6 +103,8 @@ def run(request, library):
     """In the child: the command, with the disk as it is asked for."""
     os.chdir(request.folder)
     os.environ.update(request.environment)
+    if request.stdout:
+        os.dup2(os.open(request.stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     import torch
 
     torch.set_num_threads(1)
