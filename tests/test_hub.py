@@ -26,6 +26,7 @@ TRAIN = (
 )
 PREDICT = f"predict --input moods.jsonl {MACHINE}"
 RETRY = "convert runs/kept --to peft --out hf://me/kept"
+STOPPED_RETRY = "convert runs/kept-0/own-seed-1 --to peft --out hf://me/late-own-seed-1"
 NO_REPOSITORY = (
     "there is no such repository, or it is not yours to read; check the name, and for one that is private or"
 )
@@ -73,6 +74,12 @@ SESSION = {
     f"{TRAIN} --out runs/kept --push me/kept": "cannot push to hf://me/kept: the hub answered 503 (out of order)",
     "!hub('/refuse/nothing')": "",
     RETRY: "",
+    # Ctrl-C during the second of two pushes, and again as the message says
+    "!stop_at('me/late-own-seed-1')": "",
+    f"{TRAIN} --out runs/kept-0 --seeds 0,1 --push me/late": "stopped; nothing of runs/kept-0 is lost, and this pushes "
+    f"it again: softprompt {STOPPED_RETRY}",
+    "!stop_at(None)": "",
+    STOPPED_RETRY: "",
     # tokens
     "!os.environ.update(HF_TOKEN='hf_wrong')": "",
     f"{PREDICT} --prompt hf://me/more-own-seed-0@main": "401 (Invalid credentials in Authorization header); check",
@@ -96,7 +103,7 @@ DRIVER = """
 import contextlib, io, json, os, shlex, sys, urllib.request
 import uvicorn
 from fastapi.testclient import TestClient
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from softprompt.cli import main
 
 def hub(path):
@@ -108,6 +115,15 @@ def listed(server, sockets):
         asked = {"model": "mine", "input": "warm 7"}
         print(client.post("/v1/classify", json=asked).status_code)
     server.started = True
+
+commit = HfApi.create_commit
+
+def stop_at(name):
+    def create_commit(api, repository, *rest, **options):
+        if repository == name:
+            raise KeyboardInterrupt
+        return commit(api, repository, *rest, **options)
+    HfApi.create_commit = create_commit
 
 def serve(*words):
     uvicorn.Server.run = listed
@@ -171,7 +187,7 @@ def test_what_is_asked_of_the_hub_is_done_or_refused_in_one_line(did, line):
         assert code == 0, err
         return
     said = [told for told in err.splitlines() if not told.startswith("note:")]
-    assert code == 2 and SESSION[line] in said[-1]
+    assert code == (130 if SESSION[line].startswith("stopped") else 2) and SESSION[line] in said[-1]
     if "runs/kept" not in line:  # which trains before it is refused
         assert (out, len(said)) == ("", 1)
 
@@ -188,7 +204,8 @@ def test_train_pushes_what_it_saved_to_private_repositories(did, hub, here):
     for name in (WEIGHTS, CONFIG, CARD):
         assert pushed[name] == (here / "runs/moods" / name).read_bytes()
     made = {name for name, repository in hub.repositories.items() if repository.is_private}
-    assert made == {"me/secret", "me/moods", "me/more-own-seed-0", "me/more-own-seed-1", "me/kv", "me/kept"}
+    several = {f"me/{name}-own-seed-{seed}" for name in ("more", "late") for seed in (0, 1)}
+    assert made == {"me/secret", "me/moods", "me/kv", "me/kept", *several}
 
 
 def test_the_card_has_what_the_hub_renders(did, hub):

@@ -121,15 +121,16 @@ def _push(delivered: Sequence[Any], args: argparse.Namespace, out: Path) -> None
     for trained in delivered:
         try:
             save_prompt(trained.prompt, places[trained.folder])
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, KeyboardInterrupt) as error:
             again = [
                 shlex.join(["softprompt", "convert", str(folder), "--to", "peft", "--out", place])
                 + (" --overwrite" if args.overwrite else "")
                 for folder, place in places.items()
             ]
-            raise OSError(
-                f"{error}; nothing of {out} is lost, and this pushes it again: {' && '.join(again)}"
-            ) from error
+            told = f"nothing of {out} is lost, and this pushes it again: {' && '.join(again)}"
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"stopped; {told}") from None
+            raise OSError(f"{error}; {told}") from error
         say(f"{trained.folder} is at {places.pop(trained.folder)}")
 
 
