@@ -402,12 +402,29 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(tokenizer, 
         trained(tokenizer, text, config, tmp_path, resume=True, watch=watch, checkpoint_every_s=0.0)
     refused = f"no checkpoint at step 3: {tmp_path}/{CHECKPOINT} cannot be written (File too large); the last stays"
     assert told[0] == refused
-    assert told[1] == f"no model of step 4: could not write {tmp_path}/steps/4 (File too large); training goes on"
+    refused = f"could not write {tmp_path}/steps/4 (File too large); the rest of the run is kept"
+    assert told[1] == f"no model of step 4: {refused}"
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert [path.name for path in tmp_path.rglob(".*")] == [LOCK]
     _, curve = trained(tokenizer, text, config, tmp_path, resume=True)
     assert curve[-1]["step"] == 6
     assert softprompt.load(tmp_path / "steps" / "4").is_encoder_decoder
+
+
+def test_a_model_that_was_not_kept_is_told_at_the_end_where_all_else_is_there(tokenizer, text, tmp_path):
+    words = r"^could not write \S+/steps/4 \(File too large\); the rest of the run is kept$"
+    with ExitStack() as stack, pytest.raises(OSError, match=words):
+
+        def fill(step, loss, tokens):
+            if step == 4:
+                stack.enter_context(full_disk())
+            if step == 5:
+                stack.close()
+
+        trained(tokenizer, text, replace(SPAN, keep=(4, 5)), tmp_path, watch=Watch(step=fill))
+    for folder in (tmp_path, tmp_path / "steps" / "5"):
+        assert softprompt.load(folder).is_encoder_decoder
+    assert not (tmp_path / "steps" / "4" / "config.json").exists()
 
 
 def test_a_disk_that_is_full_from_the_start_is_told_before_the_first_step(tokenizer, text, tmp_path):

@@ -501,12 +501,13 @@ def test_a_run_that_starts_again_has_no_curve_of_the_one_before(llama, tmp_path)
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3]
 
 
-def test_a_curve_that_a_full_disk_does_not_take_waits_and_is_told_once(tmp_path):
+@pytest.mark.parametrize("last", [5, 6])
+def test_a_curve_that_a_full_disk_does_not_take_waits_and_is_told_once(tmp_path, last):
     told = []
     curve = Curve(tmp_path / CURVE, 0, Watch(message=told.append))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        for step in range(1, 7):
+        for step in range(1, last + 1):
             limit = 30 if 3 <= step <= 5 else soft  # two lines of twelve bytes have room
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
             curve.add(step, [{"step": step}])
@@ -514,7 +515,8 @@ def test_a_curve_that_a_full_disk_does_not_take_waits_and_is_told_once(tmp_path)
                 assert lines_of(tmp_path) == [{"step": 1}, {"step": 2}]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert lines_of(tmp_path) == [{"step": step} for step in range(1, 7)]
+    curve.end()
+    assert lines_of(tmp_path) == [{"step": step} for step in range(1, last + 1)]
     assert told == [f"{tmp_path / CURVE} waits from step 3 on until there is room (File too large)"]
 
 

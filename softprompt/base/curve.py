@@ -16,7 +16,7 @@ CURVE = "curve.jsonl"
 class Curve:
     """The lines of a run's steps, on disk and told to a watch.
 
-    What a full disk does not take is told once, kept, and written with a later step.
+    What a full disk does not take is told once, kept, and written with a later step, or at the end.
     """
 
     def __init__(self, path: Path | None, step: int, watch: Watch):
@@ -43,7 +43,18 @@ class Curve:
         """Add the lines of a step, unless they are there already."""
         if step <= self.last:
             return
-        lines = self.waiting + "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+        self.last = step
+        self._write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        for entry in entries:
+            self.watch.log(entry)
+
+    def end(self) -> None:
+        """Write what still waits."""
+        if self.waiting:
+            self._write(b"")
+
+    def _write(self, added: bytes) -> None:
+        lines = self.waiting + added
         try:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,11 +63,8 @@ class Curve:
         except OSError as error:
             if not self.waiting:
                 self.watch.message(
-                    f"{self.path} waits from step {step} on until there is room ({error.strerror or error})"
+                    f"{self.path} waits from step {self.last} on until there is room ({error.strerror or error})"
                 )
             self.waiting = lines
         else:
             self.waiting = b""
-        self.last = step
-        for entry in entries:
-            self.watch.log(entry)

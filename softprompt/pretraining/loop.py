@@ -126,7 +126,8 @@ def pretrain(
     that goes on from no checkpoint removes an earlier run's checkpoint and kept models; its model stays to the end.
     name: what messages call the model. Raises ValueError for a corpus too short, a checkpoint of another run, a folder
     that another process trains into, or a loss or gradient that is not finite (the last good checkpoint stays). OSError
-    where the first checkpoint cannot be written, or the model at the end, KeyboardInterrupt after writing a checkpoint.
+    where the first checkpoint cannot be written, or, at the end, where a model could not, KeyboardInterrupt after
+    writing a checkpoint.
     """
     run = Pretraining(model, tokenizer, stream, heldout, config, folder, name, machine or Machine(), watch or Watch())
     with held(folder) if run.machine.world.is_first else nullcontext():
@@ -183,6 +184,7 @@ class Pretraining:
         self.scale = model.config.d_model**-0.5 if scales_outputs(model.config) else 1.0
         self.device = self.parameters[0].device
         self.state = _State()
+        self.unkept: OSError | None = None
         self.checkpoint = self.folder / CHECKPOINT
         if self.machine.compile:
             for block in [*model.encoder.block, *model.decoder.block]:
@@ -307,17 +309,21 @@ class Pretraining:
         if (folder / "config.json").is_file():
             return
         try:
-            with refusals(folder, "training goes on"):
+            with refusals(folder, "the rest of the run is kept"):
                 _write_model(self.model, self.tokenizer, folder)
         except OSError as error:
             self.watch.message(f"no model of step {self.state.step}: {error}")
+            self.unkept = error
 
     def finish(self) -> None:
-        """The trained model, beside the checkpoint. OSError, in one line, if it cannot be written."""
+        """The trained model, beside the checkpoint. OSError, in one line, if it or one to be kept cannot be written."""
         if not self.machine.world.is_first:
             return
+        self.curve.end()
         with refusals(self.folder, "with room there, --resume goes on from the last checkpoint"):
             _write_model(self.model, self.tokenizer, self.folder)
+        if self.unkept:
+            raise self.unkept
 
     def write(self) -> None:
         """Write the checkpoint. A disk that is full is told, and training goes on."""

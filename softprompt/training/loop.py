@@ -215,6 +215,7 @@ def fit(
                     run.write(checkpoint)
                     written = clock()
                 if left <= 0 or not any(state.alive for state in run.states):
+                    curve.end()
                     return [state.fitted for state in run.states]
                 loss, tokens = run.train_step()
                 run.watch.step(run.step, loss, tokens)
