@@ -39,12 +39,13 @@ SIZES = (0, 200, 1_000, 5_000)  # bytes that files may get, where there is no co
 EVERY = 10  # moments apart in the short form
 SEED = 20
 PROMPT = (CARD, CONFIG, README, WEIGHTS)
+ROWS = "rows.jsonl"  # of a study, which gets a method's or a point's as soon as there are any
 
 OWN = "--inputs 'text: {text}' --targets {label} --labels good,bad --dtype float32 --device cpu"
 FEW = "--batch-size 4 --prompt-length 2 --learning-rate 0.1 --evaluate-every 2 --num-selection 8 --steps 2"
 TRAIN = f"train --data train=train.jsonl dev=dev.jsonl {OWN} {FEW}"
-COMPARE = f"compare --model ./llama --data train=train.jsonl dev=dev.jsonl {OWN} {FEW} --seeds 0 --rows rows.jsonl"
-TEXT = "--corpus corpus.txt --batch-size 4 --micro-batch-size 4 --input-length 32 --num-heldout 8 --warmup-steps 2"
+COMPARE = f"compare --model ./llama --data train=train.jsonl dev=dev.jsonl {OWN} {FEW} --seeds 0 --rows {ROWS}"
+TEXT = "--corpus corpus.txt --batch-size 4 --micro-batch-size 4 --input-length 32 --num-heldout 8 --warmup-steps 1"
 PRETRAIN = f"pretrain --size shape.json --vocabulary words {TEXT} --evaluate-every 2 --no-compile --dtype float32"
 SHAPE = {"d_model": 32, "d_ff": 64, "num_heads": 2, "d_kv": 16, "num_layers": 1, "num_decoder_layers": 1}
 
@@ -67,7 +68,8 @@ class Case:
 
 ADAPT = f"adapt --model span {TEXT} --evaluate-every 2 --no-compile --dtype float32"
 EXPERIMENT = (
-    f"experiment figure-3a --models ./llama --tasks glue/sst2 --data data {FEW.replace('--prompt-length 2 ', '')}"
+    f"experiment figure-3a --models ./llama --tasks glue/sst2 --data data --dtype float32 "
+    f"--device cpu {FEW.replace('--prompt-length 2 ', '')}"
 )
 COMMANDS = {
     "train": Case(f"{TRAIN} --model ./llama --out run --log-to none", "run", again="--resume"),
@@ -95,7 +97,7 @@ COMMANDS = {
     ),
     "convert to vocabulary": Case("convert p0 --to vocabulary --model ./llama --out made", "made"),
     "compare": Case(f"{COMPARE} --out made --methods prompt-tuning,lora", "", again=""),
-    "experiment": Case(f"{EXPERIMENT} --points 1 5 --seeds 0,1 --out made --rows rows.jsonl", "", again=""),
+    "experiment": Case(f"{EXPERIMENT} --points 1 5 --seeds 0,1 --out made --rows {ROWS}", "", again=""),
     "report": Case(
         "report two.rows --out page", "page",
         (
@@ -216,7 +218,7 @@ def save_random(folder, lm, name, seed):
 
 def content(folder, known=()):
     """Every file there by its path, without what is a clock's or a machine's; without logs, locks and `known`. Of a
-    prompt's folder its values, too, which must be those that its card says.
+    prompt's folder its values, too, which must be those that its card says. A study's rows come in any order.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -228,7 +230,7 @@ def content(folder, known=()):
         written = path.read_bytes()
         if path.suffix in (".jsonl", ".rows", ".json"):
             written = re.sub(rb'"(seconds|evaluation_s|peak_bytes|resume|dirty)": [^,}]+', rb'"\1": 0', written)
-        files[name] = written
+        files[name] = b"".join(sorted(written.splitlines(True))) if path.name == ROWS else written
     return files
 
 
@@ -298,6 +300,9 @@ def check_full(trials, answer, folder, reason):
             continue  # a prompt's values count, as its card is written once more with the dev scores; a curve grows
         if name == case.stdout:
             assert trials.end[name].startswith(written) and written[-1:] in (b"", b"\n"), (name, answer)
+            continue
+        if name == ROWS:
+            assert set(written.splitlines(True)) <= set(trials.end[name].splitlines(True)), (name, answer)
             continue
         assert written in (trials.before.get(name), trials.end.get(name)), (name, answer)
     for name in whole(trials.before).keys() & trials.end.keys():
