@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import os
 import re
 import resource
@@ -18,6 +19,7 @@ from softprompt.base.files import (
     append_whole,
     held,
     remove_leftovers,
+    whole_files,
     whole_folder,
     write_all,
     write_tensors,
@@ -135,6 +137,24 @@ def test_a_place_that_cannot_be_is_one_line(tmp_path):
         whole_folder(tmp_path / "file/out"),
     ):
         pass
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_files_that_go_together_are_all_as_they_were_where_one_is_refused(number, tmp_path, monkeypatch):
+    for name in ("a", "last"):
+        (tmp_path / name).write_text("old")
+    replace, calls = os.replace, itertools.count(1)
+
+    def refuse(source, target):
+        if next(calls) == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"), whole_files(tmp_path, last="last") as staging:
+        for name in ("a", "b", "last"):
+            (staging / name).write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "last": "old"}
 
 
 class NearlyFull(io.FileIO):

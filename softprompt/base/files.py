@@ -231,16 +231,28 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def whole_files(folder: Path, *, last: str) -> Iterator[Path]:
     """A folder to write into, whose files take their places in `folder` at the end: `last`, which goes first, is there
-    only beside all the others. No other may be at work there (`held`), and killed writers' leftovers are removed.
+    only beside all the others. If anything goes wrong all files are as they were. No other may be at work there
+    (`held`), and killed writers' leftovers are removed.
     """
     remove_leftovers(folder / "saving")
     staging = _beside(folder / "saving")
     staging.mkdir(parents=True)
     try:
         yield staging
-        (folder / last).unlink(missing_ok=True)
-        for file in sorted(staging.iterdir(), key=lambda file: file.name == last):
-            os.replace(file, folder / file.name)
+        names = sorted(os.listdir(staging), key=lambda name: name == last)
+        replaced = staging / "replaced"
+        replaced.mkdir()
+        moves = [(folder / name, replaced / name) for name in reversed(names) if (folder / name).exists()]
+        moves += [(staging / name, folder / name) for name in names]
+        done = []
+        try:
+            for source, target in moves:
+                os.replace(source, target)
+                done.append((source, target))
+        except BaseException:
+            for source, target in reversed(done):
+                os.replace(target, source)
+            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
