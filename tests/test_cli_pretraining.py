@@ -1,6 +1,7 @@
 """softprompt vocabulary, pretrain and adapt, as a user meets them."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from texts import documents
 
 import softprompt
 from softprompt.base.terminal import Display
+from softprompt.pretraining import PRESETS
 
 ROOT = Path(__file__).parent.parent
 SHAPE = {"d_model": 32, "d_ff": 64, "num_heads": 2, "d_kv": 16, "num_layers": 1, "num_decoder_layers": 1}
@@ -58,6 +61,35 @@ def test_from_text_to_an_adapted_model(here, run, vocabulary):
     assert lm.is_encoder_decoder
     assert lm.tokenizer.size == 410
     assert list(Path("lm/logs").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(("command", "steps", "rate"), [("pretrain", 1_000_000, 0.01), ("adapt", 100_000, 0.001)])
+def test_the_papers_preset_is_t5s_own_training(here, run, vocabulary, command, steps, rate):
+    assert run(*PRETRAIN, "--out", "span")[0] == 0
+    small = ["--steps", 2, "--batch-size", 2, "--micro-batch-size", 2, "--num-heldout", 2, "--no-compile"]
+    code, _, err = run(command, "--model", "span", "--corpus", "corpus", "--preset", "paper", *small, "--out", "own")
+    assert code == 0, err
+    with safe_open("own/checkpoint.safetensors", "pt") as file:
+        made_with = json.loads(file.metadata()["checkpoint"])["identity"]
+    wanted = {"input_length": 512, "optimizer": "adafactor", "clip_norm": math.inf, "learning_rate": rate}
+    wanted |= {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "z_loss": 1e-4}
+    assert {name: made_with[name] for name in wanted} == wanted
+    _, out, _ = run(command, "--help")
+    words = " ".join(out.split())
+    assert f"optimizer steps; must be given (default: {steps} with --preset paper)" in words
+    assert "texts a step (default: 64; 2048 with --preset paper)" in words  # of 512: 2^20 tokens
+
+
+@pytest.mark.parametrize(("step", "rate"), [(100, 0.01), (10_000, 0.01), (40_000, 0.005)])
+def test_the_papers_rate_falls_with_the_root_of_the_step_as_t5s_does(step, rate):
+    weight = torch.nn.Parameter(torch.full((4, 4), 2.0))
+    optimizer = torch.optim.Adafactor([weight], lr=PRESETS["paper"]["span"]["learning_rate"])
+    weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    optimizer.state[weight]["step"].fill_(step - 1)
+    before = weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), before * (1 - rate))
 
 
 def test_span_corruption_goes_on_from_a_model_that_is_there(here, run, vocabulary):

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass
+from typing import Any
 
 from softprompt.base.setting import check, setting
 
 NOISE_DENSITY = 0.15  # t5/data/preprocessors.py, span_corruption
 MEAN_SPAN_LENGTH = 3.0  # the same
+
+# T5's batch of 2^20 tokens (the paper's footnote has it for its multi-task baseline; no source says what the LM
+# adaptation took) in texts of T5's 512; Adafactor bounds updates itself, and T5 no gradients (t5x/adafactor.py).
+_T5 = {"input_length": 512, "batch_size": 2_048, "optimizer": "adafactor", "clip_norm": math.inf}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # Ours, for small models and budgets (docs/log.md, 2026-11-25).
+    "fast": {
+        "span": {"learning_rate": 2e-2, "schedule": "cosine", "warmup_steps": 200},
+        # Constant, so that models kept at different steps compare.
+        "prefix-lm": {"learning_rate": 5e-3, "schedule": "constant", "warmup_steps": 20},
+    },
+    # Steps: paper, section 2.2 (100,000 are 10 % of the pre-training).
+    "paper": {
+        # 1/sqrt(step), 0.01 in the first 10,000 steps (t5x/configs/runs/pretrain.gin): PyTorch's Adafactor takes the
+        # less of its rate and 1/sqrt(step).
+        "span": {**_T5, "steps": 1_000_000, "learning_rate": 1e-2, "schedule": "constant", "warmup_steps": 0},
+        # What that schedule has come to after a million steps, and T5's rate of fine-tuning (paper, section 3.1).
+        "prefix-lm": {**_T5, "steps": 100_000, "learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0},
+    },
+}
+"""What a named way to train changes of `PretrainConfig`'s own numbers, for each objective."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ examples:
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from softprompt.base.setting import settings_of
 from softprompt.base.terminal import Display, counted, say, type_of_products, writing
 from softprompt.cli import add_settings, add_shared, flags_of, set_up
 from softprompt.cluster import device_of_torchrun, size_of_torchrun, world_of_torchrun
-from softprompt.pretraining import PretrainConfig
+from softprompt.pretraining import PRESETS, PretrainConfig
 
 SETTINGS = {name: setting for name, setting in settings_of(PretrainConfig).items() if name != "objective"}
-DEFAULTS = {"objective": "span", "learning_rate": 2e-2, "schedule": "cosine", "warmup_steps": 200}
+OBJECTIVE = "span"
 MACHINE = {"device": "auto", "dtype": "auto", "compile": True}
 CHANGES = {
     "dtype": {
@@ -40,15 +40,28 @@ CHANGES = {
 """What the help of a run's setting says otherwise here."""
 
 
-def add_training_flags(command: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
-    """Add the flags of a training on text; `defaults` are those of PretrainConfig that differ."""
+def add_training_flags(command: argparse.ArgumentParser, objective: str) -> None:
+    """Add the flags of a training on text by this objective."""
     command.add_argument("--corpus", nargs="+", required=True, metavar="PATH", help="files or folders of text")
     command.add_argument(
         "--heldout", nargs="+", metavar="PATH", help="text for the loss only (default: the corpus's last part)"
     )
     command.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoint, curve and model")
-    own = {name: {"default": default} for name, default in defaults.items()}
-    add_settings(command, {name: replace(setting, **own.get(name, {})) for name, setting in SETTINGS.items()})
+    command.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="fast",
+        help="where all other numbers come from: ours for small models and budgets, or T5 1.1's (default: fast)",
+    )
+    fast, paper = PRESETS["fast"][objective], PRESETS["paper"][objective]
+    shown = {}
+    for name, setting in SETTINGS.items():
+        usual = fast.get(name, setting.default)
+        shown[name] = replace(setting, default=usual)
+        if paper.get(name, usual) != usual:
+            of_paper = f"{paper[name]} with --preset paper"
+            shown[name] = replace(shown[name], shown=of_paper if usual is MISSING else f"{usual}; {of_paper}")
+    add_settings(command, shown)
     add_shared(command, [*MACHINE, "threads", "log_to"], changes=CHANGES)
     command.set_defaults(**MACHINE)
     command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -63,12 +76,12 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tables-from", metavar="M", help="start both vocabulary tables from a wider model's embeddings, by PCA"
     )
-    add_training_flags(command, DEFAULTS)
+    add_training_flags(command, OBJECTIVE)
 
 
 def run(args: argparse.Namespace) -> int:
     """Make or read the model, and train it."""
-    with starting(args):
+    with starting(args, OBJECTIVE):
         from softprompt.models import load, load_tokenizer, shape_of
         from softprompt.pretraining import new_model, read_model
 
@@ -77,22 +90,22 @@ def run(args: argparse.Namespace) -> int:
                 raise ValueError(
                     "--model has a size and a vocabulary of its own; leave out --size, --vocabulary and --tables-from"
                 )
-            return train_model(args, *read_model(args.model), DEFAULTS, args.model)
+            return train_model(args, *read_model(args.model), OBJECTIVE, args.model)
         if not (args.size and args.vocabulary):
             raise ValueError("give --size and --vocabulary for a new model, or --model for one to go on from")
         shape = shape_of(args.size)
         tokenizer = load_tokenizer(args.vocabulary)
         wider = load(args.tables_from, dtype="float32") if args.tables_from else None
         model = new_model(shape, tokenizer, seed=args.seed or 0, tables_from=wider)
-        return train_model(args, model, tokenizer, DEFAULTS, args.vocabulary)
+        return train_model(args, model, tokenizer, OBJECTIVE, args.vocabulary)
 
 
 @contextmanager
-def starting(args: argparse.Namespace) -> Iterator[None]:
+def starting(args: argparse.Namespace, objective: str) -> Iterator[None]:
     """Hold --out for a training. ValueError where another has it, where the steps are not said, or where earlier
     results would be trained over by accident.
     """
-    if args.steps is None:
+    if args.steps is None and "steps" not in PRESETS[args.preset][objective]:
         raise ValueError("how many steps? give --steps")
     out = Path(args.out)
     writes = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun
@@ -106,14 +119,12 @@ def starting(args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def train_model(
-    args: argparse.Namespace, model: Any, tokenizer: Any, defaults: Mapping[str, Any], vocabulary: str
-) -> int:
+def train_model(args: argparse.Namespace, model: Any, tokenizer: Any, objective: str, vocabulary: str) -> int:
     """Train the model on the corpus, and print how it ended. vocabulary: what messages call the tokenizer."""
     from softprompt.models import choose_device, choose_dtype
     from softprompt.pretraining import Machine, check_processes, pretrain
 
-    config = PretrainConfig(**{**defaults, **flags_of(args, SETTINGS)})
+    config = PretrainConfig(objective=objective, **{**PRESETS[args.preset][objective], **flags_of(args, SETTINGS)})
     device = choose_device(device_of_torchrun(args.device))
     bfloat16 = "bfloat16" in str(choose_dtype(args.dtype, device))
     check_processes(size_of_torchrun(), config)
