@@ -33,7 +33,7 @@ def main() -> None:
     """Train a prompt, show what it learned."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="a model that softprompt.load takes")
-    parser.add_argument("--minutes", type=float, default=4.5, help="bound on each training (default: 4.5)")
+    parser.add_argument("--minutes", type=float, default=15.0, help="bound on each training (default: 15)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where the prompts go")
     parser.add_argument("--record", type=Path, help="also write what is printed at the end to this file")
     arguments = parser.parse_args()
