@@ -61,13 +61,15 @@ def main() -> None:
         keys_and_values = replace(config, method="kv", prompt_length=(10,), steps=200, out=arguments.out / "kv")
         configs = [replace(config, init="demonstrations", shots=4), keys_and_values]
     lines = [f"{'dev accuracy':<14}{'before':>8}{'after':>8}{'numbers':>10}{'bytes':>10}  folder"]
+    trained: list[Trained] = []
     for each in configs:
         before = score_untrained(each, lm)
         print(f"{each.out}: dev accuracy before training {before:.1%}, chance is {1 / len(INTENTS):.1%}", flush=True)
         with Display() as display:
-            delivered = train(each, lm=lm, watch=display.watch(), overwrite=True)[0]
-        lines.append(summary(each, delivered, before))
-    lines += answers(lm, delivered.folder)
+            trained += train(each, lm=lm, watch=display.watch(), overwrite=True)
+        lines.append(summary(each, trained[-1], before))
+    best = max(trained, key=lambda one: one.fitted.score or 0.0)
+    lines += [f"{best.folder}, which does best on the held-out rows, answers:", *answers(lm, best.folder)]
     lines.append(f"All of it took {time.monotonic() - started:.0f} s after installation.")
     print("\n".join(lines))
     if arguments.record:
