@@ -157,6 +157,60 @@ def test_train_under_torchrun_ends_where_one_process_does_and_says_it_once(run, 
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
+EXPERIMENT = """
+import sys
+from pathlib import Path
+from test_cluster import experimented
+from softprompt.cluster import world_of_torchrun
+with world_of_torchrun("cpu") as world:
+    experimented(world, Path(sys.argv[1]))
+"""
+
+
+def test_an_experiment_of_two_processes_has_the_rows_of_one(t5, tmp_path):
+    t5.model.save_pretrained(tmp_path / "model")
+    t5.tokenizer.save(tmp_path / "model")
+    (tmp_path / "data" / "SST-2").mkdir(parents=True)
+    for name, count in (("train", 60), ("dev", 9)):
+        lines = [f"a {'warm' if n % 2 else 'dull'} film about {name} {n}\t{n % 2}" for n in range(count)]
+        (tmp_path / "data" / "SST-2" / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    (tmp_path / "script.py").write_text(EXPERIMENT)
+    done = under_torchrun(2, tmp_path / "script.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def experimented(world, place):
+    """Two experiments by all processes, and once more by the first one alone: other files, the same rows."""
+    from softprompt.answering import read_rows
+    from softprompt.study import run_experiment
+    from softprompt.training import RunConfig
+
+    base = RunConfig(
+        model="-", task=("glue/sst2",), data=place / "data", out=place / "runs", prompt_length=(3,), steps=4,
+        learning_rate=(0.1,), batch_size=4, evaluate_every=2, num_selection=8, seeds=(0, 1), scoring="rank",
+        resume=True,
+    )  # fmt: skip
+    for name, points in (("figure-1", ()), ("figure-3b", ("vocab", "uniform"))):
+        found = []
+        for who, each in (("all", world), ("one", ALONE)):
+            if who == "one" and not world.is_first:
+                continue
+            options = {
+                "rows": place / f"{who}.jsonl",
+                "out": place / who,
+                "points": points,
+                "model_rates": (0.01, 0.02),
+            }
+            for _ in range(2):  # the second time all rows are there
+                assert run_experiment(name, [str(place / "model")], base, **options, world=each) == []
+            found.append([row for row in read_rows(place / f"{who}.jsonl") if row.experiment == name])
+        for one, other in zip(*found, strict=True) if world.is_first else ():
+            assert [one.config["point"], one.seed, one.scoring, one.value, one.step] == [
+                other.config["point"], other.seed, other.scoring, other.value, other.step,
+            ]  # fmt: skip
+            assert one.config.get("stored_bytes") == other.config.get("stored_bytes")
+
+
 def test_more_processes_than_examples_of_a_step_are_refused(llama):
     from test_training import member
 

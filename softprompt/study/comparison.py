@@ -38,6 +38,7 @@ from softprompt.base.files import write_tensors
 from softprompt.base.memory import peak_bytes, reset_peak
 from softprompt.base.names import nearest
 from softprompt.base.watch import Watch
+from softprompt.cluster import ALONE, World
 from softprompt.models import FrozenLM, TextFormat, encode_examples
 from softprompt.study.prompt_design import (
     SHOTS,
@@ -218,6 +219,7 @@ def run_method(
     as_paper: bool = False,
     watch: Watch | None = None,
     load: Callable[[RunConfig], FrozenLM] = load_model,
+    world: World = ALONE,
 ) -> list[Result]:
     """The rows of one method on one task: one for each seed, or for each number of shots of prompt design.
 
@@ -226,15 +228,18 @@ def run_method(
     out, unless the run keeps such. only: the one task of all these that is scored, at the end alone. as_paper: one
     rate where none is given, the preset's for prompts and the paper's for model tuning of a T5. A task without a dev
     set has a tenth of its training file for one. Small sets are held out, too: a model whose own weights train cannot
-    have folds in one run. An interrupted call goes on from its checkpoints in `config.out`.
+    have folds in one run. An interrupted call goes on from its checkpoints in `config.out`. world: the processes that
+    train and score together; the first one writes, and alone runs prompt design.
     """
     check_methods([name])
     watch = watch or Watch()
     if name == PROMPT_DESIGN:
+        if not world.is_first:
+            return []
         lm = load(config)
         made = _designed(config, prepared(config, tasks_of(config)[0], lm), lm, watch)
     else:
-        made = _entry(config, name, also or {}, only, watch, load, as_paper=as_paper).run()
+        made = _entry(config, name, also or {}, only, watch, load, as_paper=as_paper, world=world).run()
     return [replace(row, config=row.config | {"also": list(also or {})}) for row in made]
 
 
@@ -244,14 +249,15 @@ def run_multi_task(
     as_paper: bool = False,
     watch: Watch | None = None,
     load: Callable[[RunConfig], FrozenLM] = load_model,
+    world: World = ALONE,
 ) -> list[Result]:
     """Model tuning on all tasks of the run at once (paper, section 3.1): a row for each task and seed.
 
     The tasks' names stand in front of their inputs, and every set is drawn from in proportion to its size, as T5 does
     where none is larger than its limit (Raffel et al. 2020, section 3.5.2: 2^19 examples). The mean over the tasks'
-    selection rows chooses the rate and the step; `as_paper` as in `run_method`.
+    selection rows chooses the rate and the step; `as_paper` and `world` as in `run_method`.
     """
-    made = _multi_task_entry(config, watch or Watch(), load, as_paper=as_paper).run()
+    made = _multi_task_entry(config, watch or Watch(), load, as_paper=as_paper, world=world).run()
     for row in made:
         if "superglue/wsc" in config.task:
             row.notes["not_run"] = {"dpr": "T5's mixture has it beside WSC, and softprompt does not read it"}
@@ -306,6 +312,7 @@ class _Entry:
     rates: tuple[float, ...]
     watch: Watch
     load: Callable[[RunConfig], FrozenLM]
+    world: World
 
     def run(self) -> list[Result]:
         """Every rate on the first seed, the best of them on the others; each seed's rows."""
@@ -322,7 +329,8 @@ class _Entry:
                 self.watch.message(f"{self.name}, seed {seed} has no row: {trial.fitted.stopped}")
             else:
                 made += self.finish(trial, tried)
-        shutil.rmtree(self.config.out / "trials" / self.name, ignore_errors=True)  # checkpoints of what is done
+        if self.world.is_first:  # checkpoints of what is done
+            shutil.rmtree(self.config.out / "trials" / self.name, ignore_errors=True)
         return made
 
     @property
@@ -342,7 +350,8 @@ class _Entry:
         judging = member.judging | {"other rows": digest(others)}
         member = replace(member, name=name, config=config, values=values, judging=judging)
         folder = self.config.out / "trials" / self.name / f"{rate:g}-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
+        if self.world.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
         self.watch.message(f"{self.data.task.name}: {self.name}, learning rate {rate:g}, seed {seed}")
         self.watch.begin(config.steps, config.batch_size)
         reset_peak(lm.device)
@@ -354,10 +363,12 @@ class _Entry:
             resume=True,
             minutes=self.minutes,
             watch=self.watch,
-            observe=observer(others, method, member, self.watch) if others else None,
+            observe=observer(others, method, member, self.watch, self.world) if others else None,
+            world=self.world,
         )
         peak = peak_bytes(lm.device)
-        write_tensors(folder / VALUES, {"values": fitted.values.contiguous()})
+        if self.world.is_first:
+            write_tensors(folder / VALUES, {"values": fitted.values.contiguous()})
         light = replace(fitted, values=torch.empty(0))
         return Trial(rate, seed, config, light, len(plan.values), values.numel(), peak, folder / VALUES)
 
@@ -366,10 +377,11 @@ class _Entry:
         lm = self.load(self.config)
         unused = torch.zeros(trial.prompt_length, lm.width)  # of the prompt only the length matters from here on
         method, _, _ = _ready(self.name, lm, unused, trial.config, trial.rate, trial.seed)
-        values = load_file(trial.values)["values"]
+        values = self.world.decided(load_file(trial.values)["values"] if self.world.is_first else torch.empty(0))
         stored = self.config.out / f"{self.name}-seed-{trial.seed}.safetensors"
         kept = {"prompt_embeddings": values} if isinstance(method, PromptTuning) else method.in_use(values)
-        write_tensors(stored, kept)
+        if self.world.is_first:
+            write_tensors(stored, kept)
         engine, (worn,) = method.engine([values])
         fitted, train = trial.fitted, trial.config
         if isinstance(train.optimizer, PerWeight):  # rows go without the shapes of every weight
@@ -381,13 +393,14 @@ class _Entry:
             "tried": tried,
             "trained_on": self.data.task.name,
             "trained_parameters": trial.num_trained,
-            "stored_bytes": stored.stat().st_size,
+            "stored_bytes": self.world.decided(stored.stat().st_size if self.world.is_first else 0),
             "peak_bytes": trial.peak,
         }
         made = []
         for other in self.scored:
-            told = self.watch.phase(f"score {other.task.name}", len(other.rows))
-            answers = other.answers(engine, worn, self.data.task, self.data.form, scoring=train.scoring, progress=told)
+            told = self.watch.phase(f"score {other.task.name}", len(other.rows) // self.world.size)
+            options: dict[str, Any] = {"scoring": train.scoring, "progress": told, "world": self.world}
+            answers = other.answers(engine, worn, self.data.task, self.data.form, **options)
             row = _row(
                 self.config,
                 self.name,
@@ -421,7 +434,8 @@ def _entry(
     watch: Watch,
     load: Callable[[RunConfig], FrozenLM],
     *,
-    as_paper: bool = False,
+    as_paper: bool,
+    world: World,
 ) -> _Entry:
     """A method on its task. The model that is loaded here is let go: every trial has one of its own.
 
@@ -452,11 +466,11 @@ def _entry(
     if only:
         scored = [other for other in scored if other.task.name == only]
     rates = _rates(config, name, data, lm, as_paper=as_paper)
-    return _Entry(name, config, data, scored, bool(also) and not only, rates, watch, load)
+    return _Entry(name, config, data, scored, bool(also) and not only, rates, watch, load, world)
 
 
 def _multi_task_entry(
-    config: RunConfig, watch: Watch, load: Callable[[RunConfig], FrozenLM], *, as_paper: bool
+    config: RunConfig, watch: Watch, load: Callable[[RunConfig], FrozenLM], *, as_paper: bool, world: World
 ) -> _Entry:
     """Model tuning on a mixture, as `_entry`: the tasks' training rows together, their selection rows in turn."""
     lm = load(config)
@@ -486,7 +500,7 @@ def _multi_task_entry(
         scored.append(_other(data.task, "dev", dev, form, lm, {}))
     config = replace(config, init="vocab")  # of a prompt, which is not trained
     rates = _rates(config, MODEL_TUNING, whole, lm, as_paper=as_paper)
-    return _Entry(MODEL_TUNING, config, whole, scored, False, rates, watch, load)
+    return _Entry(MODEL_TUNING, config, whole, scored, False, rates, watch, load, world)
 
 
 def _rates(config: RunConfig, name: str, data: TaskData, lm: FrozenLM, *, as_paper: bool) -> tuple[float, ...]:

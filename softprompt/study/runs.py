@@ -30,6 +30,7 @@ from softprompt.answering import (
 )
 from softprompt.base.names import nearest
 from softprompt.base.watch import Watch
+from softprompt.cluster import ALONE, World
 from softprompt.models import FrozenLM, TextFormat
 from softprompt.study.comparison import (
     METHODS,
@@ -276,18 +277,20 @@ def run_experiment(
     model_rates: tuple[float, ...] | None = None,
     watch: Watch | None = None,
     load: Load = load_model,
+    world: World = ALONE,
 ) -> list[str]:
     """Run what has no rows, and append its rows; what failed, a line each.
 
     base: the settings of all points, and `minutes`, which bound the points of one frozen model together. points: the
     names of those to run (none: all). before, model_rates: as in `plan_experiment`. A run that fails leaves the others
-    to go on. ValueError as `plan_experiment` has it, before anything runs.
+    to go on. world: the processes that train and score together; each calls this, and the first one reads and writes.
+    ValueError as `plan_experiment` has it, before anything runs.
     """
-    study = _Study(name, base, rows, out, watch or Watch(), load)
+    study = _Study(name, base, rows, out, watch if watch and world.is_first else Watch(), load, world)
     planned = plan_experiment(name, models, base, out, points, before=before, model_rates=model_rates)
     for group in _by_model(planned, load):
         place = group[0].config.model
-        without = [planned for planned in group if not study.reuse(planned)]
+        without = [planned for planned in group if not world.decided(world.is_first and study.reuse(planned))]
         with study.attempt(place):
             study.train_together([planned for planned in without if planned.point.method is None])
         for planned in without:
@@ -307,14 +310,17 @@ class _Study:
     out: Path
     watch: Watch
     load: Load
+    world: World
     failures: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
     def attempt(self, title: str) -> Iterator[None]:
-        """What fails inside is told and named, and the others go on."""
+        """What fails inside is told and named, and the others go on; of several processes, where it fails in all."""
         try:
             yield
         except (ValueError, RuntimeError, OSError) as error:
+            if self.world.size > 1 and not isinstance(error, ValueError):
+                raise
             self.fail(title, error)
             self.watch.message(f"{title} failed; the others go on")
 
@@ -360,7 +366,8 @@ class _Study:
             names = "+".join(planned.point.name for planned in together)
             folder = _of_model(self.out / "together" / folder_of(place, names, self.base), together[0].fingerprint)
             try:
-                trained = train_together([p.config for p in together], folder=folder, lm=lm, watch=self.watch)
+                configs = [planned.config for planned in together]
+                trained = train_together(configs, folder=folder, lm=lm, watch=self.watch, world=self.world)
                 break
             except CannotStart as error:
                 (first,) = [planned for planned in together if planned.config.out == error.out]
@@ -373,12 +380,19 @@ class _Study:
                 # Those of a task that all stopped before a first score were told.
                 if prompts := [one for one in delivered if one.prompt.card.task == task]:
                     made += self._rows(planned, task, prompts, lm)
-            append_rows(self.rows, made)
+            if self.world.is_first:
+                append_rows(self.rows, made)
 
     def _rows(self, planned: Planned, name: str, prompts: Sequence[Trained], lm: FrozenLM) -> list[Result]:
         """A row for each prompt of one task by each scoring, and one for their vote."""
         task = get_task(name)
         examples = dev_examples(planned.config, task)
+        first = prompts[0].prompt.card.recipe["scoring"]
+        evaluations = {first: [prompt.dev for prompt in prompts if prompt.dev]}
+        if can_rank(task, examples):
+            evaluations[OTHER[first]] = _scored(prompts, task, examples, lm, OTHER[first], self.watch, self.world)
+        if not self.world.is_first:
+            return []
         there = read_rows(planned.config.out / ROWS)
         written: dict[int | None, Result] = {row.seed: row for row in there if row.task == name}
         about = {
@@ -402,10 +416,6 @@ class _Study:
                 notes=row.notes | {"right": right_answers(task, examples, evaluation.predictions)},
             )
 
-        first = written[prompts[0].prompt.card.seed].scoring
-        evaluations = {first: [prompt.dev for prompt in prompts if prompt.dev]}
-        if can_rank(task, examples):
-            evaluations[OTHER[first]] = _scored(prompts, task, examples, lm, OTHER[first], self.watch)
         near = [neighbourhood(prompt.prompt, lm) for prompt in prompts]
         made = []
         for scoring, found in evaluations.items():
@@ -425,11 +435,11 @@ class _Study:
         """
         method = planned.point.method
         assert method is not None
-        there = [
-            row
-            for row in _rows_there(planned, self.rows)
-            if row.experiment == self.name and row.config["trained_on"] in tasks
-        ]
+        there = []
+        for row in _rows_there(planned, self.rows) if self.world.is_first else ():
+            if row.experiment == self.name and row.config["trained_on"] in tasks:
+                there.append(row)
+        there = self.world.decided(there)
         have = {(row.task, row.seed) for row in there}
         lacking = replace(planned, config=replace(planned.config, task=tasks)).wanted() - have
         seeds = tuple(seed for seed in planned.seeds if any(seed == other for _, other in lacking))
@@ -441,11 +451,13 @@ class _Study:
             config = replace(config, seeds=seeds, learning_rate=(there[0].config["learning_rate"],))
             about["tried"] = there[0].config["tried"]
         shared: dict[str, Any] = {"as_paper": planned.has_papers_rate, "watch": self.watch, "load": self.load}
+        shared["world"] = self.world
         if method == MULTI_TASK:
             made = run_multi_task(config, **shared)
         else:
             made = run_method(config, method, also=planned.point.also, **shared)
-        self.append(planned, made, about)
+        if self.world.is_first:
+            self.append(planned, made, about)
 
     def append(self, planned: Planned, rows: Iterable[Result], about: Mapping[str, Any]) -> None:
         """Append rows as this experiment's."""
@@ -485,11 +497,17 @@ def _rows_there(planned: Planned, rows: Path) -> list[Result]:
 
 
 def _scored(
-    prompts: Sequence[Trained], task: Task, examples: Sequence[Example], lm: FrozenLM, scoring: str, watch: Watch
+    prompts: Sequence[Trained],
+    task: Task,
+    examples: Sequence[Example],
+    lm: FrozenLM,
+    scoring: str,
+    watch: Watch,
+    world: World = ALONE,
 ) -> list[Evaluation]:
     form = TextFormat.from_json(prompts[0].prompt.card.text)
     values = [one.prompt.values for one in prompts]
-    return evaluate(lm, values, task, examples, form, scoring=scoring, watch=watch)
+    return evaluate(lm, values, task, examples, form, scoring=scoring, watch=watch, world=world)
 
 
 def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from softprompt.answering import Engine, Prediction, predict, right_answers
-from softprompt.base.watch import Progress, Watch
+from softprompt.base.watch import Watch
+from softprompt.cluster import ALONE, World
 from softprompt.models import Row, TextFormat
 from softprompt.tasks import Example, Task
 from softprompt.training import Estimate, Member, Method, Observer
@@ -47,13 +48,11 @@ class Other:
         prompt: int,
         trained: Task,
         form: TextFormat,
-        *,
-        scoring: str,
-        progress: Progress | None = None,
+        **options: Any,
     ) -> list[Prediction]:
-        """The answers to them with one of the engine's prompts. `form` is the trained task's."""
+        """The answers to them with one of the engine's prompts. `form`: the trained task's. options: of `predict`."""
         worn = [prompt] * len(self.rows)
-        found = predict(engine, trained, self.examples, self.rows, worn, form, scoring=scoring, progress=progress)
+        found = predict(engine, trained, self.examples, self.rows, worn, form, **options)
         return [replace(answer, text=self.labels.get(answer.text, answer.text)) for answer in found]
 
 
@@ -81,7 +80,7 @@ def seconds_with(cost: Estimate, num_others: int) -> float:
     return cost.total_s + along + cost.dev_s * num_others
 
 
-def observer(others: Sequence[Other], method: Method, member: Member, watch: Watch) -> Observer:
+def observer(others: Sequence[Other], method: Method, member: Member, watch: Watch, world: World = ALONE) -> Observer:
     """Scores of other examples along the training of one member, about `num_selection` of each task.
 
     They choose nothing. In the member's history they are `others`: by task, the scores of the examples.
@@ -92,9 +91,9 @@ def observer(others: Sequence[Other], method: Method, member: Member, watch: Wat
         engine, (worn,) = method.engine([values])
         scores = {}
         for other in few:
-            told = watch.phase(f"score {other.task.name}, along training", len(other.rows))
-            scoring = member.config.scoring
-            answers = other.answers(engine, worn, member.task, member.form, scoring=scoring, progress=told)
+            told = watch.phase(f"score {other.task.name}, along training", len(other.rows) // world.size)
+            options: dict[str, Any] = {"scoring": member.config.scoring, "progress": told, "world": world}
+            answers = other.answers(engine, worn, member.task, member.form, **options)
             of_examples = example_scores(other.task, other.examples, answers)
             scores[other.task.name] = [round(score, 3) for score in of_examples]
         return {"others": scores}

@@ -23,6 +23,7 @@ from typing import Any
 from softprompt.base.files import held
 from softprompt.base.terminal import Display, counted, duration, say
 from softprompt.cli import RUN, add_settings, add_shared, set_up, split_names
+from softprompt.cluster import device_of_torchrun, world_of_torchrun
 from softprompt.study.commands.shared import STUDY_ROWS, going_on, read_seeds, say_failures, shared_settings
 from softprompt.training import RunConfig
 
@@ -107,11 +108,17 @@ def run(args: argparse.Namespace) -> int:
             "before": _before(args.models, args.span_model),
             "model_rates": args.model_learning_rate,
         }
-        with held(args.out):
-            if not args.quick:
-                _say_how_long(args.name, args.models, base, asked)
-            with Display(args.out / "logs") as display, going_on():
-                failures = run_experiment(args.name, args.models, base, **asked, watch=display.watch())
+        base = replace(base, device=device_of_torchrun(base.device))
+        with world_of_torchrun(base.device) as world:
+            if not world.is_first:
+                run_experiment(args.name, args.models, base, **asked, world=world)
+                return 0
+            with held(args.out):
+                if not args.quick:
+                    _say_how_long(args.name, args.models, base, asked)
+                with Display(args.out / "logs") as display, going_on():
+                    told = display.watch()
+                    failures = run_experiment(args.name, args.models, base, **asked, watch=told, world=world)
     rows = [row for row in read_rows(rows_file) if row.experiment == args.name]
     print(table(rows) if rows else f"no rows of {args.name} in {rows_file}")
     return say_failures(failures)
