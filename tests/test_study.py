@@ -294,6 +294,7 @@ def test_rows_of_another_mixture_or_other_draws_do_not_stand_for_this_one(base, 
     rows = read_rows(tmp_path / "rows.jsonl")
     assert [row.config["task"] for row in rows] == [[*TASKS], [*TASKS], [*TASKS[1:]]]
     assert len(newest(rows)) == 2, "one mixture to a table, the last"
+    del options["model_rates"]
     options["points"] = ["prompt design"]
     assert run_experiment("figure-1", [place], alone, **options) == []
     assert len(missing("figure-1", [place], replace(alone, seeds=(0, 1)), **options)) == 1
