@@ -189,7 +189,7 @@ def experimented(world, place):
         learning_rate=(0.1,), batch_size=4, evaluate_every=2, num_selection=8, seeds=(0, 1), scoring="rank",
         resume=True,
     )  # fmt: skip
-    for name, points in (("figure-1", ()), ("figure-3b", ("vocab", "uniform"))):
+    for name, points, rates in (("figure-1", (), (0.01,)), ("figure-3b", ("vocab", "uniform"), None)):
         found = []
         for who, each in (("all", world), ("one", ALONE)):
             if who == "one" and not world.is_first:
@@ -198,7 +198,7 @@ def experimented(world, place):
                 "rows": place / f"{who}.jsonl",
                 "out": place / who,
                 "points": points,
-                "model_rates": (0.01, 0.02),
+                "model_rates": rates,
             }
             for _ in range(2):  # the second time all rows are there
                 assert run_experiment(name, [str(place / "model")], base, **options, world=each) == []
