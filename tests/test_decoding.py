@@ -176,6 +176,14 @@ def test_rows_with_and_without_a_nucleus_are_drawn_as_if_alone():
     assert together == lone
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-308, 5e-324])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_temperature_of_nearly_nothing_takes_the_most_probable_token(temperature, top_p):
+    logits = torch.randn(5, 600, generator=draw(3)) * 30
+    taken = sample(logits, [temperature] * 5, [top_p] * 5, [0.1, 0.3, 0.5, 0.7, 0.999])
+    assert torch.equal(taken, logits.argmax(-1))
+
+
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53])
 def test_an_impossible_token_is_never_drawn(uniform):
     logits = torch.tensor([[-float("inf"), 1.0, 0.5, -float("inf")]])

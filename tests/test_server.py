@@ -1,15 +1,19 @@
 """The HTTP server: OpenAI's endpoints, classification, prompts that come and go, keys and limits."""
 
 import asyncio
+import bz2
+import gzip
 import io
 import json
 import logging
+import lzma
 import math
 import re
 import socket
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +30,7 @@ from fastapi.testclient import TestClient
 from softprompt.answering import Decoding, Prediction, open_prompts, predict_records
 from softprompt.answering.evaluation import vote
 from softprompt.base.files import locked, write_whole
+from softprompt.base.names import nearest
 from softprompt.models import Tokenizer, load_tokenizer
 from softprompt.models.text import default_format, encode_examples
 from softprompt.prompts import Card, SoftPrompt, load_prompt, save_prompt
@@ -33,6 +38,7 @@ from softprompt.serving import Part, PartAnswer
 from softprompt.serving import Request as Asked
 from softprompt.serving.http.access import Access, Key, read_keys
 from softprompt.serving.http.app import Server, make_app
+from softprompt.serving.http.archive import read_archive
 from softprompt.serving.http.asking import Asker
 from softprompt.serving.http.listening import Listener
 from softprompt.serving.http.logprobs import columns, entries, tokens_of
@@ -665,6 +671,10 @@ OTHER_CARDS = {  # what is changed in a card, and the reason it is refused for
     "unknown scoring": ({"recipe": {"scoring": "best"}}, "no scoring named 'best'; choose generate or rank"),
     "metrics as text": ({"dev_metrics": {"accuracy": "high"}}, "accuracy is 'high', but must be a number"),
     "metrics of nan": ({"dev_metrics": {"accuracy": math.nan}}, "accuracy is nan, but must be a number that"),
+    "much around an input": ({"text": {"inputs_template": "a" * 20_001 + "{sentence}"}}, "has 20,011 char"),
+    "much of one input": ({"text": {"inputs_template": "{sentence}" * 17}}, "has 17 places, but may have 16"),
+    "a long separator": ({"text": {"separator": "a" * 20_001}}, "separator has 20,001 characters, but may have 20,000"),
+    "many labels": ({"labels": [f"n{n}" for n in range(4_097)]}, "the card has 4,097 labels, but may have 4,096"),
     "unknown task": ({"task": "glue/sst3", "text": {"inputs_template": None}}, "no task named 'glue/sst3'"),
 }  # fmt: skip
 
@@ -697,6 +707,24 @@ def test_an_upload_that_cannot_be_answered_with_is_refused_before_anything_is_ke
         assert client.get("/v1/prompts").json() == before
         assert sorted((tmp_path / "kept").rglob("*")) == kept
         assert client.post("/v1/classify", json={"model": "mine", "input": TEXT}).status_code == 200
+
+
+def test_a_model_without_a_limit_reads_and_writes_within_ours(t5, tmp_path):
+    with served(make_server(t5, tmp_path)) as client:
+        folder = with_card(saved(t5, tmp_path / "writes"), {"text": {"max_target_length": 5_000}})
+        reason = why(client.put("/v1/prompts/writes", content=archive(folder)), 400)
+        assert reason == "the card's max_target_length is 5000, but tiny-t5 writes 4096 at most"
+        folder = with_card(saved(t5, tmp_path / "reads"), {"text": {"max_input_length": 10**9}})
+        assert client.put("/v1/prompts/reads", content=archive(folder)).status_code == 200
+        reason = why(client.post("/v1/classify", json={"model": "reads", "input": "sea " * 30_000}), 400)
+        assert re.fullmatch("the input has [0-9,]+ tokens, but 4,096 are read; give a shorter one", reason)
+
+
+def test_a_name_of_megabytes_is_refused_in_a_short_message(llama, tmp_path):
+    with served(make_server(llama, tmp_path)) as client:
+        for body in ({"x" * 1_000_000: 1}, {"fields": {f"sentense {number}": "" for number in range(10_000)}}):
+            assert len(why(client.post("/v1/classify", json={"model": "p0"} | body), 400)) < 1_100
+    assert nearest("x" * 101, ["x" * 101]) == "" and nearest("x", [*"ab" * 500, "x"]) == ""  # which takes long
 
 
 def test_an_upload_whose_own_pass_is_no_number_is_refused_before_anything_is_kept(tmp_path):
@@ -802,6 +830,75 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(llama, tmp_path):
         reason = why(client.put("/v1/prompts/big", content=data.getvalue()), 400)
         assert reason == "the archive unpacks to more than 100,000 bytes, which is all that is allowed"
         assert why(client.put("/v1/prompts/big", content=b"0" * 100_001), 413).startswith("the body is longer than")
+
+
+def packed_tar(*members):
+    """A tar of headers, each a name, a type, the size it says and what follows."""
+    data = b""
+    for name, kind, size, content in members:
+        info = tarfile.TarInfo(name)
+        info.type, info.size = kind, size
+        data += info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+    return data
+
+
+MUCH = 1 << 25
+UNPACKED = "the archive unpacks to more than 1,000,000 bytes, which is all that is allowed"
+NO_ARCHIVE = "not a whole zip or tar archive; send a prompt's folder as one"
+BOMBS = {
+    "a name of 32 MiB": (lambda: gzip.compress(packed_tar(("x", b"L", MUCH, bytes(MUCH)))), UNPACKED),
+    "a file that is passed over": (lambda: bz2.compress(packed_tar(("x", b"0", MUCH, bytes(MUCH)))), UNPACKED),
+    "folders without end": (lambda: gzip.compress(packed_tar(("x", b"5", 0, b"")) * 80_000), UNPACKED),
+    "many folders": (lambda: packed_tar(("x", b"5", 0, b"")) * 1_000, "the archive holds more than 100 files"),
+    "a size below nothing": (lambda: packed_tar(("x", b"0", -512, b"")), NO_ARCHIVE),
+    "a long name's size below nothing": (lambda: packed_tar(("x", b"L", -512, b"")), NO_ARCHIVE),
+    "digits without end": (lambda: packed_tar(("x", b"x", 400_000, b"1" * 400_000)), NO_ARCHIVE),
+    "a map of holes that ends": (
+        lambda: packed_tar(("x", b"x", 44, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"), ("x", b"0", 2, b"9\n")),
+        "the archive holds no adapter_model.safetensors",
+    ),
+    "a damaged xz": (lambda: lzma.compress(bytes(1_000))[:60] + b"\xff" * 60, NO_ARCHIVE),
+    "a zip of many names": (
+        lambda: b"PK\x03\x04" + b"PK\x01\x02" * 1_000_000, "the archive holds more than 100 files"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", BOMBS)
+def test_an_archive_takes_no_more_time_and_room_than_its_files_may(what):
+    make, reason = BOMBS[what]
+    data = make()
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=reason):
+        read_archive(data, max_bytes=1_000_000)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 16_000_000
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_a_zip_that_is_damaged_anywhere_is_refused_or_whole(llama, tmp_path, method):
+    folder, data = saved(llama, tmp_path / "p"), io.BytesIO()
+    with zipfile.ZipFile(data, "w", method) as file:
+        for path in sorted(folder.iterdir()):
+            file.write(path, path.name)
+    for place in range(0, len(data.getvalue()), 7):
+        damaged = bytearray(data.getvalue())
+        damaged[place] ^= 0xFF
+        try:
+            assert torch.equal(read_archive(bytes(damaged), max_bytes=1_000_000).values, make_prompt(llama).values)
+        except ValueError as error:
+            assert re.match("not a whole|the zip|the archive|adapter_|a prompt", str(error)), error
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("kind", ["", "gz", "bz2", "xz"])
+def test_a_tar_of_any_form_is_read_whatever_its_paths_are(llama, tmp_path, form, kind):
+    folder, data = saved(llama, tmp_path / "p"), io.BytesIO()
+    with tarfile.open(fileobj=data, mode=f"w:{kind}", format=form) as file:
+        file.add(folder, "é" * (5 if form == tarfile.USTAR_FORMAT else 120))
+    assert torch.equal(read_archive(data.getvalue(), max_bytes=1_000_000).values, make_prompt(llama).values)
 
 
 def test_a_full_disk_is_said_and_the_old_version_stays(llama, tmp_path, monkeypatch):
@@ -1654,6 +1751,7 @@ def test_bad_requests_get_a_reason(llama, tmp_path, path, body, status, reason):
         (b'{"model": "p0", "fields": {"sentence": "x", "n": [1e999]}}', "column 'n' holds a number that is not finite"),
         (b'{"model": "p0", "fields": {"sentence": "\\ud800"}}', "input 0 holds half a character; send whole ones"),
         (b'{"model": "p0", "input": "x", "timeout": NaN}', "timeout"),
+        (b'{"model": "p0", "input": "x", "\\ud800": 1}', "unknown field"),
         (b"[" * 100_000, "body"),
     ],
 )

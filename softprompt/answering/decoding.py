@@ -107,7 +107,8 @@ def sample(
     exact = _float64(logits)
     column = {"dtype": torch.float64, "device": exact.device}
     divisor, mass, point = (torch.tensor(values, **column)[:, None] for values in (temperature, top_p, uniform))
-    probabilities = (exact / divisor).softmax(-1)
+    highest = exact.amax(-1, keepdim=True)  # taken off before dividing, which else ends beyond float64
+    probabilities = ((exact - highest) / divisor).softmax(-1)
     if float(mass.min()) == 1.0:
         return _at(probabilities, point).to(logits.device)
     for width in (min(NUCLEUS, logits.shape[1]), logits.shape[1]):

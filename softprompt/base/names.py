@@ -5,7 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
+
+LONGEST, MOST = 100, 1_000  # ours: characters of a name that others are compared with, and how many are
 
 
 def normal(text: str) -> str:
@@ -29,7 +32,7 @@ def nearest(wanted: str, known: Iterable[str]) -> str:
 
     Letters of an alphabet that the other has none of may look like its own, so they are shown as escapes.
     """
-    found = get_close_matches(wanted, list(known), n=1)
+    found = get_close_matches(wanted, list(islice(known, MOST)), n=1) if len(wanted) <= LONGEST else []
     if not found:
         return ""
     shown, own = _without_look_alikes(found[0], wanted), _without_look_alikes(wanted, found[0])

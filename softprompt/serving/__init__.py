@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from softprompt.base.faces import face
 
 if TYPE_CHECKING:
+    from softprompt.serving.admission import MAX_INPUT, MAX_LABEL, MAX_LABELS, MAX_NEW
     from softprompt.serving.prompt_table import PromptTable, Registered
     from softprompt.serving.request import (
         Answer,

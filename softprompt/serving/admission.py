@@ -12,7 +12,7 @@ from softprompt.serving.queue import Job
 from softprompt.serving.request import Part, Request
 
 MAX_READS = 8.0  # ours: 1.2 times the throughput of one read a step when 96 requests wait (docs/log.md, 2026-11-25)
-MAX_NEW = 4_096  # ours: tokens of an answer where a model states no limit
+MAX_INPUT = MAX_NEW = 4_096  # ours: tokens of an input and of an answer where a model states no limit
 MAX_LABEL, MAX_LABELS = 512, 4_096  # ours: tokens of a label, as of a target in training; labels of a request
 MAX_OVERTAKEN = 64  # ours: parts that may go before one that memory lacks for; then all wait for it
 
@@ -72,6 +72,8 @@ def start_of(request: Request, part: Part, table: PromptTable, room: Room) -> St
         alternatives=request.num_alternatives if request.echo else None,
     )
     new = longest or decoding.max_tokens
+    if lm.max_length is None and len(part.ids) > MAX_INPUT:
+        raise ValueError(f"the input has {len(part.ids):,} tokens, but {MAX_INPUT:,} are read; give a shorter one")
     if lm.max_length is None and new > MAX_NEW:
         raise ValueError(f"max_tokens is {new}, but {lm.name} writes {MAX_NEW} at most; give a smaller max_tokens")
     if lm.max_length is not None and start.length + new > lm.max_length:

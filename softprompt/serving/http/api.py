@@ -49,8 +49,8 @@ class Strict(BaseModel):
                     taken = " or ".join(json.dumps(one) for one in neutral)
                     raise PydanticCustomError("not_had", "not had", {"name": name, "taken": taken, "value": value})
             elif name not in cls.model_fields and value is not None:
-                hint = nearest(name, cls.model_fields)
-                raise PydanticCustomError("unknown_field", "unknown", {"name": name, "hint": hint})
+                hint, shown = nearest(name, cls.model_fields), name.encode("utf-8", "replace").decode()
+                raise PydanticCustomError("unknown_field", "unknown", {"name": shown, "hint": hint})
         return wishes
 
 

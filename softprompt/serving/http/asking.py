@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from pydantic import FiniteFloat
@@ -25,13 +26,15 @@ from softprompt.models import (
     default_format,
     encode_examples,
     room_for,
+    target_lengths,
 )
 from softprompt.prompts import Card
-from softprompt.serving import Part, PromptTable, Registered, Request
+from softprompt.serving import MAX_INPUT, MAX_LABEL, MAX_LABELS, MAX_NEW, Part, PromptTable, Registered, Request
 from softprompt.tasks import Example, Task, examples_of, examples_of_each, file_task
 
 CACHED = 4_096  # prompts whose task and text format are remembered; ours
-MAX_INPUT = 4_096  # tokens of an input where a model states no limit; ours
+MAX_AROUND = 20_000  # characters of a text that stands around each input; ours
+MAX_COLUMNS = 16  # places in a template, each of which may be filled with as much as a request may hold; ours
 BARE_TASK = file_task(inputs="{inputs}", targets="{targets}", name="unknown")
 
 
@@ -181,11 +184,34 @@ def worn_by(card: Card, identity: str, length: int, lm: FrozenLM) -> Worn:
     (task,) = shared_tasks([card], place)
     form = form_of(card, place[0], task, lm)
     checked(dict[str, FiniteFloat], card.dev_metrics, "the card: dev_metrics")
+    _check_bounds(form, task, lm)
     shortest = encode_examples(
         [Example(inputs="a", targets="", id="", references=())], form, lm.tokenizer, with_targets=False
     )
     check_length(shortest, length, lm, answer_length=form.max_target_length)
     return Worn(identity, task, form, shared_scoring([card], place, task), card)
+
+
+def _check_bounds(form: TextFormat, task: Task, lm: FrozenLM) -> None:
+    """ValueError for a card whose every request would be refused, or which makes much of a short text."""
+    template = form.inputs_template or ""
+    for name, text in (("inputs_template", template), ("separator", form.separator)):
+        if len(text) > MAX_AROUND:
+            raise ValueError(
+                f"the card's {name} has {len(text):,} characters, but may have {MAX_AROUND:,} to be served"
+            )
+    columns = sum(name is not None for _, name, _, _ in Formatter().parse(template))
+    if columns > MAX_COLUMNS:
+        raise ValueError(f"the card's inputs_template has {columns:,} places, but may have {MAX_COLUMNS} to be served")
+    labels = task.labels or ()
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"the card has {len(labels):,} labels, but may have {MAX_LABELS:,} to be served")
+    if (longest := max(target_lengths(labels, form, lm.tokenizer), default=0)) > MAX_LABEL:
+        raise ValueError(f"a label of the card has {longest:,} tokens, but may have {MAX_LABEL} to be served")
+    if lm.max_length is None and form.max_target_length > MAX_NEW:
+        raise ValueError(
+            f"the card's max_target_length is {form.max_target_length}, but {lm.name} writes {MAX_NEW} at most"
+        )
 
 
 def _answer_of(form: TextFormat, text: str) -> str:

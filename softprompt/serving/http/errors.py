@@ -41,6 +41,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+MAX_MESSAGE = 1_000  # characters; ours
+
 # What the web library says in its own words, in ours.
 FRAMEWORKS_OWN = {
     "There was an error parsing the body": (
@@ -85,8 +87,16 @@ def error_of(error: Exception, request_id: str) -> tuple[int, api.ErrorBody]:
         case _ if status == 500:
             message = "something went wrong here; the log says what"
     code = {404: "not_found", 429: "rate_limit_exceeded"}.get(status)
-    readable = message.encode("utf-8", "replace").decode()
-    return status, api.ErrorBody(message=readable, type=kind, param=param, code=code, request_id=request_id)
+    told = _sendable(message)
+    return status, api.ErrorBody(
+        message=told, type=kind, param=None if param is None else _sendable(param), code=code, request_id=request_id
+    )
+
+
+def _sendable(text: str) -> str:
+    """A text without halves of characters, which JSON may have brought, and without the middle if it is long."""
+    short = text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE // 2]} … {text[-MAX_MESSAGE // 2 :]}"
+    return short.encode("utf-8", "replace").decode()
 
 
 def _of_validation(error: RequestValidationError) -> tuple[str | None, str]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from softprompt.serving import MAX_INPUT
 from softprompt.serving.http import api
 from softprompt.serving.http.access import Key
-from softprompt.serving.http.asking import MAX_INPUT
 from softprompt.serving.http.state import Server
 
 
