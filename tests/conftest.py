@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ WITHOUT = {
     "study.commands",
 }  # no tensors; FastAPI reads their annotations itself
 PACKAGE = Path(__file__).parent.parent / "softprompt"
+CAMPAIGNS = PACKAGE.parent / "results" / "campaigns.jsonl"
+SEED = 20  # of the campaigns
 
 
 def tensor_modules():
@@ -266,3 +269,36 @@ def data_folder():
     if not folder or not Path(folder).is_dir():
         pytest.skip("SOFTPROMPT_DATA names no folder of task data")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def table():
+    """The committed rows of the campaigns by campaign and command, written again at the end."""
+    from softprompt.base.files import write_whole
+
+    rows = list(map(json.loads, CAMPAIGNS.read_text().splitlines())) if CAMPAIGNS.exists() else []
+    by_name = {(row["campaign"], row["what"]): row for row in rows}
+    yield by_name
+    write_whole(CAMPAIGNS, "".join(json.dumps(by_name[name]) + "\n" for name in sorted(by_name)))
+
+
+@pytest.fixture
+def add(table):
+    """Add a row of a campaign."""
+    from softprompt.answering.rows import surroundings
+
+    started = time.monotonic()
+
+    def add(campaign, what, **found):
+        about = {"experiment": "campaigns", "campaign": campaign, "what": what, **found, "seed": SEED}
+        seconds = round(time.monotonic() - started, 1)
+        where = surroundings(torch.device("cpu"), torch.float32)
+        table[campaign, what] = about | {"seconds": seconds} | where | {"command": "make slow"}
+
+    return add
+
+
+@pytest.fixture
+def size():
+    """The share of a campaign's whole size that is run; its row says the true number."""
+    return float(os.environ.get("CAMPAIGN_SIZE", "1"))

@@ -14,19 +14,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_llama, make_t5, make_tokenizer
+from conftest import SEED, make_llama, make_t5, make_tokenizer
 from texts import documents
 
-from softprompt.answering.rows import surroundings
 from softprompt.base.curve import CURVE
-from softprompt.base.files import write_whole
 from softprompt.models.loading import load
 from softprompt.models.text import default_format
 from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
@@ -34,10 +31,8 @@ from softprompt.prompts.folder import JOURNAL
 
 ROOT = Path(__file__).parent.parent
 CAMPAIGNS = Path(__file__).parent / "campaigns"
-RESULTS = ROOT / "results" / "campaigns.jsonl"
 SIZES = (0, 200, 1_000, 5_000)  # bytes that files may get, where there is no compiler
 EVERY = 10  # moments apart in the short form
-SEED = 20
 PROMPT = (CARD, CONFIG, README, WEIGHTS)
 ROWS = "rows.jsonl"  # of a study, which gets a method's or a point's as soon as there are any
 
@@ -393,29 +388,6 @@ def test_what_was_killed_goes_on_to_the_same_end(loaded, base, mini, tmp_path):
 
 
 # The whole campaigns
-
-
-@pytest.fixture(scope="module")
-def table():
-    """The committed rows by campaign and command, written again at the end."""
-    rows = list(map(json.loads, RESULTS.read_text().splitlines())) if RESULTS.exists() else []
-    by_name = {(row["campaign"], row["what"]): row for row in rows}
-    yield by_name
-    write_whole(RESULTS, "".join(json.dumps(by_name[name]) + "\n" for name in sorted(by_name)))
-
-
-@pytest.fixture
-def add(table):
-    """Add a row of a campaign."""
-    started = time.monotonic()
-
-    def add(campaign, what, **found):
-        about = {"experiment": "campaigns", "campaign": campaign, "what": what, **found, "seed": SEED}
-        seconds = round(time.monotonic() - started, 1)
-        where = surroundings(torch.device("cpu"), torch.float32)
-        table[campaign, what] = about | {"seconds": seconds} | where | {"command": "make slow"}
-
-    return add
 
 
 @pytest.mark.slow
