@@ -593,6 +593,7 @@ class Load:
         return max(resident for at, resident in self.memory if at > settled) / before - 1
 
 
+@pytest.mark.slow  # and not run yet
 def test_load_is_answered_as_if_alone(serve, tmp_path):
     server = serve("--batch-invariant")
     load = Load(server, tmp_path, is_exact=True)
