@@ -44,10 +44,28 @@ def render(text: str, results: Path) -> str:
     return MARKED.sub(fill, text)
 
 
+# SmolLM2-135M: a row of a prompt is as wide as its embeddings; keys and values of a position are those of 30 layers, 3
+# key heads of 64.
+NUMBERS_A_ROW = {None: 576, "kv": 2 * 30 * 3 * 64}
+DEMO = {None: "a prompt that starts as four of the messages with their answers", "kv": "keys and values in every layer"}
+
+
 def demo(results: Path) -> str:
-    """What the demo printed when it was last recorded (`python examples/demo.py --record results/demo.txt`)."""
-    path = results / "demo.txt"
-    return f"```\n{path.read_text().rstrip()}\n```" if path.exists() else nothing_yet("examples/demo.py --record")
+    """What the demo's prompts learn, and how it ended when it was last recorded (`demo.py --record`)."""
+    by_method: dict[str | None, list[dict[str, Any]]] = {}
+    for row in read(results / "demo.jsonl"):
+        by_method.setdefault(row["config"]["method"], []).append(row)
+    if not by_method:
+        return nothing_yet("softprompt train, as docs/benchmarks.md has it")
+    lines = ["| what is trained | numbers | bytes | right of 120 new messages, three seeds |", "|---|--:|--:|--:|"]
+    for method, rows in by_method.items():
+        numbers = [NUMBERS_A_ROW[method] * row["config"]["prompt_length"] for row in rows]
+        scores = [100 * row["value"] for row in rows]
+        sizes = dict.fromkeys(f"{one:,}" for one in (min(numbers), max(numbers)))
+        size, num_bytes = " to ".join(sizes), f"{4 * max(numbers):,}"
+        lines.append(f"| {DEMO[method]} | {size} | {num_bytes} | {fmean(scores):.1f} ± {stdev(scores):.1f} % |")
+    record = results / "demo.txt"
+    return "\n".join([*lines, *(["", f"```\n{record.read_text().rstrip()}\n```"] if record.exists() else [])])
 
 
 def highlights(results: Path) -> str:
