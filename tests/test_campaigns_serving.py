@@ -233,7 +233,7 @@ def loaded(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mutated_prompt_is_refused_or_answers_and_touches_no_other(kind, models, loaded, tmp_path, caplog):
     mutants = Mutants(kind, models, tmp_path, caplog)
-    mutants.run(60)
+    mutants.run(20)
     assert mutants.ask_fresh(models, kind, loaded, 1)
 
 

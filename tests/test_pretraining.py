@@ -297,7 +297,10 @@ def run_in_a_process(folder, vocabulary, *, kill=0, config="SPAN", compiled=Fals
     assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
 
 
-@pytest.mark.parametrize(("config", "compiled"), [("SPAN", False), ("LM", False), ("MIXED", False), ("SPAN", True)])
+SLOWLY = [pytest.param(config, False, marks=pytest.mark.slow) for config in ("SPAN", "LM")]
+
+
+@pytest.mark.parametrize(("config", "compiled"), [("MIXED", False), ("SPAN", True), *SLOWLY])
 def test_killed_and_resumed_is_never_killed_bit_for_bit(vocabulary, tmp_path, config, compiled):
     run_in_a_process(tmp_path / "whole", vocabulary, config=config, compiled=compiled)
     for kill in (2, 5):

@@ -434,8 +434,8 @@ def _entry(
     watch: Watch,
     load: Callable[[RunConfig], FrozenLM],
     *,
-    as_paper: bool,
-    world: World,
+    as_paper: bool = False,
+    world: World = ALONE,
 ) -> _Entry:
     """A method on its task. The model that is loaded here is let go: every trial has one of its own.
 
