@@ -78,9 +78,8 @@ class Stepper:
             for job in group:
                 length = len(job.start.ids) + num_labels * longest
                 lengths.append(length + (job.start.prompt_length if self.lm.is_encoder_decoder else 0))
-            apart = self.batch.rows_at_once is not None
-            passes = [[place] for place in range(len(group))] if apart else micro_batches(lengths, self.max_pass_tokens)
-            for places in passes:
+            most = self.max_pass_tokens if self.batch.rows_at_once is None else 1  # 1: each alone, as any may be
+            for places in micro_batches(lengths, most):
                 self._read_pass([group[place] for place in places], read)
 
     def decode(self) -> None:
