@@ -52,7 +52,7 @@ def everything(world, place):
     from test_training import config, member
 
     assert world.size == 3 and world.is_first == (world.rank == 0)
-    assert world.gathered(world.rank) == [0, 1, 2] and world.decided(("who", world.rank)) == ("who", 0)
+    assert world.gathered(world.rank) == [0, 1, 2] and world.decided(lambda: ("who", world.rank)) == ("who", 0)
     assert world.merged([item * 10 for item in world.share(range(7))]) == [item * 10 for item in range(7)]
     # In float32 the order counts: 1e8 + 1 - 1e8 is 0, and 1e8 - 1e8 + 1 is 1.
     for summands, wanted in (((1e8, 1, -1e8), 0), ((1e8, -1e8, 1), 1)):
@@ -224,7 +224,7 @@ def test_more_processes_than_examples_of_a_step_are_refused(llama):
 def test_a_world_of_one_says_nothing_to_anyone():
     assert World() == ALONE and ALONE.is_first
     assert ALONE.share("abc") == ALONE.merged(list("abc")) == list("abc")
-    assert ALONE.gathered(1) == [1] and ALONE.decided(2) == 2
+    assert ALONE.gathered(1) == [1] and ALONE.decided(lambda: 2) == 2
     assert ALONE.total(torch.ones(2)).tolist() == [1, 1]
     assert not torch.distributed.is_initialized()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -54,13 +54,13 @@ class World:
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def decided(self, value: T) -> T:
-        """What the first process has here."""
+    def decided(self, find: Callable[[], T]) -> T:
+        """What the first process finds, which alone looks for it."""
         if self.size == 1:
-            return value
+            return find()
         import torch
 
-        values = [value if self.is_first else None]
+        values = [find() if self.is_first else None]
         torch.distributed.broadcast_object_list(values)
         return values[0]  # type: ignore[return-value]
 

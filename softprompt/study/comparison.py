@@ -377,7 +377,7 @@ class _Entry:
         lm = self.load(self.config)
         unused = torch.zeros(trial.prompt_length, lm.width)  # of the prompt only the length matters from here on
         method, _, _ = _ready(self.name, lm, unused, trial.config, trial.rate, trial.seed)
-        values = self.world.decided(load_file(trial.values)["values"] if self.world.is_first else torch.empty(0))
+        values = self.world.decided(lambda: load_file(trial.values)["values"])
         stored = self.config.out / f"{self.name}-seed-{trial.seed}.safetensors"
         kept = {"prompt_embeddings": values} if isinstance(method, PromptTuning) else method.in_use(values)
         if self.world.is_first:
@@ -393,7 +393,7 @@ class _Entry:
             "tried": tried,
             "trained_on": self.data.task.name,
             "trained_parameters": trial.num_trained,
-            "stored_bytes": self.world.decided(stored.stat().st_size if self.world.is_first else 0),
+            "stored_bytes": self.world.decided(lambda: stored.stat().st_size),
             "peak_bytes": trial.peak,
         }
         made = []

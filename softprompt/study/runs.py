@@ -13,6 +13,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def run_experiment(
     planned = plan_experiment(name, models, base, out, points, before=before, model_rates=model_rates)
     for group in _by_model(planned, load):
         place = group[0].config.model
-        without = [planned for planned in group if not world.decided(world.is_first and study.reuse(planned))]
+        without = [planned for planned in group if not world.decided(partial(study.reuse, planned))]
         with study.attempt(place):
             study.train_together([planned for planned in without if planned.point.method is None])
         for planned in without:
@@ -435,11 +436,8 @@ class _Study:
         """
         method = planned.point.method
         assert method is not None
-        there = []
-        for row in _rows_there(planned, self.rows) if self.world.is_first else ():
-            if row.experiment == self.name and row.config["trained_on"] in tasks:
-                there.append(row)
-        there = self.world.decided(there)
+        of_point = self.world.decided(lambda: _rows_there(planned, self.rows))
+        there = [row for row in of_point if row.experiment == self.name and row.config["trained_on"] in tasks]
         have = {(row.task, row.seed) for row in there}
         lacking = replace(planned, config=replace(planned.config, task=tasks)).wanted() - have
         seeds = tuple(seed for seed in planned.seeds if any(seed == other for _, other in lacking))
@@ -450,8 +448,8 @@ class _Study:
         if there and method != PROMPT_DESIGN:
             config = replace(config, seeds=seeds, learning_rate=(there[0].config["learning_rate"],))
             about["tried"] = there[0].config["tried"]
-        shared: dict[str, Any] = {"as_paper": planned.has_papers_rate, "watch": self.watch, "load": self.load}
-        shared["world"] = self.world
+        shared: dict[str, Any] = {"watch": self.watch, "load": self.load, "world": self.world}
+        shared["as_paper"] = planned.has_papers_rate
         if method == MULTI_TASK:
             made = run_multi_task(config, **shared)
         else:

@@ -203,12 +203,12 @@ def fit(
         started = written - run.seconds
         try:
             while True:
-                run.seconds = world.decided(clock() - started)
+                run.seconds = world.decided(lambda: clock() - started)
                 left = math.inf if minutes is None else minutes * 60 - run.seconds - run.evaluation_seconds
                 due = run.due(at_the_end=left <= 0)
                 if due:
                     run.evaluate(due, observe)
-                    run.evaluation_seconds = world.decided(clock() - started) - run.seconds
+                    run.evaluation_seconds = world.decided(lambda: clock() - started) - run.seconds
                     run.seconds += run.evaluation_seconds
                 curve.add(run.step, run.entries())
                 if due or clock() - written > checkpoint_every_s:
@@ -264,12 +264,14 @@ class _Run:
 
         ValueError for one that is damaged or of another run.
         """
-        found = None
-        if checkpoint and checkpoint.exists():
-            found = read_checkpoint(checkpoint, self.identity, watch=self.watch)
-        found = self.world.decided(found)
-        if found is not None:
-            self._go_on(*found)
+
+        def found() -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+            if checkpoint is None or not checkpoint.exists():
+                return None
+            return read_checkpoint(checkpoint, self.identity, watch=self.watch)
+
+        if saved := self.world.decided(found):
+            self._go_on(*saved)
             return
         for i, member in enumerate(self.members):
             values = member.values.detach().clone().float()
