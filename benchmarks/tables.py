@@ -51,7 +51,7 @@ DEMO = {None: "a prompt that starts as four of the messages with their answers",
 
 
 def demo(results: Path) -> str:
-    """What the demo's prompts learn, and how it ended when it was last recorded (`demo.py --record`)."""
+    """What the demo's prompts learn, and how long it took when it was last recorded (`demo.py --record`)."""
     by_method: dict[str | None, list[dict[str, Any]]] = {}
     for row in read(results / "demo.jsonl"):
         by_method.setdefault(row["config"]["method"], []).append(row)
@@ -65,7 +65,15 @@ def demo(results: Path) -> str:
         size, num_bytes = " to ".join(sizes), f"{4 * max(numbers):,}"
         lines.append(f"| {DEMO[method]} | {size} | {num_bytes} | {fmean(scores):.1f} ± {stdev(scores):.1f} % |")
     record = results / "demo.txt"
-    return "\n".join([*lines, *(["", f"```\n{record.read_text().rstrip()}\n```"] if record.exists() else [])])
+    if record.exists():
+        seconds = re.search(r"took (\d+) s after installation", record.read_text())
+        if seconds is None:
+            raise ValueError(f"{record} does not end with what the demo took")
+        lines += [
+            "",
+            f"[What it prints](results/demo.txt); both trainings took {int(seconds[1]) / 60:.0f} minutes on two cores.",
+        ]
+    return "\n".join(lines)
 
 
 def highlights(results: Path) -> str:
