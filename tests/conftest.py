@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,19 @@ def run(capsys):
         return code, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """Ray with two processors, started once for all tests, without what its dashboard is made of."""
+    from softprompt.cluster import ray_cluster
+
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")  # Ray's, about itself
+        patch.setattr("ray._private.utils.get_dashboard_dependency_error", lambda: ImportError("not wanted"))
+        with ray_cluster(None, processors=2):
+            yield
 
 
 @pytest.fixture

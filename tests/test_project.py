@@ -35,6 +35,7 @@ ONLY_IN = {
     "peft": {"study.weights"},
     "huggingface_hub": {"prompts.hub"},
     "matplotlib": {"study.pictures"},
+    "ray": {"cluster"},
     "datasets": {"tasks"},
     "argparse": {"cli", "pretraining.commands", "study.commands"},
     "fastapi": {"serving.http"},

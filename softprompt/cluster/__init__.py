@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from softprompt.base.faces import face
 
 if TYPE_CHECKING:
+    from softprompt.cluster.connection import ray_cluster
     from softprompt.cluster.world import ALONE, World, device_of_torchrun, size_of_torchrun, world_of_torchrun
 
 __getattr__, __all__ = face(__name__)
