@@ -4,7 +4,7 @@
     SOFTPROMPT_DATA=... python benchmarks/serve.py mixed --t5 DIR         # about 25 minutes
     SOFTPROMPT_DATA=... python benchmarks/serve.py load --t5 DIR          # about 25 minutes
     SOFTPROMPT_DATA=... python benchmarks/serve.py memory --t5 DIR        # about 15 minutes
-    SOFTPROMPT_DATA=... python benchmarks/serve.py invariant --t5 DIR     # about 10 minutes
+    SOFTPROMPT_DATA=... python benchmarks/serve.py invariant --t5 DIR     # about 25 minutes
 
 `--t5` is a folder with T5's `spiece.model`; `--quick` takes a few minutes, to see that it runs, and keeps no rows.
 Inputs are real ones of four tasks, prompts have 100 tokens. Rows: results/serve_MEASURE.jsonl.
