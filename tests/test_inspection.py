@@ -1,6 +1,7 @@
 """What a prompt looks like: neighbours, labels, drift, warnings, and what each row is worth."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,12 @@ from conftest import tiny_lm
 from softprompt.answering import open_prompts
 from softprompt.answering.evaluation import evaluate
 from softprompt.answering.inspection import ablate, inspect_prompt, nearest_tokens, neighbourhood, starting_values
+from softprompt.base.watch import Watch
 from softprompt.cli.command_line import main
 from softprompt.models.text import default_format
 from softprompt.prompts import Card, SoftPrompt, initial_prompt, load_prompt, save_prompt
 from softprompt.tasks import read_split
+from softprompt.training import RunConfig, gradients, nearest_starts, plan_prompts, prepare, prompts_in, tasks_of
 
 LABELS = ("positive", "negative")
 RECORDS = [
@@ -186,7 +189,7 @@ def test_the_command_shows_all_of_it(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--data", "x"], "--data is for --ablate; add it, or leave --data out"),
+        (["--data", "x"], "--data is for --ablate (or --nearest DIR); add it, or leave --data out"),
         (["--split", "test"], "--split is for --ablate; add it, or leave --split out"),
         (["--limit", "5"], "--limit is for --ablate; add it, or leave --limit out"),
         (["--nearest", "0"], "count is 0, but must be 1 or more"),
@@ -205,3 +208,92 @@ def test_another_models_prompt_is_refused(lm, tmp_path):
     other = tiny_lm("t5" if not lm.is_encoder_decoder else "llama")
     with pytest.raises(ValueError, match="the prompt has width"):
         nearest_tokens(torch.zeros(2, lm.width + 1), other)
+
+
+def start_losses(lm, values, rows):
+    """Each prompt's mean loss as training has it."""
+    return [gradients(lm, [one], rows, [0] * len(rows), max_tokens=4096)[1][0] / len(rows) for one in values]
+
+
+def test_saved_prompts_are_ordered_by_the_loss_that_training_would_begin_with(lm, tmp_path):
+    prompts = {}
+    for name, length in (("a", 2), ("b", 5), ("deep/c", 3)):
+        values = torch.randn(length, lm.width, generator=torch.Generator().manual_seed(length))
+        prompts[tmp_path / name] = SoftPrompt(values, replace(prompt_of(lm).card, init={}))
+        save_prompt(prompts[tmp_path / name], tmp_path / name)
+    other = tiny_lm("llama" if lm.is_encoder_decoder else "t5")
+    save_prompt(prompt_of(other), tmp_path / "other")
+    save_prompt(prompt_of(lm), tmp_path / "damaged")
+    (tmp_path / "damaged" / "softprompt.json").write_text("{")
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    told = []
+    watch = Watch(message=told.append)
+    found = prompts_in(tmp_path, watch)
+    assert list(found) == [tmp_path / "a", tmp_path / "b", tmp_path / "deep/c", tmp_path / "other"]
+    config = RunConfig(model="m", inputs="{text}", targets="{label}", labels=LABELS, data={"train": [data]})
+    starts = nearest_starts(found, config, lm, watch)
+    task_data = prepare(config, tasks_of(config)[0], lm)
+    rows, _ = task_data.encoded(lm)
+    wanted = start_losses(lm, [prompt.values for prompt in prompts.values()], rows)
+    by_folder = dict(zip(prompts, wanted, strict=True))
+    assert starts.losses == pytest.approx(by_folder, rel=1e-4)
+    assert list(starts.losses) == sorted(by_folder, key=by_folder.__getitem__) and starts.num_rows == len(RECORDS)
+    (own,) = start_losses(lm, [plan_prompts(config, task_data, lm)[0].values], rows)
+    assert starts.own == ("class-labels", pytest.approx(own, rel=1e-4))
+    assert told[0].startswith(f"{tmp_path / 'damaged'} is skipped: ") and "not valid JSON" in told[0]
+    assert told[1].startswith(f"{tmp_path / 'other'} is skipped: the prompt was trained for {other.name}")
+    assert len(told) == 2
+    with pytest.raises(ValueError, match=rf"^none of 1 prompts can start own on {lm.name}; give others, or --model$"):
+        nearest_starts({tmp_path / "other": found[tmp_path / "other"]}, config, lm)
+
+
+def test_the_command_orders_saved_prompts_and_says_how_to_train_from_the_best(folder, capsys, tmp_path):
+    import softprompt
+
+    worse = prompt_of(softprompt.load("bundled/t5-mini"), "uniform", 4)
+    save_prompt(SoftPrompt(worse.values * 30, worse.card), folder / "far off")
+    data = ["--data", f"train={folder / 'dev.jsonl'}"]
+    task = ["--inputs", "{text}", "--targets", "{label}", "--label", "positive", "--label", "negative"]
+    words = ["inspect", "--nearest", str(folder), *task, *data]
+    assert main(words) == 0
+    first, _, *shown = capsys.readouterr().out.splitlines()
+    assert first == "loss on 4 training rows, without training"
+    starts = [line.split("  ")[0] for line in shown[:3]]
+    assert starts == [str(folder / "prompt"), str(folder / "far off"), "train's own, class-labels"]
+    next_words = shlex.split(shown[-1].removeprefix("next: softprompt "))
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["next"] == ["softprompt", *next_words] and found["num_rows"] == 4
+    losses = [entry["loss"] for entry in found["prompts"]]
+    assert losses == sorted(losses) and found["prompts"][0]["length"] == 6
+    more = ["--steps", "1", "--batch-size", "1", "--out", str(tmp_path / "out")]
+    assert main([*next_words, *more]) == 0
+    assert load_prompt(tmp_path / "out").card.parent == load_prompt(folder / "prompt").sha256
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--nearest", "{0}/none"], "no folder {0}/none; --nearest takes a number of tokens, or a folder of prompts"),
+        (["--nearest", "{0}/empty"], "{0}/empty holds no prompt that can be read; give a folder that"),
+        (["--nearest", "{0}", "--prompt", "x"], "looks at the prompts in that folder; leave --prompt out"),
+        (["--nearest", "{0}", "--limit", "0"], "--nearest {0} looks at the prompts in that folder; leave --limit out"),
+        (["--nearest", "{0}", "--data", "{0}"], "which task? give --task"),
+        (["--nearest", "{0}", "--task", "cb,wic"], "prompts are ordered for one task, not 2; name one"),
+        (["--prompt", "{0}/prompt", "--task", "cb"], "--task is for --nearest DIR; give a folder of prompts there"),
+        ([], "which prompt? give --prompt, or --nearest with a folder of prompts"),
+    ],
+)
+def test_mistakes_about_starts_are_said(folder, capsys, words, reason):
+    (folder / "empty").mkdir()
+    assert main(["inspect", *(word.format(folder) for word in words)]) == 2
+    assert reason.format(folder) in capsys.readouterr().err
+
+
+def test_of_prompts_of_several_models_one_must_be_said(folder, capsys):
+    save_prompt(prompt_of(tiny_lm("llama")), folder / "other")
+    assert main(["inspect", "--nearest", str(folder), "--task", "cb", "--data", str(folder)]) == 2
+    assert f"{folder} holds prompts of several models, bundled/t5-mini, tiny-llama; say which with --model" in (
+        capsys.readouterr().err
+    )

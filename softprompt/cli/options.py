@@ -9,6 +9,7 @@ from typing import Any
 from softprompt.base.names import hub_place
 from softprompt.base.setting import Setting, settings_of
 from softprompt.base.terminal import LOG_TO, say
+from softprompt.tasks import chat_templates
 from softprompt.training import RunConfig
 
 RUN = settings_of(RunConfig)
@@ -127,6 +128,17 @@ def read_data(words: Sequence[str] | None, *, split: str, dev: str | None = None
     if dev is not None:
         named["dev"] = split_names(dev)
     return named or None
+
+
+def config_of(settings: dict[str, Any]) -> RunConfig:
+    """The run of these settings; files of chats need no templates. ValueError where no task or no file is named."""
+    if not settings.get("task") and not settings.get("inputs") and not settings.get("targets"):
+        settings |= chat_templates(settings.get("data"))
+    if not settings.get("task") and not settings.get("inputs"):
+        raise ValueError("which task? give --task (see `softprompt tasks`), or --inputs and --targets for your files")
+    if settings.get("inputs") and settings.get("data") is None:
+        raise ValueError("where are your files? give --data train=FILE[,FILE] dev=FILE")
+    return RunConfig(**{**settings, "task": tuple(settings.get("task", ()))})
 
 
 def add_prompt(command: argparse.ArgumentParser) -> None:

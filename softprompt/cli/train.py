@@ -25,6 +25,7 @@ from softprompt.cli.options import (
     FLAGS,
     RUN,
     add_settings,
+    config_of,
     flags_of,
     read_data,
     say_if_slow,
@@ -32,7 +33,6 @@ from softprompt.cli.options import (
     split_names,
 )
 from softprompt.cluster import World, device_of_torchrun, world_of_torchrun
-from softprompt.tasks import chat_templates
 from softprompt.training import RunConfig, check_out
 
 
@@ -167,14 +167,7 @@ def run_config(args: argparse.Namespace) -> RunConfig:
         raise ValueError(
             "which model? give --model with a hub id, a local folder, a GGUF file, smollm2-135m or bundled/t5-mini"
         )
-    if not settings.get("task") and not settings.get("inputs") and not settings.get("targets"):
-        settings |= chat_templates(settings.get("data"))
-    if not settings.get("task") and not settings.get("inputs"):
-        raise ValueError("which task? give --task (see `softprompt tasks`), or --inputs and --targets for your files")
-    if settings.get("inputs") and settings.get("data") is None:
-        raise ValueError("where are your files? give --data train=FILE[,FILE] dev=FILE")
-    settings["task"] = tuple(settings.get("task", ()))
-    return RunConfig(**settings)
+    return config_of(settings)
 
 
 def _recipe(path: str) -> dict[str, Any]:

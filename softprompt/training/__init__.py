@@ -28,5 +28,6 @@ if TYPE_CHECKING:
     )
     from softprompt.training.run import ROWS, CannotStart, Trained, folder_of, load_model, train, train_together
     from softprompt.training.settings import PROMPT_FILE, SETS_LENGTH, RunConfig, check_out
+    from softprompt.training.starts import Starts, nearest_starts, prompts_in
 
 __getattr__, __all__ = face(__name__)
