@@ -746,3 +746,26 @@ def test_runs_together_go_on_where_one_stops_at_once(tmp_path, llama, monkeypatc
     configs = [replace(config, out=tmp_path / name) for name in ("lost", "kept")]
     lost, (kept,) = train_together(configs, folder=tmp_path / "both", lm=llama)
     assert lost == [] and kept.folder == tmp_path / "kept" and kept.fitted.step == 2
+
+
+@pytest.mark.parametrize("count", [15, 45])
+def test_demonstrations_and_rows_like_them_are_not_trained_on_and_the_count_is_told(llama, tmp_path, count):
+    twice = [*films("train", count), *films("train", count)]
+    config = own(tmp_path, {"train": twice}, init="demonstrations", shots=2, prompt_length=None, seeds=(0, 1))
+    data, told, messages = data_of(config, llama), [], []
+    for one in plan_prompts(config, data, llama):
+        rows, kept = data.encoded(llama)[0], one.rows(llama)
+        shown = {rows[place].ids for place in one.demonstrated}
+        assert len(shown) == 2 and not shown & {row.ids for row in kept}
+        assert len(kept) == 2 * count - 4, "each stands there twice"
+        told.append(f"{one.name}: starts from 2 of {2 * count} training examples and is trained on {len(kept)}")
+    train(config, lm=llama, watch=Watch(message=messages.append))
+    assert [text for text in messages if "starts from" in text] == told
+    assert [row.notes["demonstrated"] for row in read_rows(config.out / "results.jsonl")] == [2, 2]
+
+
+def test_a_prompt_that_starts_from_every_row_is_trained_on_them_all_the_same(llama, tmp_path):
+    all_of_them = {"init": "demonstrations", "shots": 6, "prompt_length": None, "select": "dev"}
+    config = own(tmp_path, {"train": films("train", 6)}, **all_of_them)
+    (plan,) = plan_prompts(config, data_of(config, llama), llama)
+    assert len(plan.demonstrated) == len(plan.rows(llama)) == 6

@@ -272,6 +272,10 @@ class Plan:
     judging: dict[str, Any] = field(default_factory=dict)
     """The metric and group_by of a task of one's own."""
 
+    def rows(self, lm: FrozenLM) -> list[Row]:
+        """What it is trained on: the training rows but for those that it starts from."""
+        return _without(self.data.encoded(lm)[0], self.demonstrated)
+
 
 def plan_prompts(config: RunConfig, data: TaskData, lm: FrozenLM) -> list[Plan]:
     """One plan for each setting and seed. ValueError for settings that the task or the model cannot have."""
@@ -394,7 +398,7 @@ def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
     folds_of: dict[tuple[int, str, tuple[int, float]], tuple[int, ...]] = {}
     for plan in plans:
         data, setting = plan.data, (id(plan.data), plan.run, plan.setting)
-        rows, selection_rows = data.encoded(lm)
+        _, selection_rows = data.encoded(lm)
         member = Member(
             name=plan.name,
             task=data.task,
@@ -402,7 +406,7 @@ def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
             config=plan.train,
             seed=plan.seed,
             values=plan.values,
-            rows=_without(rows, plan.demonstrated),
+            rows=plan.rows(lm),
             selection=data.selection,
             selection_rows=selection_rows,
             run=plan.run,
@@ -428,8 +432,9 @@ def members_of(plans: Sequence[Plan], lm: FrozenLM) -> list[Member]:
 
 
 def _without(rows: list[Row], places: Sequence[int]) -> list[Row]:
-    """The rows but for those at these places; all of them where none would be left."""
-    return [row for place, row in enumerate(rows) if place not in places] or rows if places else rows
+    """The rows but for those at these places and their like; all of them where none would be left."""
+    left_out = {rows[place].ids for place in places}
+    return [row for row in rows if row.ids not in left_out] or rows if places else rows
 
 
 def check_plans(plans: Sequence[Plan], lm: FrozenLM) -> None:

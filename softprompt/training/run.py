@@ -9,6 +9,7 @@ once, and saves prompts and rows.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -128,6 +129,12 @@ def _train_together(
             for plan in plans[-1]:
                 plan.run = config.out.name
     members = members_of([plan for own in plans for plan in own], lm)
+    for plan in itertools.chain(*plans):
+        if plan.demonstrated:
+            watch.message(
+                f"{plan.name}: starts from {len(plan.demonstrated)} of {len(plan.data.train):,} training examples and "
+                f"is trained on {len(plan.rows(lm)):,}"
+            )
     for data in known.values():
         if num_cut := data.notes["train_cut"]:
             cut = next(row.index for row in data.encoded(lm)[0] if row.was_cut)
@@ -357,6 +364,7 @@ def _result(config: RunConfig, lm: FrozenLM, plan: Plan, fitted: Fitted, dev: Ev
         notes={
             **plan.data.notes,
             "history": fitted.history,
+            **({"demonstrated": len(plan.demonstrated)} if plan.demonstrated else {}),
             **({"confusion": dev.confusion} if dev.confusion else {}),
         },
         **surroundings(lm.device, lm.dtype),
