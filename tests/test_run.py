@@ -27,8 +27,8 @@ from softprompt.base.watch import Watch
 from softprompt.models import FrozenLM
 from softprompt.models.text import default_format, encode_examples, encode_target
 from softprompt.tasks import Example, get_task, mixed, mixture
+from softprompt.training import budget, estimate, plan, run
 from softprompt.training import loop as training
-from softprompt.training import plan, run
 from softprompt.training.loop import Fitted, fit
 from softprompt.training.optimizers import Adafactor, AdamW
 from softprompt.training.plan import TaskData, check_plans, plan_prompts, prepare, tasks_of
@@ -577,6 +577,8 @@ def test_an_optimizer_asked_for_keeps_its_presets_other_settings(tmp_path, kind,
         ({"labels": LABELS}, "labels is for files of your own, but the task is glue/sst2; leave labels out"),
         ({"metric": "f1"}, "metric is for files of your own, but the task is glue/sst2; leave metric out"),
         ({"group_by": "id"}, "group_by is for files of your own, but the task is glue/sst2; leave group_by out"),
+        ({"budget": 9, "prompt_length": (4,)}, "budget chooses the length; leave prompt_length out"),
+        ({"budget": 9, "init": "special"}, "starts from special has a length of its own; leave budget out"),
         ({"seeds": (0, -1)}, "seed is -1, but must be 0 or more and below 2 to the 63rd"),
         ({"seeds": (2**63,)}, f"seed is {2**63}, but must be 0 or more and below 2 to the 63rd"),
     ],
@@ -769,3 +771,48 @@ def test_a_prompt_that_starts_from_every_row_is_trained_on_them_all_the_same(lla
     config = own(tmp_path, {"train": films("train", 6)}, **all_of_them)
     (plan,) = plan_prompts(config, data_of(config, llama), llama)
     assert len(plan.demonstrated) == len(plan.rows(llama)) == 6
+
+
+@pytest.mark.parametrize("method", [None, "kv"])
+def test_a_budget_is_filled_by_the_longest_prompt_and_never_passed(llama, tmp_path, method):
+    config, told = own(tmp_path, budget=4_000, prompt_length=None, method=method), []
+    (made,) = train(config, lm=llama, watch=Watch(message=told.append))
+    stored = (made.folder / "adapter_model.safetensors").stat().st_size
+    a_token = 4 * made.prompt.width
+    assert stored <= 4_000 < stored + a_token + budget.HEAD - 100, "and the file's head is over 100 bytes"
+    assert made.prompt.is_kv == (method == "kv")
+    kind = " of keys and values" if method else ""
+    size = f"{made.prompt.length} tokens{kind} in at most {budget.HEAD + made.prompt.length * a_token:,}"
+    assert told[0] == (
+        f"a budget of 4,000 bytes: {size}, the longest that fits, since no row of a sweep has chosen a length yet"
+    )
+    (row,) = read_rows(config.out / "results.jsonl")
+    assert (row.config["prompt_length"], row.config["budget"]) == (made.prompt.length, None), "as it can be run again"
+
+
+def test_a_budget_for_no_token_is_refused_with_the_least_and_the_least_is_enough(llama, tmp_path):
+    least = budget.HEAD + 4 * llama.width
+    config = own(tmp_path, budget=least - 1, prompt_length=None, init="vocab")
+    words = f"a budget of {least - 1} bytes is too small, since one token of {llama.name} takes {least}; give --budget"
+    for refused in (train, estimate):
+        with pytest.raises(ValueError, match=f"^{words} {least} or more$"):
+            refused(config, lm=llama)
+    (made,) = train(replace(config, budget=least), lm=llama)
+    assert made.prompt.length == 1
+
+
+def test_a_budget_takes_what_the_table_has_for_its_size(llama, monkeypatch):
+    choices = (
+        budget.Choice(from_bytes=0, method="prompt", length=3, row="small"),
+        budget.Choice(from_bytes=3_000, method="kv", row="large"),
+    )
+    monkeypatch.setattr(budget, "CHOICES", choices)
+    told = []
+    for size, wanted in ((2_999, ("prompt", (3,))), (3_000, ("kv", None)), (10**9, ("kv", (500,)))):
+        config = RunConfig(model="tiny", task=("glue/sst2",), budget=size)
+        chosen = budget.within_budget(config, llama, Watch(message=told.append))
+        assert chosen.method == wanted[0] and wanted[1] in (chosen.prompt_length, None)
+    assert told[0].endswith(", as the row small has it") and told[1].endswith(", as the row large has it")
+    monkeypatch.setattr(budget, "CHOICES", choices[:1])
+    given = RunConfig(model="tiny", task=("glue/sst2",), budget=10**9, method="kv")
+    assert budget.within_budget(given, llama, Watch()).method == "kv"

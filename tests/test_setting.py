@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from softprompt.base.setting import check, setting, settings_of
+from softprompt.base.setting import check, setting, settings_of, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Walk:
     way: str = setting("which", "path", title="where to", choices=("path", "road"))
     back: bool = setting("and back", False)
     to: Path = setting("where to", Path("home"))
+    bag: int | None = setting("how large", kind=size, form="bytes such as 80KB")
     note: str = ""
 
     def __post_init__(self):
@@ -39,6 +40,7 @@ def test_kinds_are_the_fields_types_and_titles_last():
         "way": (str, False, "where to"),
         "back": (bool, False, "where to"),
         "to": (Path, False, "where to"),
+        "bag": (size, False, "where to"),
     }
 
 
@@ -55,6 +57,9 @@ def test_kinds_are_the_fields_types_and_titles_last():
         ("way", "road", "road"),
         ("back", True, True),
         ("to", "there", Path("there")),
+        ("bag", "80KB", 81_920),
+        ("bag", "1.5M", 1_572_864),
+        ("bag", 500, 500),
     ],
 )
 def test_a_word_and_an_entry_of_a_file_are_read_alike(name, given, value):
@@ -76,6 +81,8 @@ def test_a_word_and_an_entry_of_a_file_are_read_alike(name, given, value):
         ("way", "rode", "wanted one of path, road, got 'rode'"),
         ("back", "yes", "wanted true or false, got 'yes'"),
         ("back", 1, "wanted true or false, got 1"),
+        ("bag", "large", "wanted bytes such as 80KB, got 'large'"),
+        ("bag", "0", "wanted bytes such as 80KB, got '0'"),
     ],
 )
 def test_what_is_of_another_kind_says_what_was_wanted_and_what_came(name, given, words):

@@ -7,6 +7,7 @@ From it come the dataclass's check, the flag with its help, and how an entry of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -71,6 +72,17 @@ class Setting:
         raise ValueError(f"wanted {self.wanted}, got {value!r}")
 
 
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def size(text: str) -> int:
+    """'80KB' or '4G' in bytes. ValueError for what is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:iB|B)?", text.strip())
+    if not found or (count := int(float(found[1]) * UNITS[found[2]])) < 1:
+        raise ValueError
+    return count
+
+
 def setting(help: str, default: Any = None, **declared: Any) -> Any:
     """A dataclass's field that is a setting of the field's type. declared: what `Setting` has besides."""
     return field(default=default, metadata={"setting": Setting(help=help, default=default, **declared)})
@@ -85,6 +97,7 @@ def settings_of(config: type) -> dict[str, Setting]:
         if declared := entry.metadata.get("setting"):
             title = declared.title or title
             kind, is_list = _kind_of(hints[entry.name])
+            kind = kind if declared.kind is str else declared.kind
             settings[entry.name] = replace(declared, kind=kind, is_list=is_list, title=title)
     return settings
 

@@ -11,7 +11,6 @@ examples:
 import argparse
 import contextlib
 import logging
-import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,20 +18,11 @@ from typing import Any
 
 from softprompt.base.files import held, read_yaml
 from softprompt.base.names import nearest
-from softprompt.base.setting import Setting
+from softprompt.base.setting import Setting, size
 from softprompt.base.terminal import counted, say, type_of
 from softprompt.cli.options import FLAGS, MACHINE, add_settings, flags_of, named_folders, say_if_slow, set_up
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def _size(text: str) -> int:
-    """'4G' in bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:iB|B)?", text.strip())
-    if not found or (size := int(float(found[1]) * UNITS[found[2]])) < 1:
-        raise ValueError
-    return size
 
 
 def _seconds(text: str) -> float:
@@ -53,7 +43,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-SIZE: dict[str, Any] = {"kind": _size, "form": "bytes such as 4G or 500M", "metavar": "SIZE"}
+SIZE: dict[str, Any] = {"kind": size, "form": "bytes such as 4G or 500M", "metavar": "SIZE"}
 SECONDS: dict[str, Any] = {"kind": _seconds, "form": "a number above 0", "metavar": "S"}
 SETTINGS = {
     "model": Setting(help="the frozen model", shown="the one the first prompt names", metavar="M"),

@@ -14,6 +14,7 @@ from softprompt.base.memory import peak_bytes
 from softprompt.base.watch import Progress, Watch
 from softprompt.models import FrozenLM, default_format, encode_all_inputs, lost_part, target_lengths
 from softprompt.tasks import UNLABELLED, Example
+from softprompt.training.budget import within_budget
 from softprompt.training.loop import Member, fit
 from softprompt.training.plan import check_plans, members_of, plan_prompts, prepare, tasks_of
 from softprompt.training.run import load_model
@@ -120,6 +121,8 @@ def estimate(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | No
     watch: told of the rows that are done, as one phase. Raises ValueError for whatever the run itself would refuse.
     """
     lm = lm or load_model(config)
+    watch = watch or Watch()
+    config = within_budget(config, lm, watch)
     sets = [prepare(config, task, lm) for task in tasks_of(config)]
     plans = [plan for data in sets for plan in plan_prompts(config, data, lm)]
     check_plans(plans, lm)
@@ -129,7 +132,7 @@ def estimate(config: RunConfig, *, lm: FrozenLM | None = None, watch: Watch | No
     rows = [member.num_scored for member in members]
     timed_rows = sum(min(count, scored_of_each) for count in rows)
     warming_rows = sum(min(count, 1) for count in rows)
-    done = (watch or Watch()).phase("estimate", (1 + NUM_TIMED) * num_rows + warming_rows + timed_rows)
+    done = watch.phase("estimate", (1 + NUM_TIMED) * num_rows + warming_rows + timed_rows)
     warming, timed = [], []
     for member in members:
         longest = sorted(member.rows, key=lambda row: row.num_tokens, reverse=True)[: member.config.batch_size]

@@ -25,6 +25,7 @@ from softprompt.cluster import ALONE, World
 from softprompt.models import FrozenLM, encode_examples, load, lost_part
 from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks import Task
+from softprompt.training.budget import within_budget
 from softprompt.training.loop import Fitted, fit
 from softprompt.training.plan import (
     Plan,
@@ -115,9 +116,11 @@ def _train_together(
     lm = lm or load_model(first)
     known: dict[Any, TaskData] = {}
     plans: list[list[Plan]] = []
-    for config in configs:
+    configs = list(configs)
+    for place, config in enumerate(configs):
         try:
             read_rows(config.out / ROWS)  # refuses now, before hours of training, what new rows cannot be added to
+            config = configs[place] = within_budget(config, lm, watch)
             sets = [_prepared(config, task, lm, known, watch) for task in tasks_of(config)]
             plans.append([plan for data in sets for plan in plan_prompts(config, data, lm)])
             check_plans(plans[-1], lm)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from softprompt.base.files import CHECKPOINT
-from softprompt.base.setting import check, setting
+from softprompt.base.names import hub_place
+from softprompt.base.setting import check, setting, size
 from softprompt.tasks import Data
 
 OF_PRESET = "the preset's"
@@ -41,6 +43,12 @@ class RunConfig:
         choices=("prompt", "kv"),
     )
     prompt_length: tuple[int, ...] | None = setting("prompt tokens; of several the selection chooses", shown=OF_PRESET)
+    budget: int | None = setting(
+        "bytes of the numbers on disk (adapter_model.safetensors), which choose length and method",
+        kind=size,
+        form="bytes such as 80KB or 2M",
+        metavar="SIZE",
+    )
     init: str | None = setting(
         "class-labels, vocab, uniform, demonstrations (training examples with their answers), special (the model's own "
         "begin, end and separator), text:WORDS, or the folder of a prompt",
@@ -135,6 +143,12 @@ class RunConfig:
         if self.prompt_length is not None and self.init in SETS_LENGTH:
             way = "--shots" if self.init == "demonstrations" else "the model's tokens"
             raise ValueError(f"with --init {self.init} {way} set the length; leave prompt_length out")
+        if self.budget is not None:
+            if self.prompt_length is not None:
+                raise ValueError("budget chooses the length; leave prompt_length out")
+            init = self.init or ""
+            if init in SETS_LENGTH or hub_place(init) or os.path.exists(f"{init}/{PROMPT_FILE}"):
+                raise ValueError(f"a prompt that starts from {init} has a length of its own; leave budget out")
         if not self.seeds:
             raise ValueError("give at least one seed")
         if len(set(self.seeds)) != len(self.seeds):

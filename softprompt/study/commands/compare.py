@@ -22,8 +22,8 @@ from softprompt.study.commands.shared import going_on, read_seeds, say_failures,
 from softprompt.training import RunConfig
 
 NOT_SHARED = (
-    "model", "data", "out", "method", "seeds", "optimizer", "resume", "patience", "sentinel", "chat", "quantize",
-    "checkpoint_activations", "compile",
+    "model", "data", "out", "method", "budget", "seeds", "optimizer", "resume", "patience", "sentinel", "chat",
+    "quantize", "checkpoint_activations", "compile",
 )  # fmt: skip
 SHARED = [name for name in RUN if name not in NOT_SHARED]
 """The settings of a run that all methods share."""

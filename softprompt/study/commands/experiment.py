@@ -30,7 +30,7 @@ from softprompt.training import RunConfig
 TASKS = "glue/sst2,glue/mrpc,superglue/wic"  # ours: small enough for a laptop, each of another kind
 NOT_SHARED = (
     "model", "task", "data", "out", "method", "seeds", "inputs", "targets", "labels", "metric", "group_by", "minutes",
-    "resume", "patience", "separator", "sentinel", "chat",
+    "resume", "patience", "budget", "separator", "sentinel", "chat",
 )  # fmt: skip
 SHARED = [name for name in RUN if name not in NOT_SHARED]
 """The settings of a run that all points share, unless a point changes them."""
