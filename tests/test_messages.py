@@ -99,7 +99,7 @@ COMMANDS = {
     "--budget lots": "train --budget lots",
     "--budget 9": f"train --model ./llama {OWN} --budget 9 --device cpu --dtype float32",
     "--budget and --prompt-length": f"{NONE} --budget 9K --prompt-length 4",
-    "--patience 0": f"train {TINY} {OWN} --patience 0",
+    "--patience -1": f"train {TINY} {OWN} --patience -1",
     "--patience x": "train --patience x",
     "--evaluate-every 0": f"train {TINY} {OWN} --evaluate-every 0",
     "--evaluate-every x": "train --evaluate-every x",

@@ -816,3 +816,19 @@ def test_a_budget_takes_what_the_table_has_for_its_size(llama, monkeypatch):
     monkeypatch.setattr(budget, "CHOICES", choices[:1])
     given = RunConfig(model="tiny", task=("glue/sst2",), budget=10**9, method="kv")
     assert budget.within_budget(given, llama, Watch()).method == "kv"
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps_run"), [({}, 6), ({"patience": 0}, 8), ({"patience": 2}, 3), ({"steps": 6}, 6)]
+)
+def test_the_fast_preset_ends_a_run_in_which_nothing_better_comes_and_says_so(llama, tmp_path, changes, steps_run):
+    told = []
+    few = {"steps": 8, "evaluate_every": 1, "learning_rate": (1e-12,), "select": "held-out"}
+    (made,) = train(own(tmp_path, **few | changes), lm=llama, watch=Watch(message=told.append))
+    assert (made.fitted.steps_run, made.fitted.step) == (steps_run, 1)
+    patience = changes.get("patience", 5)
+    words = f"no better score in {patience} evaluations than that of step 1, which is kept; --patience 0 goes on"
+    is_early = steps_run < 8 and "steps" not in changes
+    name = f"own p4 lr1e-12 seed0 stopped at step {steps_run}: {words}"
+    assert [text for text in told if "stopped" in text] == ([name] if is_early else [])
+    assert (made.fitted.stopped is not None) == is_early

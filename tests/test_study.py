@@ -502,6 +502,7 @@ def test_a_row_of_a_preset_that_kept_no_overlap_yet_keeps_none_when_it_is_run_ag
     assert config_of_row(row, data=base.data, out=tmp_path).keep_overlap is False
     row = replace(row, config=row.config | {"keep_overlap": None})
     assert config_of_row(row, data=base.data, out=tmp_path).keep_overlap is None
+    assert config_of_row(row, data=base.data, out=tmp_path).patience == 0, "it was trained to its last step"
     assert settings_of_row(row) != now.settings, "rows that kept none do not stand for rows that do"
 
 

@@ -171,10 +171,13 @@ def test_a_member_out_of_patience_leaves_the_batch(llama):
         member(llama, "hasty", steps=12, evaluate_every=2, patience=2, selection=4,
                optimizer=AdamW(learning_rate=1e-6), seed=1),
     ]  # fmt: skip
-    tokens = []
-    patient, hasty = fit(llama, members, watch=Watch(step=lambda step, loss, computed: tokens.append(computed)))
+    tokens, told = [], []
+    watch = Watch(step=lambda step, loss, computed: tokens.append(computed), message=told.append)
+    patient, hasty = fit(llama, members, watch=watch)
     assert hasty.stopped == "no better score in 2 evaluations"
     assert (hasty.steps_run, hasty.step) == (6, 2)
+    words = "no better score in 2 evaluations than that of step 2, which is kept; --patience 0 goes on"
+    assert told == [f"hasty stopped at step 6: {words}"]
     assert patient.stopped is None and patient.steps_run == 12
     assert max(tokens[6:]) < min(tokens[:6])
 

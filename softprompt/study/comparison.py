@@ -343,7 +343,8 @@ class _Entry:
         """One run on a model of its own, since a method may change it."""
         lm = self.load(self.config)
         plan = plan_prompts(replace(self.config, learning_rate=(rate,), seeds=(seed,)), self.data, lm)[0]
-        method, values, config = _ready(self.name, lm, plan.values, plan.train, rate, seed)
+        train = replace(plan.train, patience=None)  # all for as many steps
+        method, values, config = _ready(self.name, lm, plan.values, train, rate, seed)
         check_plans([plan], lm)
         (member,) = members_of([plan], lm)
         name, others = f"{self.name} lr{rate:g} seed{seed}", self.scored if self.follow else []

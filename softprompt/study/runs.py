@@ -367,8 +367,8 @@ class _Study:
             names = "+".join(planned.point.name for planned in together)
             folder = _of_model(self.out / "together" / folder_of(place, names, self.base), together[0].fingerprint)
             try:
-                configs = [planned.config for planned in together]
-                trained = train_together(configs, folder=folder, lm=lm, watch=self.watch, world=self.world)
+                runs = [replace(planned.config, patience=0) for planned in together]  # all for as many steps
+                trained = train_together(runs, folder=folder, lm=lm, watch=self.watch, world=self.world)
                 break
             except CannotStart as error:
                 (first,) = [planned for planned in together if planned.config.out == error.out]
@@ -530,6 +530,8 @@ def config_of_row(row: Result, *, data: Data, out: Path) -> RunConfig:
             rate = row.config["train"]["optimizer"]["learning_rate"]
         given |= {"prompt_length": (row.config["prompt_length"],), "learning_rate": (rate,), "seeds": (row.seed,)}
     given.setdefault("keep_overlap", False)  # older rows kept none, whatever the preset
+    if given.get("patience") is None:
+        given["patience"] = row.config.get("train", {}).get("patience") or 0  # older rows of fast had none
     if given.get("init") in SETS_LENGTH:
         given["prompt_length"] = None
     if given.get("init") != "demonstrations":

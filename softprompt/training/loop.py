@@ -491,6 +491,11 @@ class _Run:
             self.scored_at = self.step
         for state in due:
             self.watch.score(self.step, state.member.title, losses[state.number], scores.get(state.number))
+            if why := state.fitted.stopped:  # out of patience
+                self.watch.message(
+                    f"{state.member.title} stopped at step {self.step}: {why} than that of step {state.fitted.step}, "
+                    "which is kept; --patience 0 goes on"
+                )
 
     def entries(self) -> list[dict[str, Any]]:
         """The curve's lines of the last step: one for each member that took it."""
@@ -550,7 +555,7 @@ class _Run:
             state.since_best = 0
             return
         state.since_best += 1
-        if patience and state.since_best >= patience and state.number not in self.served:
+        if patience and state.alive and state.since_best >= patience and state.number not in self.served:
             state.alive = False
             fitted.stopped = f"no better score in {patience} evaluations"
 

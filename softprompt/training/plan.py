@@ -367,6 +367,8 @@ def _train_config(config: RunConfig, data: TaskData, lm: FrozenLM) -> TrainConfi
     for name in ("steps", "batch_size", "evaluate_every", "patience", "num_selection", "scoring", "dropout"):
         if getattr(config, name) is not None:
             given[name] = getattr(config, name)
+    if config.patience == 0:
+        given["patience"] = None
     if not lm.is_encoder_decoder:
         given.setdefault("dropout", 0.0)  # docs/design.md: the paper preset's dropout is for encoder-decoders
     if data.selected_on == "dev":

@@ -72,6 +72,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=16,
             optimizer=AdamW(learning_rate=0.03, schedule="linear", warmup_steps=10),
             evaluate_every=100,
+            patience=5,  # ours; longer than the 600 steps themselves, so that it ends longer runs only
             num_selection=256,
             scoring="rank",
         ),

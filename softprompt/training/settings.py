@@ -103,7 +103,11 @@ class RunConfig:
     )
     evaluate_every: int | None = setting("steps between scores", shown=OF_PRESET, at_least=1)
     num_selection: int | None = setting("selection rows scored each time, at most", shown=OF_PRESET, at_least=1)
-    patience: int | None = setting("stop a prompt after so many scores without a better one", shown="never", at_least=1)
+    patience: int | None = setting(
+        "stop a prompt after so many scores without a better one; 0: never",
+        shown="never; 5 with --preset fast",
+        at_least=0,
+    )
 
     max_input_length: int = setting("tokens of an input, where longer ones are cut", 512, title="text")
     truncate: str | None = setting("which end of a longer input is cut off", shown="end", choices=("end", "start"))

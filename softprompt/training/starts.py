@@ -21,7 +21,7 @@ from softprompt.prompts import SoftPrompt, check_fits, check_runs, load_prompt
 from softprompt.training.plan import SPLIT_SEED, plan_prompts, prepare, tasks_of
 from softprompt.training.settings import PROMPT_FILE, RunConfig
 
-NUM_ROWS = 32  # ours: a second or two a prompt; trained prompts of unlike tasks are far apart
+NUM_ROWS = 32  # ours
 
 
 @dataclass(frozen=True, kw_only=True)
