@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from softprompt.serving.http.access import Access, read_keys
     from softprompt.serving.http.app import make_app
     from softprompt.serving.http.listening import Listener
-    from softprompt.serving.http.registry import Registry
+    from softprompt.serving.http.registry import Registry, Shared, by_hand, clean_up
     from softprompt.serving.http.state import Server
     from softprompt.serving.http.wire import Limits
 

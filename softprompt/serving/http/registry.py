@@ -7,13 +7,14 @@ each request to one of its targets, by their shares.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import threading
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from softprompt.answering import shared_tasks
 from softprompt.base.checked import checked
-from softprompt.base.files import check_file, held, remove_leftovers, write_whole
+from softprompt.base.files import check_file, held, locked, remove_leftovers, write_whole
 from softprompt.base.names import nearest
 from softprompt.prompts import (
     CONFIG,
@@ -44,6 +45,7 @@ STATE = "registry.json"
 RESERVED = (STATE,)  # names of files in the folder; those that begin with a dot are no names
 BALLAST = f".{STATE}.ballast"  # what a DELETE on a full disk gives up, to write which names are left
 MIN_BALLAST = 1 << 16  # bytes; ours
+TURN = f".{STATE}.turn"  # locked by the replica that changes the names, of several that share the folder
 T = TypeVar("T")
 
 
@@ -96,6 +98,9 @@ class State:
     """Each upload's hash of values, by its identity."""
     meant: dict[str, dict[str, str]] = field(default_factory=dict)
     """What a hash of values meant under each name when format 1 was read: an identity, which may have gone since."""
+
+
+NOTHING = State(format=2, versions={}, ensembles={}, aliases={})
 
 
 @dataclass(frozen=True)
@@ -186,18 +191,31 @@ class Names:
         return replace(self, versions={**self.versions, name: [*before, version]})
 
 
+@dataclass(frozen=True)
+class Shared:
+    """That several replicas of a server have one folder. Each reads what the others changed before it answers."""
+
+    by_hand: tuple[str, ...]
+    """The prompt folders in it that the first replica found, which one that starts later serves, too, and no others."""
+    seconds: float
+    """That the folder of a deleted upload stays: a request may wear it, in another replica."""
+
+
 class Registry:
     """The names that a server knows, and the prompt table behind them. Any thread may call any method.
 
     base: the name of the bare model. folder: where uploads, ensembles and aliases are kept (NAME/IDENTITY/ and
-    registry.json), and where prompt folders (NAME/) are served from; None: nothing can be uploaded.
+    registry.json), and where prompt folders (NAME/) are served from; None: nothing can be uploaded. shared: where it
+    has others that change the names, too.
     """
 
-    def __init__(self, table: PromptTable, base: str, folder: Path | None = None):
-        self.table, self.base, self.folder = table, base, folder
+    def __init__(self, table: PromptTable, base: str, folder: Path | None = None, *, shared: Shared | None = None):
+        self.table, self.base, self.folder, self.shared = table, base, folder, shared
         self.now = Names(base)
         """The names as they are; whoever reads them waits for nobody."""
         self._changing = threading.RLock()  # held by who changes names, over the disk too
+        self._seen: tuple[int, int] | None = None
+        """The registry.json that the names are of, as `_mark` has it; of a shared folder only."""
 
     def names(self) -> list[str]:
         """All names, the bare model's first."""
@@ -207,26 +225,13 @@ class Registry:
         """Every prompt name's versions, the last one current."""
         return self.now.versions
 
-    def add(self, name: str, folder: str | Path, *, upload: str | None = None) -> Version:
-        """Serve a prompt folder where it lies, or one of the hub. upload: the hash that it was kept under, where it is
-        this registry's own and goes with the name.
+    def add(self, name: str, folder: str | Path) -> Version:
+        """Serve a prompt folder where it lies, or one of the hub.
 
         ValueError for a bad name, no prompt there, another model's, or one that no request could be answered by.
         """
         with self._changing:
-            self._check_new(name, self.now.versions)
-            try:
-                prompt, folder = load_prompt(folder), local_folder(folder)
-                hashes = {prompt.identity, prompt.sha256}
-                if self._is_by_hand(name, folder) and hashes & set(self.now.deleted.get(name, ())):
-                    raise ValueError("it was deleted here; upload it to have it back, or remove its folder")
-                if upload and upload not in hashes:
-                    raise ValueError("its folder holds another prompt than was uploaded; upload it again")
-                worn_by(prompt.card, prompt.identity, prompt.length, self.table.lm)
-                identity = self.table.add(prompt, folder)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            version = Version(self.table.get(identity), folder, is_upload=upload is not None)
+            version = self._version(self.now, name, folder)
             self.now = self.now.with_version(name, version)
             return version
 
@@ -237,7 +242,7 @@ class Registry:
         (everything is looked at before anything is kept), Conflict without a folder to keep it in or where the name
         is an ensemble's or an alias's, OSError where it cannot be written; then nothing has changed.
         """
-        with self._changing:
+        with self._turn():
             self._check_new(name, self.now.versions)
             if self.folder is None:
                 raise Conflict("this server keeps no prompts; start it with --prompts-dir DIR to upload some")
@@ -268,7 +273,7 @@ class Registry:
         UnknownName for what is not there, Conflict for what an ensemble or an alias still needs, OSError where that
         cannot be written; then nothing has changed. Requests that wear a prompt go on with it to their end.
         """
-        with self._changing:
+        with self._turn():
             names, (name, _, digits) = self.now, wanted.partition("@")
             versions = names.versions.get(name, [])
             going = [names.version(wanted)] if digits else versions
@@ -282,6 +287,9 @@ class Registry:
                     is_going = exactly and any(version.identity.startswith(exactly) for version in going)
                     if len(going) == len(versions) or is_going:
                         raise Conflict(f"{owner} still leads to {target}; change or delete {owner} first")
+            for version in going:
+                if self.shared and not (version.is_upload or self._is_by_hand(name, version.folder)):
+                    raise Conflict(f"{name} was named when the server was started, for all replicas; start without it")
             kept = [version for version in versions if version not in going]
             deleted = dict(names.deleted)
             if self.folder is not None and (self.folder / name / CONFIG).is_file():
@@ -296,7 +304,7 @@ class Registry:
             try:
                 self._change(names, deletes=True)
             except OSError:
-                if not any(version.is_upload for version in going):
+                if self.shared or not any(version.is_upload for version in going):
                     raise
                 # Where the ballast was not enough, what goes makes room. An upload without its folder is gone, whatever
                 # the registry says.
@@ -317,7 +325,7 @@ class Registry:
         ValueError for fewer than two, for one twice, for those of different tasks, for unknown ones, or a name in use;
         OSError where it cannot be written.
         """
-        with self._changing:
+        with self._turn():
             names = self.now
             self._check_new(name, names.ensembles)
             if not 2 <= len(members) <= MAX_MEMBERS:
@@ -338,7 +346,7 @@ class Registry:
         ValueError for no target, shares that do not sum to 100, unknown targets, or a name in use; OSError where it
         cannot be written.
         """
-        with self._changing:
+        with self._turn():
             names = self.now
             self._check_new(name, names.aliases)
             if not shares or abs(sum(shares.values()) - 100) > 1e-6 or min(shares.values()) <= 0:
@@ -372,62 +380,126 @@ class Registry:
         """Serve what the folder holds: prompt folders put there by hand, and what was uploaded and named before.
 
         A prompt that cannot be served (another model's, a damaged one) is left out with a warning that says why. What
-        killed writers left is removed. ValueError for a registry.json that is not ours, and where another server is at
-        work there.
+        killed writers left is removed, unless it is shared. ValueError for a registry.json that is not ours, and where
+        another server is at work there.
         """
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        path, state = self.folder / STATE, State(format=2, versions={}, ensembles={}, aliases={})
-        if path.exists():
-            try:
-                check_file(path)
-                state = checked(State, json.loads(path.read_text()), "its content")
-            except ValueError as error:
-                raise ValueError(f"{path} is not a registry of softprompt serve ({error}); move it away") from error
-        uploads: dict[Path, tuple[str, str]] = {}  # folders, with the name and hash of each
-        for name, hashes in state.versions.items():
-            for sha256 in hashes:
-                folder = self.folder / name / sha256
-                if sha256 in state.values and not folder.is_dir():
-                    folder = folder.with_name(state.values[sha256])  # where format 1 kept it
-                uploads[folder] = (name, sha256)
-        with held(self.folder):
-            self._clean(self.folder, uploads)
-        self.now = replace(self.now, deleted=state.deleted, meant=state.meant)
-        for place in sorted(self.folder.iterdir()):
-            try:
-                is_prompt = (place / CONFIG).is_file()
-            except OSError:  # whoever reads it is told why
-                is_prompt = True
-            if is_prompt and re.fullmatch(NAME, place.name):
-                self._try_to_add(place.name, place.name, place)
-        for folder, (name, sha256) in uploads.items():
-            self._try_to_add(f"{name}@{sha256[:SHORT_HASH]}", name, folder, upload=sha256)
-        ensembles, aliases = state.ensembles, state.aliases
-        if state.format == 1:
-            meant = {}
-            for name, versions in self.now.versions.items():
-                meant[name] = {version.prompt.values_sha256: version.identity for version in versions}
-            self.now = replace(self.now, meant=meant)
-            ensembles = {name: list(map(self._turned, members)) for name, members in ensembles.items()}
-            for name, targets in aliases.items():
-                aliases[name] = {self._turned(target): share for target, share in targets.items()}
-        self.now = replace(self.now, ensembles=ensembles, aliases=aliases)
+        if self.shared is None:
+            clean_up(self.folder)
+        else:
+            self._seen = _mark(self.folder)
+        state = read_state(self.folder) or NOTHING
+        self.now = replace(self.now, deleted=state.deleted)
+        for name in by_hand(self.folder) if self.shared is None else self.shared.by_hand:
+            if version := self._try_version(self.now, name, name, self.folder / name):
+                self.now = self.now.with_version(name, version)
+        self.now = self._named(state, self.folder)
         if any(self.folder.glob("[!.]*")):
             self._keep_ballast(self.folder)
 
-    def _turned(self, target: str) -> str:
-        """A target of format 1, by what it is known now; as it was where it leads to what is gone."""
-        with suppress(ValueError):
-            return self.now.exact(target)
-        return target
+    @property
+    def is_behind(self) -> bool:
+        """Whether another replica has changed the names since they were read here: one look at one file.
 
-    def _try_to_add(self, what: str, name: str, folder: Path, *, upload: str | None = None) -> None:
+        Where the storage is away, what is known goes on.
+        """
+        if self.shared is None or self.folder is None:
+            return False
+        return _mark(self.folder) not in (self._seen, None)
+
+    def catch_up(self) -> None:
+        """Let the names be what other replicas have made of them. Requests that wear what is gone go on with it."""
+        with self._changing:
+            if self.folder is None or not self.is_behind:
+                return
+            seen = _mark(self.folder)  # before it is read: what replaces it meanwhile is seen the next time
+            try:
+                state = read_state(self.folder)
+            except OSError:
+                return
+            except ValueError as error:
+                state = None
+                warnings.warn(f"{error}; until then the names stay as they are", stacklevel=2)
+            self._seen = seen
+            if state is None:
+                return
+            before = self.now
+            self.now = self._named(state, self.folder)
+            for name, versions in before.versions.items():
+                for version in versions:
+                    if version not in self.now.versions.get(name, ()):
+                        self._drop(version.identity, None)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Be the only one who changes the names, of this server's threads and of all replicas; with what those did.
+
+        Conflict for replicas without a folder, OSError where theirs is away.
+        """
+        with self._changing:
+            if self.shared is None:
+                yield
+                return
+            if self.folder is None:
+                raise Conflict("replicas keep what changes in a folder; start the server with --prompts-dir DIR")
+            with open(self.folder / TURN, "ab") as file, locked(file):
+                if self._seen and _mark(self.folder) is None:  # the folder is where a disk was, and nothing in it
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder / STATE))
+                self.catch_up()
+                yield
+
+    def _named(self, state: State, folder: Path) -> Names:
+        """The names that a registry gives, beside what was given to this server and not deleted since."""
+        uploaded, names = {}, replace(self.now, versions={}, deleted=state.deleted, meant=state.meant)
+        for name, versions in self.now.versions.items():
+            for version in versions:
+                if version.is_upload:
+                    uploaded[version.folder] = version
+                elif not (self.shared and self._is_deleted(names, name, version.folder, {version.identity})):
+                    names = names.with_version(name, version)
+        for place, (name, sha256) in _uploads(folder, state).items():
+            what = f"{name}@{sha256[:SHORT_HASH]}"
+            version = uploaded.get(place) or self._try_version(names, what, name, place, upload=sha256)
+            if version:
+                names = names.with_version(name, version)
+        ensembles, aliases = state.ensembles, state.aliases
+        if state.format == 1:
+            meant = {}
+            for name, versions in names.versions.items():
+                meant[name] = {version.prompt.values_sha256: version.identity for version in versions}
+            names = replace(names, meant=meant)
+            ensembles = {name: [_turned(names, member) for member in members] for name, members in ensembles.items()}
+            for name, targets in aliases.items():
+                aliases[name] = {_turned(names, target): share for target, share in targets.items()}
+        return replace(names, ensembles=ensembles, aliases=aliases)
+
+    def _version(self, names: Names, name: str, folder: str | Path, *, upload: str | None = None) -> Version:
+        """A prompt folder as the newest version of one of these names. upload: the hash that it was kept under, where
+        it is this registry's own and goes with the name. ValueError as `add` has it.
+        """
+        self._check_new(name, names.versions, names)
         try:
-            self.add(name, folder, upload=upload)
+            prompt, folder = load_prompt(folder), local_folder(folder)
+            if self._is_deleted(names, name, folder, {prompt.identity, prompt.sha256}):
+                raise ValueError("it was deleted here; upload it to have it back, or remove its folder")
+            if upload and upload not in (prompt.identity, prompt.sha256):
+                raise ValueError("its folder holds another prompt than was uploaded; upload it again")
+            worn_by(prompt.card, prompt.identity, prompt.length, self.table.lm)
+            identity = self.table.add(prompt, folder)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return Version(self.table.get(identity), folder, is_upload=upload is not None)
+
+    def _try_version(
+        self, names: Names, what: str, name: str, folder: Path, *, upload: str | None = None
+    ) -> Version | None:
+        try:
+            return self._version(names, name, folder, upload=upload)
         except (ValueError, OSError) as error:
-            warnings.warn(f"{what} in {self.folder} is not served: {error}", stacklevel=3)
+            warnings.warn(f"{what} in {self.folder} is not served: {error}", stacklevel=4)
+            return None
 
     def _change(self, names: Names, *, deletes: bool = False) -> None:
         """Write what the names are to be, then let them be that: where the disk is full, nothing has changed.
@@ -459,8 +531,17 @@ class Registry:
                     raise
                 (self.folder / BALLAST).unlink(missing_ok=True)
                 write_whole(self.folder / STATE, content)
+            if self.shared:
+                self._stamp(self.folder)
             self._keep_ballast(self.folder)
         self.now = names
+
+    def _stamp(self, folder: Path) -> None:
+        """Give the registry a later time than the last one's: two changes may be in one tick, and clocks go back."""
+        found = os.stat(folder / STATE)
+        if self._seen and found.st_mtime_ns <= self._seen[1]:
+            os.utime(folder / STATE, ns=(found.st_atime_ns, self._seen[1] + 1))
+        self._seen = _mark(folder)
 
     def _keep_ballast(self, folder: Path) -> None:
         """Have a file there that takes as much room as the names, if there is so much."""
@@ -482,12 +563,83 @@ class Registry:
             self.table.moved(identity, left[identity].folder)
         elif identity in self.table:
             self.table.remove(identity)
-        if upload is not None:
-            shutil.rmtree(upload, ignore_errors=True)
-            _remove_if_empty(upload.parent)
+        if upload is None:
+            return
+        if self.shared is None:
+            _remove_upload(upload)
+        else:
+            later = threading.Timer(self.shared.seconds, self._remove_unnamed, [upload])
+            later.daemon = True
+            later.start()
 
-    def _clean(self, folder: Path, uploads: Collection[Path]) -> None:
-        """Remove what writers that were killed left in the folder, and tell of whole uploads that no name has."""
+    def _remove_unnamed(self, upload: Path) -> None:
+        """Delete the folder of what was deleted some time ago, unless it was uploaded again."""
+        with suppress(OSError), self._turn():
+            if all(version.folder != upload for versions in self.now.versions.values() for version in versions):
+                _remove_upload(upload)
+
+    def _is_by_hand(self, name: str, folder: str | Path) -> bool:
+        """Whether a folder is the one of that name in ours, which only hands put there."""
+        return self.folder is not None and Path(folder) == self.folder / name
+
+    def _is_deleted(self, names: Names, name: str, folder: Path, hashes: set[str]) -> bool:
+        """Whether a prompt that was put there by hand has been deleted since."""
+        return self._is_by_hand(name, folder) and not hashes.isdisjoint(names.deleted.get(name, ()))
+
+    def _check_new(self, name: str, same_kind: Mapping[str, Any], names: Names | None = None) -> None:
+        if not re.fullmatch(NAME, name):
+            raise ValueError(
+                f"{name!r} is no name; give 1 to 100 letters, digits, dots, dashes and underscores, the first a letter "
+                "or a digit"
+            )
+        if name.casefold() in RESERVED:
+            raise ValueError(f"{name!r} is a file of the server's own; choose another name")
+        if name in (names or self.now) and name not in same_kind:
+            raise Conflict(f"{name!r} is already the name of something else; choose another, or delete it first")
+
+    def _served(self, targets: Iterable[str], role: str, known: Mapping[str, Any]) -> list[str]:
+        """The targets, by what they are known. UnknownName for one that is not."""
+        served = []
+        for target in targets:
+            name, _, digits = target.partition("@")
+            if name not in known:
+                raise UnknownName(f"{role} is {target!r}, which is not served{nearest(name, known)}")
+            served.append(self.now.exact(target) if digits else target)
+        return served
+
+
+def by_hand(folder: Path) -> tuple[str, ...]:
+    """The names of the prompt folders that hands put into a server's folder."""
+    names = []
+    for place in sorted(folder.iterdir()):
+        try:
+            is_prompt = (place / CONFIG).is_file()
+        except OSError:  # whoever reads it is told why
+            is_prompt = True
+        if is_prompt and re.fullmatch(NAME, place.name):
+            names.append(place.name)
+    return tuple(names)
+
+
+def read_state(folder: Path) -> State | None:
+    """What a server's folder says of its names; None where it says nothing. ValueError for what is not ours."""
+    path = folder / STATE
+    try:
+        check_file(path)
+        return checked(State, json.loads(path.read_text()), "its content")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a registry of softprompt serve ({error}); move it away") from error
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what writers that were killed left in a server's folder, and tell of whole uploads that no name has.
+
+    ValueError for a registry.json that is not ours, and where another server is at work there.
+    """
+    uploads = _uploads(folder, read_state(folder) or NOTHING)
+    with held(folder):
         remove_leftovers(folder / STATE)
         remove_leftovers(folder / BALLAST)
         for inside in ("", "*/", "*/*/"):
@@ -503,38 +655,44 @@ class Registry:
                     stacklevel=3,
                 )
             else:
-                place.rmdir()
-                _remove_if_empty(place.parent)
-
-    def _is_by_hand(self, name: str, folder: str | Path) -> bool:
-        """Whether a folder is the one of that name in ours, which only hands put there."""
-        return self.folder is not None and Path(folder) == self.folder / name
-
-    def _check_new(self, name: str, same_kind: Mapping[str, Any]) -> None:
-        if not re.fullmatch(NAME, name):
-            raise ValueError(
-                f"{name!r} is no name; give 1 to 100 letters, digits, dots, dashes and underscores, the first a letter "
-                "or a digit"
-            )
-        if name.casefold() in RESERVED:
-            raise ValueError(f"{name!r} is a file of the server's own; choose another name")
-        if name in self.now and name not in same_kind:
-            raise Conflict(f"{name!r} is already the name of something else; choose another, or delete it first")
-
-    def _served(self, targets: Iterable[str], role: str, known: Mapping[str, Any]) -> list[str]:
-        """The targets, by what they are known. UnknownName for one that is not."""
-        served = []
-        for target in targets:
-            name, _, digits = target.partition("@")
-            if name not in known:
-                raise UnknownName(f"{role} is {target!r}, which is not served{nearest(name, known)}")
-            served.append(self.now.exact(target) if digits else target)
-        return served
+                _remove_upload(place)
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def _uploads(folder: Path, state: State) -> dict[Path, tuple[str, str]]:
+    """The folders of uploads, with the name and hash of each."""
+    uploads = {}
+    for name, hashes in state.versions.items():
+        for sha256 in hashes:
+            place = folder / name / sha256
+            if sha256 in state.values and not place.is_dir():
+                place = place.with_name(state.values[sha256])  # where format 1 kept it
+            uploads[place] = (name, sha256)
+    return uploads
+
+
+def _mark(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder's registry from an earlier one: its number and its time. None where it cannot be looked at:
+    there is none yet, or the storage is away.
+    """
+    try:
+        found = os.stat(folder / STATE)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _turned(names: Names, target: str) -> str:
+    """A target of format 1, by what it is known now; as it was where it leads to what is gone."""
+    with suppress(ValueError):
+        return names.exact(target)
+    return target
+
+
+def _remove_upload(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    name = folder.parent
+    if name.is_dir() and not any(name.iterdir()):
+        name.rmdir()
 
 
 def _without(known: Mapping[str, T], name: str) -> dict[str, T]:

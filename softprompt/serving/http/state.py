@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
 from softprompt.answering import Decoding
@@ -62,7 +63,10 @@ class Server:
         self.engine.submit(self.asker.classification(question, ("yes", "no"))).result()
 
     def guard(self, scope: str) -> Any:
-        """A dependency of endpoints: the key of a request that may do this, counted against its limits."""
+        """A dependency of endpoints: the key of a request that may do this, counted against its limits.
+
+        From then on what other replicas have changed is known.
+        """
 
         async def key_of(request: Request) -> Key:
             if (key := request.scope.get("caller")) is None:  # asked before the body is read, and by FastAPI after it
@@ -70,6 +74,8 @@ class Server:
                 request.scope["key"] = key.name
                 self.access.admit(key)
                 request.scope["caller"] = key
+                if self.registry.is_behind:
+                    await run_sync(self.registry.catch_up)
             return key
 
         return Depends(key_of)
