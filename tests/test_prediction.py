@@ -15,9 +15,9 @@ import torch
 from conftest import lossy_lm, make_model, make_tokenizer, tiny_lm
 
 from softprompt.answering.evaluation import ensemble, evaluate
-from softprompt.answering.prediction import predict_file, predict_records
+from softprompt.answering.prediction import CHUNK, predict_file, predict_files, predict_records, read_parts
 from softprompt.answering.rows import append_rows
-from softprompt.answering.saved import open_prompts, task_of
+from softprompt.answering.saved import open_named, open_prompts, task_of
 from softprompt.answering.scores import evaluate_prompts
 from softprompt.models.loading import load
 from softprompt.models.text import default_format
@@ -1098,3 +1098,103 @@ def test_settings_that_are_torn_are_one_line(lm, folders, dev, tmp_path):
     (tmp_path / "out.jsonl.settings").write_text('{"prompts": [')
     with pytest.raises(ValueError, match=r"out\.jsonl\.settings: not JSON .*; start again with --overwrite$"):
         predict_file(saved, dev, output, resume=True)
+
+
+def test_each_record_is_answered_by_the_prompt_that_it_names(lm, tmp_path):
+    say = default_format(lm, max_target_length=5, inputs_template="say: {text}", targets_template="{label}")
+    other = {"labels": ("yes", "no", "perhaps"), "text": say.to_json(), "task": "another"}
+    folders = {
+        "a": saved_prompt(tmp_path / "a", lm, 1),
+        "b": saved_prompt(tmp_path / "b", lm, 2, length=5, **other),
+        "free": saved_prompt(tmp_path / "c", lm, 3, recipe={"scoring": "generate"}),
+        "short": saved_prompt(tmp_path / "d", lm, 4, recipe={"scoring": "generate"}, text=say.to_json()),
+    }
+    records = [
+        {"id": n, "text": f"a {WORDS[n % 10]} film", "who": name} for n in range(8) for name in [*folders, "c", None]
+    ]
+    records[5] = {"id": 5, "text": "warm"}
+    saved = open_named(folders, "who", model=lm)
+    lines = answers(saved, [*enumerate(records, 1), (49, "a text"), (50, ValueError("torn"))])
+    assert [line.get("id") for line in lines] == [record["id"] for record in records] + [None, None]
+    for name, folder in folders.items():
+        mine = [(number, record) for number, record in enumerate(records, 1) if record.get("who") == name]
+        for line, alone in zip(
+            [line for line in lines if line.get("who") == name],
+            answers(open_prompts(folder, model=lm), mine),
+            strict=True,
+        ):
+            assert line.pop("log_prob") == pytest.approx(alone.pop("log_prob"), abs=1e-4)
+            assert line == alone
+    errors = [line["error"] for line in lines if "error" in line]
+    assert errors[0] == "no prompt is named 'c'; there are a, b, free, short" or errors[0].startswith(
+        "no prompt is nam"
+    )
+    assert errors[1] == "there is no column 'who' to name a prompt; give a record that has it"
+    assert errors[-2:] == ["there is no column 'who' to name a prompt; give a record that has it", "torn"]
+
+
+def test_a_file_of_named_prompts_is_gone_on_with_only_by_the_same_names(llama, tmp_path):
+    folders = {name: saved_prompt(tmp_path / name, llama, seed) for seed, name in enumerate("ab")}
+    source = written(tmp_path / "in.jsonl", [{"text": "warm", "who": name} for name in "abba"])
+    predict_file(open_named(folders, "who", model=llama), source, tmp_path / "out.jsonl")
+    swapped = open_named({"a": folders["b"], "b": folders["a"]}, "who", model=llama)
+    with pytest.raises(ValueError, match=r"out.jsonl was begun with prompts by name"):
+        predict_file(swapped, source, tmp_path / "out.jsonl", resume=True)
+
+
+class Elsewhere:
+    """Answers parts of files as workers elsewhere would; gone after so many."""
+
+    def __init__(self, saved, parts=1_000):
+        self.saved, self.left, self.asked = saved, parts, []
+
+    def __call__(self, sources):
+        for path, begin in sources:
+            for part in read_parts(path, begin):
+                if not self.left:
+                    raise KeyboardInterrupt
+                self.left -= 1
+                self.asked += [(path.name, number) for number, _ in part]
+                yield list(predict_records(self.saved, part))
+
+
+def test_files_answered_elsewhere_are_those_of_predict_and_go_on_after_a_kill(llama, tmp_path):
+    saved = open_prompts(saved_prompt(tmp_path / "p", llama), model=llama)
+    (tmp_path / "x" / "deep").mkdir(parents=True)
+    counts = {"x/a.jsonl": 2 * CHUNK + 20, "x/deep/b.jsonl": 3, "x/none.jsonl": 0, "x/z.jsonl": CHUNK}
+    for name, count in counts.items():
+        written(tmp_path / name, [{"text": f"{name} {n}", "id": n} if n != 7 else {} for n in range(count)])
+    paths, folder = [tmp_path / name for name in counts], tmp_path / "out"
+    settings = {"prompts": [saved.prompts[0].sha256]}
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(paths, folder, Elsewhere(saved, 2), settings)
+    with pytest.raises(ValueError, match=r"a.jsonl.partial holds part of an earlier run; --resume goes on from it"):
+        predict_files(paths, folder, Elsewhere(saved), settings)
+    with open(folder / "a.jsonl.partial", "ab") as file:
+        file.write(b'{"text": "torn')
+    again, told = Elsewhere(saved), []
+    done = predict_files(paths, folder, again, settings, resume=True, progress=told.append)
+    assert (done.num_rows, done.num_errors, sum(told)) == (sum(counts.values()), 2, sum(counts.values()))
+    assert len(again.asked) == len(set(again.asked)) == done.num_rows - 2 * CHUNK
+    for name, path in zip(counts, paths, strict=True):
+        alone = tmp_path / "alone.jsonl"
+        predict_file(saved, path, alone, overwrite=True)
+        assert (folder / name.removeprefix("x/")).read_bytes() == alone.read_bytes()
+    assert predict_files(paths, folder, Elsewhere(saved, 0), settings, resume=True) == done
+    written(tmp_path / "x/deep/b.jsonl", [{"text": "another"}])
+    with pytest.raises(ValueError, match=r"line 1 of .*b.jsonl does not answer that row of the input"):
+        predict_files(paths, folder, Elsewhere(saved), settings, resume=True)
+    with pytest.raises(ValueError, match=r"was begun with prompts \['.*'\], and now it is \['other'\]"):
+        predict_files(paths, folder, Elsewhere(saved), {"prompts": ["other"]}, resume=True)
+
+
+def test_no_two_files_are_answered_into_one_nor_into_an_input(llama, tmp_path):
+    for name in ("a.csv", "a.jsonl"):
+        (tmp_path / name).write_text("text\n")
+    paths = [tmp_path / "a.csv", tmp_path / "a.jsonl"]
+    with pytest.raises(ValueError, match=r"the answers to .*a.csv and .*a.jsonl would both be .*out/a.jsonl; name one"):
+        predict_files(paths, tmp_path / "out", Elsewhere(None), {})
+    with pytest.raises(
+        ValueError, match=r"the answers to .*a.jsonl would be .*a.jsonl, which is an input; give another"
+    ):
+        predict_files(paths[1:], tmp_path, Elsewhere(None), {}, overwrite=True)

@@ -39,7 +39,7 @@ ONLY_IN = {
     "datasets": {"tasks"},
     "argparse": {"cli", "pretraining.commands", "study.commands"},
     "fastapi": {"serving.http"},
-    "starlette": {"serving.http"},
+    "starlette": {"serving.http", "cluster.replicas"},
     "pydantic": {"base.checked", "serving.http"},
     "prometheus_client": {"serving.http"},
     "uvicorn": {"cli.serve", "serving.http.listening"},

@@ -47,12 +47,13 @@ if TYPE_CHECKING:
     )
     from softprompt.answering.inspection import NUM_NEAREST, ablate, inspect_prompt, nearest_tokens, neighbourhood
     from softprompt.answering.invariance import batch_invariant_rows
-    from softprompt.answering.prediction import CHUNK, predict_file, predict_records
+    from softprompt.answering.prediction import CHUNK, predict_file, predict_files, predict_records, read_parts
     from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings, write_rows
     from softprompt.answering.running import Projection, RunningBatch, Slot, Start, embedded
     from softprompt.answering.saved import (
         form_of,
         load_for,
+        open_named,
         open_prompts,
         shared_scoring,
         shared_tasks,

@@ -69,15 +69,10 @@ class AnswerFile:
         """Whether the answers are all there, as far as names tell."""
         return self.output.exists() and not self.partial.exists()
 
-    def begin(self, items: Iterator[tuple[int, Item]], *, resume: bool, overwrite: bool) -> Written:
-        """Make the file, or go on with it: takes from the items those that are answered, and says how many.
-
-        ValueError as `predict_file` has it.
-        """
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """ValueError where something is in the file's place that was not said to be gone on with, or replaced."""
         if self.output.is_dir():
             raise ValueError(f"{self.output} is a folder; give a file's name in it")
-        for path in (self.partial, self.output):
-            remove_leftovers(_settings_of(path))
         if not resume and not overwrite:
             if self.partial.exists():
                 raise ValueError(
@@ -85,6 +80,15 @@ class AnswerFile:
                 )
             if self.output.exists():
                 raise ValueError(f"{self.output} is there already; --overwrite replaces it, or give another name")
+
+    def begin(self, items: Iterator[tuple[int, Item]], *, resume: bool, overwrite: bool) -> Written:
+        """Make the file, or go on with it: takes from the items those that are answered, and says how many.
+
+        ValueError as `predict_file` has it.
+        """
+        self.check(resume=resume, overwrite=overwrite)
+        for path in (self.partial, self.output):
+            remove_leftovers(_settings_of(path))
         if resume and self.partial.exists():
             self._check_settings(self.partial)
             with open(self.partial, "r+b") as file:  # a kill may have left the last line torn

@@ -84,11 +84,29 @@ def predict(
     if world.size > 1:
         shares = (world.share(items) for items in (examples, rows, member))
         return world.merged(predict(engine, task, *shares, form, scoring=scoring, progress=progress))
+    tasks, forms = [task] * len(rows), [form] * len(rows)
+    return predict_each(engine, tasks, examples, rows, member, forms, scoring=scoring, progress=progress)
+
+
+def predict_each(
+    engine: Engine,
+    tasks: Sequence[Task],
+    examples: Sequence[Example],
+    rows: Sequence[Row],
+    member: Sequence[int],
+    forms: Sequence[TextFormat],
+    *,
+    scoring: str,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """As `predict`, of rows that have a task and a text format each; generated, with one length of answers."""
     if scoring == "generate":
-        answers = engine.generate(rows, member, max_target_length=form.max_target_length, progress=progress)
-        return [replace(answer, text=form.answer_of(answer.text)) for answer in answers]
-    known: dict[str, list[int]] = {}
-    choices = [candidates_of(task, example, form, engine.lm.tokenizer, known) for example in examples]
+        answers = engine.generate(rows, member, max_target_length=forms[0].max_target_length, progress=progress)
+        return [replace(answer, text=form.answer_of(answer.text)) for form, answer in zip(forms, answers, strict=True)]
+    known: dict[TextFormat, dict[str, list[int]]] = {form: {} for form in forms}
+    choices = []
+    for task, example, form in zip(tasks, examples, forms, strict=True):
+        choices.append(candidates_of(task, example, form, engine.lm.tokenizer, known[form]))
     scored = engine.label_scores(rows, member, [ids for _, ids in choices], progress=progress)
     return [best(dict(zip(texts, values, strict=True))) for (texts, _), values in zip(choices, scored, strict=True)]
 

@@ -6,14 +6,15 @@ saved = open_prompts(["runs/a", "runs/b"])
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from softprompt.answering.engine import Engine, Prediction
-from softprompt.answering.evaluation import check_scoring, predict_all
-from softprompt.base.names import hub_place
+from softprompt.answering.evaluation import check_scoring, predict_all, predict_each
+from softprompt.base.names import hub_place, nearest
 from softprompt.base.watch import Progress
 from softprompt.models import (
     FrozenLM,
@@ -26,7 +27,7 @@ from softprompt.models import (
     room_for,
 )
 from softprompt.prompts import Card, SoftPrompt, check_fits, check_runs, load_prompt
-from softprompt.tasks import Example, Task, all_fields, examples_of_each, file_task, get_task
+from softprompt.tasks import Example, Item, Task, all_fields, examples_of_each, file_task, get_task
 
 
 @dataclass
@@ -44,15 +45,38 @@ class SavedPrompts:
     """generate or rank."""
 
     def __post_init__(self) -> None:
-        self.engine = Engine(self.lm, [prompt.values for prompt in self.prompts])
         self.groups: dict[TextFormat, list[int]] = {}
         for place, form in enumerate(self.forms):
             self.groups.setdefault(form, []).append(place)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What answers."""
+        return Engine(self.lm, [prompt.values for prompt in self.prompts])
 
     @property
     def task(self) -> Task:
         """The task by which votes are counted and answers scored."""
         return self.tasks[0]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a file of their answers to be gone on with."""
+        return {
+            "prompts": [prompt.sha256 for prompt in self.prompts],
+            "model": self.lm.fingerprint,
+            "dtype": str(self.lm.dtype),
+            "quantize": self.lm.quantization,
+            "task": self.task.name,
+            "templates": [text for both in dict.fromkeys(task.template for task in self.tasks) for text in both or ()],
+            "labels": list(self.task.labels or ()),
+            "scoring": self.scoring,
+            "prompt hashes": [prompt.identity for prompt in self.prompts],  # in no file of 0.2 and before
+        }
+
+    def worn_by(self, item: Item) -> SavedPrompts:
+        """The prompts that an item is asked of."""
+        return self
 
     def read(self, read: Callable[[Task], Sequence[Example]]) -> list[Sequence[Example]]:
         """Each prompt's examples, as `read` gives them for its task. ValueError unless all are the same ones."""
@@ -73,9 +97,17 @@ class SavedPrompts:
         return encoded
 
     def answers(
-        self, examples: Sequence[Example], encoded: Sequence[Sequence[Row]], progress: Progress | None = None
+        self,
+        examples: Sequence[Example],
+        encoded: Sequence[Sequence[Row]],
+        progress: Progress | None = None,
+        *,
+        worn: Sequence[SavedPrompts] = (),
     ) -> list[list[Prediction]]:
-        """Each prompt's answers; prompts of one text format share their batches. `encoded` is `encode`'s."""
+        """Each prompt's answers; prompts of one text format share their batches. `encoded` is `encode`'s.
+
+        worn: what `worn_by` gave for each example, which here is always all of them.
+        """
         answers: list[list[Prediction]] = [[] for _ in self.prompts]
         for (form, places), rows in zip(self.groups.items(), encoded, strict=True):
             given = predict_all(
@@ -84,6 +116,87 @@ class SavedPrompts:
             for place, predictions in zip(places, given, strict=True):
                 answers[place] = predictions
         return answers
+
+
+@dataclass
+class NamedPrompts:
+    """Saved prompts of any tasks on one model. Each record is asked of the one that it names, all in mixed batches."""
+
+    column: str
+    """A record's column that holds the name."""
+    by_name: dict[str, SavedPrompts]
+    """Of one prompt each."""
+
+    def __post_init__(self) -> None:
+        self.lm = next(iter(self.by_name.values())).lm
+        self.engine = Engine(self.lm, [saved.prompts[0].values for saved in self.by_name.values()])
+        self.groups = [0]  # rows are encoded once, each for its own prompt
+
+    @property
+    def scoring(self) -> str:
+        """generate, unless all rank."""
+        scorings = {saved.scoring for saved in self.by_name.values()}
+        return "rank" if scorings == {"rank"} else "generate"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a file of their answers to be gone on with."""
+        named = {name: saved.settings for name, saved in self.by_name.items()}
+        return {"prompt-column": self.column, "prompts by name": named}
+
+    def worn_by(self, item: Item) -> SavedPrompts:
+        """The prompt that a record names. ValueError where it names none that is there."""
+        if not isinstance(item, dict) or self.column not in item:
+            if isinstance(item, ValueError):
+                raise item
+            raise ValueError(f"there is no column {self.column!r} to name a prompt; give a record that has it")
+        name = str(item[self.column])
+        if name not in self.by_name:
+            raise ValueError(f"no prompt is named {name!r}{nearest(name, self.by_name)}")
+        return self.by_name[name]
+
+    def answers(
+        self,
+        examples: Sequence[Example],
+        encoded: Sequence[Sequence[Row]],
+        progress: Progress | None = None,
+        *,
+        worn: Sequence[SavedPrompts],
+    ) -> list[list[Prediction]]:
+        """One list: the answer to each example by the prompt that it wears."""
+        (rows,), places = encoded, {id(saved): place for place, saved in enumerate(self.by_name.values())}
+        together: dict[tuple[str, int], list[int]] = {}  # by how they answer, and with generated text how long
+        for index, saved in enumerate(worn):
+            length = saved.forms[0].max_target_length if saved.scoring == "generate" else 0
+            together.setdefault((saved.scoring, length), []).append(index)
+        answers: dict[int, Prediction] = {}
+        for (scoring, _), indices in together.items():
+            given = predict_each(
+                self.engine,
+                [worn[index].task for index in indices],
+                [examples[index] for index in indices],
+                [rows[index] for index in indices],
+                [places[id(worn[index])] for index in indices],
+                [worn[index].forms[0] for index in indices],
+                scoring=scoring,
+                progress=progress,
+            )
+            answers.update(zip(indices, given, strict=True))
+        return [[answers[index] for index in range(len(worn))]]
+
+
+def open_named(
+    named: Mapping[str, str | Path], column: str, *, model: str | FrozenLM | None = None, **options: Any
+) -> NamedPrompts:
+    """Prompts of any tasks, from their places by name, for records that name theirs in a column.
+
+    options: as `open_prompts` has them, and its errors.
+    """
+    by_name: dict[str, SavedPrompts] = {}
+    for name, place in named.items():
+        by_name[name] = open_prompts(place, model=model, **options)
+        model = by_name[name].lm
+    return NamedPrompts(column, by_name)
 
 
 def open_prompts(

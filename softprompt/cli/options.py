@@ -29,6 +29,10 @@ FLAGS = RUN | {
     ),
 }
 """A run's settings, and what a command line says besides."""
+ADDRESS = Setting(
+    help="a Ray cluster that runs: HOST:PORT, or auto", shown="Ray starts on this machine", metavar="A",
+    title="several machines",
+)  # fmt: skip
 OWN_FILES = [name for name, setting in RUN.items() if setting.title == "your own files"]
 """The settings that describe a task in files of one's own."""
 MACHINE = ("device", "dtype", "quantize")
@@ -150,15 +154,17 @@ def add_prompt(command: argparse.ArgumentParser) -> None:
     add_shared(command, [*OWN_FILES, *MACHINE, "threads"])
 
 
-def opened(args: argparse.Namespace, scoring: str | None) -> Any:
-    """The saved prompts that the flags name, on their model."""
+def opened(args: argparse.Namespace, scoring: str | None, *, column: str | None = None) -> Any:
+    """The saved prompts that the flags name, on their model. column: a record's, which names its prompt."""
     set_up(args.threads)
-    from softprompt.answering import open_prompts
+    from softprompt.answering import open_named, open_prompts
     from softprompt.prompts import load_prompt
 
-    task = own_task(args)
-    say_if_slow(args.model or load_prompt(args.prompt[0]).card.model_name)
-    return open_prompts(args.prompt, model=args.model, task=task, scoring=scoring, **flags_of(args, MACHINE))
+    task, named = own_task(args), named_folders(args.prompt) if column else {}
+    first = next(iter(named.values()), args.prompt[0])
+    say_if_slow(args.model or load_prompt(first).card.model_name)
+    options = {"model": args.model, "task": task, "scoring": scoring, **flags_of(args, MACHINE)}
+    return open_named(named, column, **options) if column else open_prompts(args.prompt, **options)
 
 
 def own_task(args: argparse.Namespace) -> Any:
@@ -171,6 +177,15 @@ def own_task(args: argparse.Namespace) -> Any:
     if args.task is not None or not {"inputs", "targets"} <= set(described):
         raise ValueError("your own files need both --inputs and --targets, and no task name")
     return file_task(**described)
+
+
+def from_anywhere(place: str) -> str:
+    """A place as a process of Ray finds it, which may begin in another folder, and later: on the hub one commit."""
+    if on_hub := hub_place(place):
+        from softprompt.prompts import local_folder
+
+        return f"{on_hub.partition('@')[0]}@{local_folder(on_hub).name}"
+    return str(Path(place).absolute()) if Path(place).exists() or place.startswith((".", "/", "~")) else place
 
 
 def named_folders(sources: Sequence[str]) -> dict[str, str]:

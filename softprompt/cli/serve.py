@@ -6,13 +6,16 @@ examples:
   softprompt serve --prompt sst2=runs/sst2 boolq=runs/boolq
   softprompt serve --model smollm2-135m --prompts-dir prompts --port 8080
   softprompt serve --config serve.yaml --host 0.0.0.0 --api-key-file keys.yaml
+  softprompt serve --prompt sst2=runs/sst2 --prompts-dir /shared/prompts --ray --replicas 4 --address 10.0.0.1:6379
 """
 
 import argparse
 import contextlib
 import logging
 import socket
+import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,17 @@ from softprompt.base.files import held, read_yaml
 from softprompt.base.names import nearest
 from softprompt.base.setting import Setting, size
 from softprompt.base.terminal import counted, say, type_of
-from softprompt.cli.options import FLAGS, MACHINE, add_settings, flags_of, named_folders, say_if_slow, set_up
+from softprompt.cli.options import (
+    ADDRESS,
+    FLAGS,
+    MACHINE,
+    add_settings,
+    flags_of,
+    from_anywhere,
+    named_folders,
+    say_if_slow,
+    set_up,
+)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -41,6 +54,15 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError
     return int(text)
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    """'2', or '1-4' for what Serve's autoscaling decides."""
+    least, dash, most = text.partition("-")
+    bounds = (_count(least), _count(most if dash else least))
+    if bounds[0] > bounds[1]:
+        raise ValueError
+    return bounds
 
 
 SIZE: dict[str, Any] = {"kind": size, "form": "bytes such as 4G or 500M", "metavar": "SIZE"}
@@ -81,6 +103,12 @@ SETTINGS = {
     ),
     "compile": Setting(help="compile the model's blocks: ready later, then faster", kind=bool, title="machine"),
     "threads": FLAGS["threads"],
+    "ray": Setting(help="serve by replicas in a Ray cluster", kind=bool, title="several machines"),
+    "replicas": Setting(
+        help="how many; 1-4: as many of these as the load wants", shown="1", kind=_replicas,
+        form="a number of 1 or more, or two such as 1-4", metavar="N", title="several machines",
+    ),
+    "address": ADDRESS,
 }  # fmt: skip
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items() if setting.default is not None}
 
@@ -125,41 +153,110 @@ def run(args: argparse.Namespace) -> int:
     try:
         import uvicorn
 
-        from softprompt.serving.http import Access, Limits, Listener, Server, make_app, read_keys
+        from softprompt.serving.http import Access, Listener, make_app, read_keys
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs {error.name}; pip install 'softprompt[serve]'") from error
     keys = read_keys(key_file) if key_file is not None else ()
-    access = Access(keys, settings.get("allowed_host", ()), settings.get("cors_origin", ()))
+    settings["access"] = (keys, settings.get("allowed_host", ()), settings.get("cors_origin", ()))
+    Access(*settings["access"])
     folder = settings.get("prompts_dir")
     if settings.get("compile") and settings.get("batch_invariant"):
         raise ValueError(
             "--compile makes code for the lengths that come first, so --batch-invariant could not promise the same "
             "bits; leave one out"
         )
+    who = "with API keys" if key_file is not None else "this machine only: no --api-key-file was given"
     with _bound(host, port) as bound, held(Path(folder)) if folder else contextlib.nullcontext():
-        set_up(settings.get("threads"))
-        engine, registry = _engine(settings, named)
-        sizes = {name: settings[name] for name in ("max_body", "max_upload") if name in settings}
-        limits = Limits(timeout=settings["timeout"], drain_seconds=settings["drain"], **sizes)
+        settings["port"] = bound.getsockname()[1]
+        at = f"http://{f'[{host}]' if ':' in host else host}:{settings['port']} ({who}); Ctrl-C stops"
+        if settings.get("ray"):
+            return _serve_on_ray(settings, named, bound, at)
+        for name in ("replicas", "address"):
+            if name in settings:
+                raise ValueError(f"--{name} is for replicas in a Ray cluster; give --ray, too, or leave it out")
+        server = _server(settings, named)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns at every request that is none
+        engine, registry = server.engine, server.registry
         count = counted(len(registry.versions()), "prompt")
         say(f"{registry.base} ({type_of(engine.lm)}) with {count}, {engine.max_memory / (1 << 30):.1f} GiB for them")
-        who = "with API keys" if key_file is not None else "this machine only: no --api-key-file was given"
-        port = bound.getsockname()[1]
-        say(f"http://{f'[{host}]' if ':' in host else host}:{port} ({who}); Ctrl-C stops")
+        say(at)
         config = uvicorn.Config(
-            make_app(Server(engine, registry, access, limits)),
+            make_app(server),
             log_config=None,
             access_log=False,
             ws="none",
             server_header=False,
             timeout_graceful_shutdown=round(settings["drain"]) + 1,
         )
-        server = Listener(config)
-        server.run(sockets=[bound])
-        return 0 if server.started else 1
+        listener = Listener(config)
+        listener.run(sockets=[bound])
+        return 0 if listener.started else 1
+
+
+def _serve_on_ray(settings: dict[str, Any], named: dict[str, str], bound: socket.socket, at: str) -> int:
+    """Serve by replicas until told to stop. What they need of this machine's files lies in the folders named."""
+    from softprompt.cluster import ray_cluster
+    from softprompt.prompts import load_prompt
+    from softprompt.serving.http import Shared, by_hand, clean_up
+
+    settings = {**settings, "replicas": settings.get("replicas", (1, 1))}
+    named = {name: from_anywhere(place) for name, place in named.items()}
+    cards = [load_prompt(place).card for place in named.values()]
+    if "model" not in settings and cards and cards[0].model_name:
+        settings["model"] = cards[0].model_name
+    for name in ("model", "prompts_dir"):
+        if name in settings:
+            settings[name] = from_anywhere(settings[name])
+    folder, hands = settings.get("prompts_dir"), ()
+    if folder:
+        clean_up(Path(folder))
+        hands = by_hand(Path(folder))
+    shared = Shared(hands, seconds=settings["timeout"] + settings["drain"])
+    replicas, threads = settings["replicas"], settings.get("threads") or 1
+    with ray_cluster(settings.get("address"), processors=replicas[1] * threads):
+        from softprompt.cluster import replicas_by_ray
+
+        bound.close()  # for Serve to have it
+        with replicas_by_ray(
+            partial(_replica, settings, named, shared),
+            host=settings["host"],
+            port=settings["port"],
+            replicas=replicas,
+            threads=threads,
+            device=settings.get("device", "auto"),
+            max_ongoing=settings["max_waiting"],
+            drain_seconds=settings["drain"],
+        ):
+            say(f"{'-'.join(map(str, dict.fromkeys(replicas)))} replicas, {threads} threads each")
+            say(at)
+            threading.Event().wait()  # until a signal raises KeyboardInterrupt
+    return 0
+
+
+def _replica(settings: dict[str, Any], named: dict[str, str], shared: Any) -> Any:
+    """The application of one replica of several."""
+    import psutil
+
+    from softprompt.serving.http import make_app
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if "max_memory" not in settings:  # the others may be on this machine
+        free = psutil.virtual_memory().available
+        settings = {**settings, "max_memory": free // (2 * settings["replicas"][1])}
+    return make_app(_server(settings, named, shared))
+
+
+def _server(settings: dict[str, Any], named: dict[str, str], shared: Any = None) -> Any:
+    """The server of these settings, every prompt checked against the model."""
+    from softprompt.serving.http import Access, Limits, Server
+
+    set_up(settings.get("threads"))
+    engine, registry = _engine(settings, named, shared)
+    sizes = {name: settings[name] for name in ("max_body", "max_upload") if name in settings}
+    limits = Limits(timeout=settings["timeout"], drain_seconds=settings["drain"], **sizes)
+    return Server(engine, registry, Access(*settings["access"]), limits)
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -176,7 +273,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _engine(settings: dict[str, Any], named: dict[str, str]) -> tuple[Any, Any]:
+def _engine(settings: dict[str, Any], named: dict[str, str], shared: Any = None) -> tuple[Any, Any]:
     """The engine and the names it knows, every prompt checked against the model."""
     from softprompt.answering import load_for, tell_quantization
     from softprompt.models import load
@@ -203,7 +300,7 @@ def _engine(settings: dict[str, Any], named: dict[str, str]) -> tuple[Any, Any]:
     if Path(base).exists() or base.startswith((".", "/", "~")):
         base = Path(base).resolve().name  # what requests call the bare model; else its hub id or bundled name
     folder = settings.get("prompts_dir")
-    registry = Registry(engine.table, base, Path(folder) if folder else None)
+    registry = Registry(engine.table, base, Path(folder) if folder else None, shared=shared)
     for name, place in named.items():
         version = registry.add(name, place)
         tell_quantization(version.prompt.card, place, lm)

@@ -9,6 +9,8 @@ from softprompt.base.faces import face
 
 if TYPE_CHECKING:
     from softprompt.cluster.connection import ray_cluster
+    from softprompt.cluster.pool import answered_by_ray
+    from softprompt.cluster.replicas import replicas_by_ray
     from softprompt.cluster.world import ALONE, World, device_of_torchrun, size_of_torchrun, world_of_torchrun
 
 __getattr__, __all__ = face(__name__)

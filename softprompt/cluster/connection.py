@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SERVE_FRONT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "softprompt.cluster.replicas.in_front"}
+"""What Ray Serve puts in front of replicas, told to its processes by their environment."""
 ANSWERS_WITHIN_S = 8.0  # ours: with Ray's import, an address that does not answer is told within ten seconds
 
 
@@ -25,6 +27,7 @@ def ray_cluster(address: str | None, *, processors: int | None = None) -> Iterat
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    os.environ.update(SERVE_FRONT)
     if address not in (None, "auto"):
         _check_listens(address)
     try:
@@ -82,7 +85,7 @@ def _connect(address: str) -> None:
 
     def connect() -> None:
         try:
-            ray.init(address, logging_level=logging.ERROR)
+            ray.init(address, logging_level=logging.ERROR, runtime_env={"env_vars": SERVE_FRONT})
         except Exception as error:
             failed.append(error)
 
@@ -92,3 +95,10 @@ def _connect(address: str) -> None:
     if connecting.is_alive() or failed:
         reason = " ".join(str(failed[0]).split()) if failed else f"nothing within {ANSWERS_WITHIN_S:.0f} seconds"
         raise ValueError(f"no Ray that can be used answers at {address}: {reason}")
+
+
+def gpus_each(device: str) -> int:
+    """How many GPUs a process of this device takes: one where the device may be a GPU and the cluster has some."""
+    import ray
+
+    return int(device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) > 0)
