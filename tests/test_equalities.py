@@ -609,6 +609,18 @@ def test_greedy_tokens_are_those_of_transformers_own_generation(kind):
         assert ours.ids[0] == (new[: new.index(1)] if 1 in new else new)
 
 
+@pytest.mark.parametrize("kind", ["t5", "umt5", "gemma2"])
+def test_eager_attention_scores_and_learns_as_pytorchs_does(kind):
+    eager, fused = tiny_lm(kind), tiny_lm(kind)
+    eager.model.set_attn_implementation("eager")
+    rows = make_rows()
+    candidates, worn = make_candidates(rows), [max(member, 0) for member in MEMBER]
+    found, wanted = (flat(Engine(lm, make_prompts(lm)).label_scores(rows, MEMBER, candidates)) for lm in (eager, fused))
+    assert apart([found], [wanted]) < TOLERANCE * float(wanted.abs().max())
+    found, wanted = (gradients(lm, make_prompts(lm), rows, worn, max_tokens=100)[0] for lm in (eager, fused))
+    assert apart(found, wanted) < 10 * TOLERANCE * float(torch.cat(wanted).abs().max())
+
+
 @torch.no_grad()
 def test_a_batch_that_no_row_joins_keeps_what_t5_reads_of_its_inputs_and_gives_the_same(t5, monkeypatch):
     rows = [Row((*range(9, 9 + length), 1), (), False, 0) for length in (12, 3, 7, 1)]

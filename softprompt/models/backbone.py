@@ -393,7 +393,7 @@ class Backbone:
         if rows.states is None or rows.member is None:
             ids, cache = ids.flatten(1), None  # [b c*l]
             causal = torch.ones(length, length, dtype=torch.bool, device=encoded.device).tril()
-            allowed = torch.block_diag(*[causal] * c).expand(b, 1, c * length, c * length)
+            allowed = self.as_read(torch.block_diag(*[causal] * c).expand(b, 1, c * length, c * length))
         else:
             from transformers import DynamicCache, EncoderDecoderCache
 
