@@ -285,21 +285,11 @@ def data_folder():
     return Path(folder)
 
 
-@pytest.fixture(scope="module")
-def table():
-    """The committed rows of the campaigns by campaign and command, written again at the end."""
-    from softprompt.base.files import write_whole
-
-    rows = list(map(json.loads, CAMPAIGNS.read_text().splitlines())) if CAMPAIGNS.exists() else []
-    by_name = {(row["campaign"], row["what"]): row for row in rows}
-    yield by_name
-    write_whole(CAMPAIGNS, "".join(json.dumps(by_name[name]) + "\n" for name in sorted(by_name)))
-
-
 @pytest.fixture
-def add(table):
-    """Add a row of a campaign."""
+def add():
+    """Write a campaign's row to the committed ones, in the place of the one before."""
     from softprompt.answering.rows import surroundings
+    from softprompt.base.files import locked
 
     started = time.monotonic()
 
@@ -307,7 +297,12 @@ def add(table):
         about = {"experiment": "campaigns", "campaign": campaign, "what": what, **found, "seed": SEED}
         seconds = round(time.monotonic() - started, 1)
         where = surroundings(torch.device("cpu"), torch.float32)
-        table[campaign, what] = about | {"seconds": seconds} | where | {"command": "make slow"}
+        row = about | {"seconds": seconds} | where | {"command": "make slow"}
+        with CAMPAIGNS.open("r+", encoding="utf-8") as file, locked(file):  # another campaign may end meanwhile
+            by_name = {(each["campaign"], each["what"]): each for each in [*map(json.loads, file), row]}
+            file.seek(0)
+            file.truncate()
+            file.writelines(json.dumps(by_name[name]) + "\n" for name in sorted(by_name))
 
     return add
 

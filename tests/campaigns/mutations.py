@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -61,7 +62,8 @@ def _bent(value, draw):
         case bool():
             return not value
         case int() | float():
-            return draw.choice((-value, value * 10**12, value + 1, float(value), str(value), [value]))
+            as_float = float(value) if abs(value) < 10**300 else math.inf  # 10 ** 400 is among the scraps
+            return draw.choice((-value, value * 10**12, value + 1, as_float, str(value), [value]))
         case str():
             text = draw.choice(TEXTS)
             cut = draw.randint(0, len(value))
@@ -145,6 +147,8 @@ def _bytes(folder, draw):
 def _tensor(folder, draw):
     """Other shapes, types, values and names; half of the time with a card that knows of no hash."""
     path = folder / WEIGHTS
+    if not path.is_file():  # but a pipe, say, on which a reader waits
+        return
     try:
         values = from_safetensors(path.read_bytes())[KEY].float()
     except Exception:  # it was damaged before, in whatever way
@@ -200,7 +204,7 @@ def _kind(folder, draw):
             path.symlink_to(beside)
         case "journal":  # a save that was killed in the middle
             path.write_bytes(kept)
-            if not (folder / JOURNAL).exists():
+            if not os.path.lexists(folder / JOURNAL):
                 (folder / JOURNAL).mkdir()
                 (folder / JOURNAL / draw.choice((WEIGHTS, CARD, CONFIG))).write_bytes(kept)
 
