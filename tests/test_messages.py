@@ -505,7 +505,13 @@ CARDS = {
     "recipe with scoring 3": {"recipe": {"scoring": 3}},
     "recipe with an unknown metric": {"recipe": {"metric": "acc"}},
     "recipe of 8 bit": {"recipe": {"scoring": "rank", "quantize": "8bit"}},
-    "another version of the task": {"task_version": "0", "task": "glue/sst2", "text": {}},
+    "another version of the task": {
+        "task_version": "0",
+        "task": "glue/sst2",
+        "labels": ["negative", "positive"],
+        "text": {},
+    },
+    "other labels than the task's": {"task": "glue/sst2", "text": {}},
 }
 CARD_FILES = {
     "not JSON": "{",

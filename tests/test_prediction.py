@@ -116,6 +116,14 @@ def test_a_prompt_of_another_version_of_the_task_is_used_with_a_warning():
         assert task_of(card).name == "glue/sst2"
 
 
+def test_a_card_with_other_labels_than_its_task_of_the_catalogue_is_refused():
+    card = Card(
+        model_name="m", model_fingerprint=None, is_encoder_decoder=True, width=4, task="glue/sst2", labels=("a", "b")
+    )
+    with pytest.raises(ValueError, match="has the labels 'a', 'b', and glue/sst2 has 'negative', 'positive'; correct"):
+        task_of(card)
+
+
 def test_no_prompt_is_an_error():
     with pytest.raises(ValueError, match="no prompt was given; name at least one folder"):
         open_prompts([])
@@ -456,9 +464,15 @@ def test_a_prompt_from_elsewhere_takes_a_text_as_its_input(llama, tmp_path):
 
 def test_the_input_shown_is_what_was_left_of_it_and_of_each_text_format(llama, tmp_path):
     form = default_format(llama, max_target_length=8, max_input_length=24)
-    short = saved_prompt(tmp_path / "short", llama, text=form.to_json(), task="glue/sst2", labels=("no", "yes"))
+    short = saved_prompt(
+        tmp_path / "short", llama, text=form.to_json(), task="glue/sst2", labels=("negative", "positive")
+    )
     long = saved_prompt(
-        tmp_path / "long", llama, text=replace(form, separator=" =>").to_json(), task="glue/sst2", labels=("no", "yes")
+        tmp_path / "long",
+        llama,
+        text=replace(form, separator=" =>").to_json(),
+        task="glue/sst2",
+        labels=("negative", "positive"),
     )
     (line,) = answers(open_prompts([short, long], model=llama), [(1, "warm sea " * 9)], show_input=True)
     assert line["truncated"] is True

@@ -264,7 +264,10 @@ def tell_quantization(card: Card, path: str | Path, lm: FrozenLM) -> None:
 
 
 def task_of(card: Card) -> Task | None:
-    """The task a prompt was trained for; of a task from your own file, rebuilt from the card. None: not recorded."""
+    """The task a prompt was trained for; of a task from your own file, rebuilt from the card. None: not recorded.
+
+    ValueError for a task of the catalogue whose labels are not the card's.
+    """
     inputs, targets = card.text.get("inputs_template"), card.text.get("targets_template")
     if inputs and targets:
         return file_task(
@@ -283,6 +286,12 @@ def task_of(card: Card) -> Task | None:
             f"the prompt was trained on version {card.task_version} of {task.name}, and this is version "
             f"{task.version}: its texts or scores may differ",
             stacklevel=2,
+        )
+    if card.labels and set(card.labels) != set(task.labels or ()):
+        recorded, known = (", ".join(map(repr, labels or ("none",))) for labels in (card.labels, task.labels))
+        raise ValueError(
+            f"the card has the labels {recorded}, and {task.name} has {known}; correct the card, or give it the "
+            "templates of a task of its own"
         )
     return task
 

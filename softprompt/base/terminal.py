@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
+from softprompt.base.files import write_all
 from softprompt.base.watch import Watch
 
 LOG_TO = ("tensorboard", "trackio", "none")
@@ -190,7 +192,9 @@ class _TensorBoard:
         now = time.time()
 
         def add(**fields: Any) -> None:
-            RecordWriter(self.file).write(proto.Event(wall_time=now, **fields).SerializeToString())
+            record = BytesIO()
+            RecordWriter(record).write(proto.Event(wall_time=now, **fields).SerializeToString())
+            write_all(self.file, record.getvalue())
 
         if self.file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
