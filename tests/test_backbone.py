@@ -97,7 +97,7 @@ def test_devices_and_types_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="no dtype named 'int8'; choose auto, float32, bfloat16, float16"):
         choose_dtype("int8", torch.device("cpu"))
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device 'cuda:1' is not there on this machine; choose cpu or auto"):
+        with pytest.raises(ValueError, match="device 'cuda:1' is not there"):
             choose_device("cuda:1")
 
 

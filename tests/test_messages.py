@@ -90,6 +90,7 @@ COMMANDS = {
     "--minutes soon": "train --minutes soon",
     "--minutes 0": f"{NONE} --minutes 0",
     "--minutes nan": f"{NONE} --minutes nan",
+    "--dtype float16": f"{NONE} --dtype float16",
     "--dropout much": "train --dropout much",
     "--dropout 1": f"train {TINY} {OWN} --dropout 1",
     "--max-train 0": f"{NONE} --max-train 0",

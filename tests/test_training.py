@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import random
+import re
 import resource
 import signal
 import threading
@@ -25,7 +27,7 @@ from softprompt.models.states import Embedded
 from softprompt.models.text import Row, collate, default_format, encode_examples
 from softprompt.tasks import Example, file_task
 from softprompt.training.loop import DIVERGED_STEPS, Member, TrainConfig, fit
-from softprompt.training.methods import gradients
+from softprompt.training.methods import PromptTuning, gradients
 from softprompt.training.optimizers import Adafactor, AdamW
 
 FIRST, SECOND = (11, 1), (12, 1)  # the two labels' ids, end of sequence included
@@ -62,7 +64,7 @@ def taught(lm, rows_of_step):
     optimizer = torch.optim.Adam(parameters, lr=5e-3)
     for step in range(250):
         rows = rows_of_step(step)
-        batch = collate(rows, [0] * len(rows), 0, lm.device)
+        batch = collate(rows, [0] * len(rows), 0)
         loss = lm.loss(Embedded(lm.embed(batch.ids), batch.mask), batch.targets, batch.targets_mask).sum() / len(rows)
         optimizer.zero_grad()
         loss.backward()
@@ -333,6 +335,9 @@ def test_other_bad_settings_are_refused(llama):
         fit(llama, [])
     with pytest.raises(ValueError, match=r"^m has no training examples$"):
         fit(llama, [replace(member(llama), rows=[])])
+    llama.model.half()
+    with pytest.raises(ValueError, match=r"^tiny-llama is loaded in float16, in which small gradients become 0; load"):
+        fit(llama, [member(llama)])
 
 
 class Clock:
@@ -712,6 +717,70 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_training_goes_on(llama
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {(tmp_path / CHECKPOINT).read_bytes()} == set(steps)
     assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, CHECKPOINT, CURVE]
+
+
+def rewritten(path, change):
+    """The checkpoint with what its JSON says changed."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        content = json.loads(file.metadata()["checkpoint"])
+    change(content)
+    save_file(tensors, path, {"checkpoint": json.dumps(content)})
+
+
+def test_a_checkpoint_names_device_and_versions_and_says_where_another_goes_on(llama, tmp_path):
+    own, told, found = member(llama), [], []
+    (whole,) = fit(llama, [own])
+    interrupted(llama, own, tmp_path, at=2)
+    rewritten(tmp_path / CHECKPOINT, lambda content: found.append(dict(content["where"])))
+    assert found[0].keys() == {"device", "torch", "transformers"}
+    assert found[0]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    (same,) = fit(llama, [own], folder=tmp_path, resume=True, deterministic=True, watch=Watch(message=told.append))
+    assert told == [] and torch.equal(same.values, whole.values)
+
+    interrupted(llama, own, tmp_path, at=2)
+    rewritten(tmp_path / CHECKPOINT, lambda content: content["where"].update(device="NVIDIA L4", torch="2.11.0"))
+    words = (
+        rf"sums round otherwise: device was NVIDIA L4, and is {re.escape(found[0]['device'])}; torch was 2\.11\.0, and"
+    )
+    with pytest.raises(
+        ValueError, match=f"is of another machine, where {words}.*; go on without --deterministic, or the"
+    ):
+        fit(llama, [own], folder=tmp_path, resume=True, deterministic=True)
+    fit(llama, [own], folder=tmp_path, resume=True, watch=Watch(message=told.append))
+    assert re.match("this run began elsewhere, so sums may round otherwise: device was NVIDIA L4, and is ", told[0])
+
+
+def test_a_run_begun_on_a_gpu_goes_on_with_micro_batches_that_fit_here(llama, tmp_path, monkeypatch):
+    own, cut = member(llama), []
+    interrupted(llama, own, tmp_path, at=2)
+    rewritten(tmp_path / CHECKPOINT, lambda content: content["state"].update(device="cuda", max_tokens=1 << 20))
+    plain = PromptTuning.gradients
+    monkeypatch.setattr(
+        PromptTuning,
+        "gradients",
+        lambda *a, max_tokens, **o: cut.append(max_tokens) or plain(*a, max_tokens=max_tokens, **o),
+    )
+    fit(llama, [own], folder=tmp_path, resume=True)
+    assert set(cut) == {2_048}
+
+
+def test_a_checkpoint_of_an_earlier_version_that_names_no_device_goes_on(llama, tmp_path):
+    own, told = member(llama), []
+    interrupted(llama, own, tmp_path, at=2)
+    rewritten(tmp_path / CHECKPOINT, lambda content: (content.pop("where"), content["state"].pop("device")))
+    (fitted,) = fit(llama, [own], folder=tmp_path, resume=True, watch=Watch(message=told.append))
+    assert fitted.steps_run == 6 and told == []
+
+
+def test_deterministic_training_asks_torch_for_it_and_no_longer_than_it_takes(llama):
+    asked = []
+    seen = Watch(step=lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()))
+    (plain,) = fit(llama, [member(llama)])
+    (exact,) = fit(llama, [member(llama)], deterministic=True, watch=seen)
+    assert asked == [True] * 6 and not torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(plain.values, exact.values)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_a_checkpoint_is_one_file_without_pickle(llama, tmp_path):

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     )
     from softprompt.answering.engine import (
         MAX_TOKENS,
-        OUT_OF_MEMORY,
         Engine,
         Prediction,
         is_out_of_memory,
+        lacking_memory,
         mean_probabilities,
     )
     from softprompt.answering.evaluation import (
@@ -48,7 +48,16 @@ if TYPE_CHECKING:
     from softprompt.answering.inspection import NUM_NEAREST, ablate, inspect_prompt, nearest_tokens, neighbourhood
     from softprompt.answering.invariance import batch_invariant_rows
     from softprompt.answering.prediction import CHUNK, predict_file, predict_files, predict_records, read_parts
-    from softprompt.answering.rows import Result, append_rows, model_of_row, read_rows, surroundings, write_rows
+    from softprompt.answering.rows import (
+        Result,
+        append_rows,
+        device_name,
+        model_of_row,
+        read_rows,
+        surroundings,
+        versions,
+        write_rows,
+    )
     from softprompt.answering.running import Projection, RunningBatch, Slot, Start, embedded
     from softprompt.answering.saved import (
         form_of,

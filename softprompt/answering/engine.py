@@ -21,11 +21,6 @@ from softprompt.prompts import prepend, stack
 # 1,024 or up to 9 % faster (docs/log.md, 2026-11-26); a GPU wants to be full.
 MAX_TOKENS = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}
 
-OUT_OF_MEMORY = (
-    "out of memory even with one row at a time; use a shorter --max-input-length, fewer prompts at once, "
-    "--checkpoint-activations in training, or a smaller model"
-)
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -157,7 +152,7 @@ class Engine:
                 if not is_out_of_memory(error):
                     raise
                 if len(places) == 1:
-                    raise ValueError(OUT_OF_MEMORY) from None
+                    raise lacking_memory(self.lm) from None
                 half = (len(places) + 1) // 2
                 waiting = [part for w in waiting for part in (w[:half], w[half:]) if part]
                 continue
@@ -178,3 +173,17 @@ class Engine:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, on a GPU or in PyTorch's own allocator on a processor."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def lacking_memory(lm: FrozenLM) -> ValueError:
+    """The error where memory does not suffice for one row: how much of it there is, and what would take less."""
+    taken = ""
+    if lm.device.type == "cuda":
+        total = torch.cuda.mem_get_info(lm.device)[1]
+        taken = f" ({lm.model.get_memory_footprint() / 1e9:.1f} GB of the GPU's {total / 1e9:.1f} are the model's)"
+    ways = ["a shorter --max-input-length", "fewer prompts at once"]
+    if not lm.is_checkpointed:
+        ways.append("--checkpoint-activations in training")
+    if lm.quantization is None:
+        ways.append("--quantize 8bit or 4bit")
+    return ValueError(f"out of memory even with one row at a time{taken}; use {', '.join(ways)}, or a smaller model")

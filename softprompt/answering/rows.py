@@ -75,14 +75,20 @@ def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True)
         changes = subprocess.check_output([*git, "status", "--porcelain", "--", "."], stderr=subprocess.DEVNULL)
+    name = device_name(device)
     return {
-        "device": _device_name(device),
+        "device": f"{name} ({torch.get_num_threads()} threads)" if device.type == "cpu" else name,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "commit": commit.strip(),
         "dirty": bool(changes),
-        "versions": {name: metadata.version(name) for name in ("softprompt", "torch", "transformers")},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of what decides how numbers are rounded, and ours."""
+    return {name: metadata.version(name) for name in ("softprompt", "torch", "transformers")}
 
 
 def read_rows(path: Path) -> list[Result]:
@@ -129,12 +135,13 @@ def write_rows(path: Path, rows: Sequence[Result]) -> None:
     write_whole(path, "".join(row.to_json() + "\n" for row in rows))
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What the maker calls a GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
         with contextlib.suppress(OSError):
             for line in Path("/proc/cpuinfo").read_text().splitlines():
                 if line.startswith("model name"):
-                    return f"{line.split(':', 1)[1].strip()} ({torch.get_num_threads()} threads)"
+                    return line.split(":", 1)[1].strip()
     return str(device)

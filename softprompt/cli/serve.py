@@ -191,8 +191,11 @@ def run(args: argparse.Namespace) -> int:
             timeout_graceful_shutdown=round(settings["drain"]) + 1,
         )
         listener = Listener(config)
+        engine.when_lost = lambda: setattr(listener, "should_exit", True)
         listener.run(sockets=[bound])
-        return 0 if listener.started else 1
+        if engine.lost:
+            say(f"softprompt serve: {engine.lost}")
+        return 0 if listener.started and not engine.lost else 1
 
 
 def _serve_on_ray(settings: dict[str, Any], named: dict[str, str], bound: socket.socket, at: str) -> int:

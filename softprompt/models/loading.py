@@ -36,6 +36,8 @@ BUNDLED = "bundled/"  # what the names of the models that ship with this package
 HEAD_BYTES = 1 << 24  # ours: more than the header of a GGUF file, vocabulary included
 NUM_BLOCKS, BLOCK_BYTES = 512, 1 << 16  # ours: with the head 0.1 s of hashing, however large the file
 BUNDLED_FOLDER = Path(__file__).parent.parent / "bundled"
+# Bytes of a weight; of packed ones with their scales, and tables and norms that stay as they are (ours, rounded up).
+WEIGHT_BYTES = {"--dtype float32": 4.0, "--dtype bfloat16": 2.0, "--quantize 8bit": 1.1, "--quantize 4bit": 0.7}
 
 
 class FrozenLM(Backbone):
@@ -68,8 +70,9 @@ def load(
 
     device: auto, cpu, cuda, cuda:N or mps. dtype: auto (bfloat16 where the processor has it, else float32),
     float32, bfloat16 or float16. quantize: 8bit or 4bit weights (bitsandbytes). Raises ValueError for a source
-    that is no model, one whose type would get wrong numbers, a device or type this machine lacks, or quantisation
-    without its library. Warns where the cache cannot be written, and goes on without.
+    that is no model, one whose type would get wrong numbers, a device or type this machine lacks, a GPU with less
+    memory than the weights take, or quantisation without its library. Warns where the cache cannot be written, and goes
+    on without.
     """
     place = choose_device(device)
     number = choose_dtype(dtype, place)
@@ -79,6 +82,8 @@ def load(
     path, name = resolve(str(source))
     with as_folder(path, name) as folder:
         _check_before_loading(folder, name)
+        if place.type == "cuda":
+            _check_memory(read_architecture(source), number, quantize, place)
         model, tokenizer = _read_model(folder, name, options)
         # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
         exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
@@ -161,22 +166,39 @@ def choose_device(device: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"no device named {device!r}; choose auto, cpu, cuda, cuda:N or mps") from None
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if place.type == "cuda" and not torch.backends.cuda.is_built():
+        raise ValueError(
+            f"device {device!r} is not there: this PyTorch is built without CUDA; choose cpu or auto, or install one "
+            "with it"
+        )
     if not there.get(place.type, False):
         raise ValueError(f"device {device!r} is not there on this machine; choose cpu or auto")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r} is not there; this machine has {torch.cuda.device_count()} GPUs")
+        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        raise ValueError(f"device {device!r} is not there; this machine has {', '.join(names)}; choose among these")
     return place
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The type by name; `auto` is bfloat16 where the processor multiplies in it, float32 elsewhere."""
+    """The type by name; `auto` is bfloat16 where the device multiplies in it, float32 elsewhere.
+
+    ValueError for another name, and for bfloat16 on a GPU that lacks it.
+    """
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype in types:
-        return types[dtype]
-    if dtype != "auto":
+    if dtype != "auto" and dtype not in types:
         raise ValueError(f"no dtype named {dtype!r}; choose auto, {', '.join(types)}")
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        with torch.cuda.device(device):  # machines have cards of several kinds
+            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if dtype == "bfloat16" and not has_bfloat16:
+            card = torch.cuda.get_device_name(device)
+            raise ValueError(
+                f"{card} does not compute in bfloat16; choose float32, or float16 where nothing is trained"
+            )
+        if dtype == "auto":
+            return torch.bfloat16 if has_bfloat16 else torch.float32
+    if dtype in types:
+        return types[dtype]
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     arm = platform.machine() in ("arm64", "aarch64") and device.type == "cpu" and _arm_has_bf16()
     return torch.bfloat16 if device.type == "cpu" and (native or arm) else torch.float32
@@ -331,6 +353,21 @@ def _check_before_loading(path: str | Path, name: str) -> None:
     if type(config) in kinds:
         with quiet():
             check_type(kinds[type(config)], config, name, cache_folder())
+
+
+def _check_memory(model: Architecture, dtype: torch.dtype, quantize: str | None, place: torch.device) -> None:
+    """Refuse a model whose weights alone need more memory than a GPU has free; it is said what would fit."""
+    free, total = torch.cuda.mem_get_info(place)
+    asked = WEIGHT_BYTES[f"--quantize {quantize}"] if quantize else dtype.itemsize
+    if model.num_parameters * asked <= free:
+        return
+    smaller = {way: model.num_parameters * size for way, size in WEIGHT_BYTES.items() if size < asked}
+    fitting = [f"{way} takes {size / 1e9:.1f} GB" for way, size in smaller.items() if size <= free]
+    raise ValueError(
+        f"{model.name} takes {model.num_parameters * asked / 1e9:.1f} GB, and {torch.cuda.get_device_name(place)} has "
+        f"{free / 1e9:.1f} GB free of {total / 1e9:.1f}; "
+        + (", ".join(fitting) if fitting else "give a smaller model, a larger GPU, or --device cpu")
+    )
 
 
 def _read_model(path: str | Path, name: str, options: dict[str, Any]) -> tuple[Any, Any]:

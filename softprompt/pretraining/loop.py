@@ -342,7 +342,7 @@ class Pretraining:
         tensors = {f"weight.{i}": parameter.detach() for i, parameter in enumerate(self.parameters)}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        write_checkpoint(self.checkpoint, self.identity, asdict(self.state), tensors)
+        write_checkpoint(self.checkpoint, self.identity, asdict(self.state), tensors, self.device)
 
     @torch.no_grad()
     def read(self) -> None:
@@ -350,6 +350,7 @@ class Pretraining:
         saved, tensors = read_checkpoint(
             self.checkpoint,
             self.identity,
+            device=self.device,
             of="pre-training",
             watch=self.watch,
         )

@@ -21,6 +21,7 @@ import psutil
 import torch
 
 from softprompt.answering import Beams, TextStream, Writer, batch_invariant_rows
+from softprompt.base.names import first_line
 from softprompt.models import FrozenLM
 from softprompt.serving.admission import Admission, Room, check, start_of
 from softprompt.serving.prompt_table import PromptTable
@@ -66,6 +67,10 @@ class Scheduler:
             max_prefill_tokens=max_prefill_tokens or self.stepper.max_pass_tokens,
             max_label_tokens=self.stepper.max_label_tokens,
         )
+        self.lost: str | None = None
+        """Why the device computes nothing any more, so that the thread has ended; None while it does."""
+        self.when_lost: Callable[[], object] = lambda: None
+        """Called then."""
         self._clock = clock
         self._stepping = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -200,12 +205,38 @@ class Scheduler:
                 queue.changed.wait_for(lambda: queue.in_flight or queue.is_closed)
                 if queue.is_closed:
                     return
+            num_errors = self.stepper.counts["num_errors"]
             try:
                 is_busy = self.step()
             except Exception as error:
+                is_busy = True
                 with self._stepping:
                     self.stepper.start_over(error)
-                continue
+            if self.stepper.counts["num_errors"] > num_errors:
+                self.lost = why_lost(self.lm.device)
+            if self.lost is not None:
+                with queue.changed:
+                    queue.is_draining = True
+                with self._stepping:
+                    self.stepper.start_over(NotServing(self.lost))
+                self.when_lost()
+                return
             if not is_busy:
                 with queue.changed:
                     queue.changed.wait(timeout=0.01)
+
+
+def why_lost(device: torch.device) -> str | None:
+    """Why a GPU computes nothing any more in this process, as after an assertion that failed on it; None if it does."""
+    if device.type != "cuda":
+        return None
+    try:
+        torch.ones(1, device=device).item()
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        return (
+            f"{device} computes nothing any more in this process ({first_line(error)}); start it again, with "
+            "CUDA_LAUNCH_BLOCKING=1 to learn where it failed"
+        )
+    return None

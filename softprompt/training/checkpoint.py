@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from softprompt.answering import device_name, versions
 from softprompt.base.files import write_tensors
 from softprompt.base.watch import Watch
 
@@ -25,13 +26,18 @@ KEYS_OF_0_1_0 = {"training", "pretraining"}
 
 
 def write_checkpoint(
-    path: Path, identity: Mapping[str, Any], state: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    path: Path,
+    identity: Mapping[str, Any],
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
 ) -> None:
     """Write a run's state and tensors. Raises OSError where they cannot be written.
 
-    identity: what a checkpoint must share with the run that goes on from it. Both are written as JSON.
+    identity: what a checkpoint must share with the run that goes on from it. Both are written as JSON, beside the names
+    of the device and the versions of the libraries that compute.
     """
-    content = {"identity": identity, "threads": torch.get_num_threads(), "state": state}
+    content = {"identity": identity, "threads": torch.get_num_threads(), "where": _where(device), "state": state}
     apart: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():  # safetensors takes none that share memory, as a best one may with the last
@@ -45,14 +51,17 @@ def read_checkpoint(
     path: Path,
     identity: Mapping[str, Any],
     *,
+    device: torch.device,
     of: str = "softprompt",
+    is_exact: bool = False,
     watch: Watch,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The state and the tensors to go on from.
 
-    watch: told where the run began with other processor threads than there are now. Raises ValueError, in one line, for
-    a file that is damaged (and no checkpoint `of` what is trained), of softprompt 0.1.0, or of another run, with the
-    first thing in which they differ.
+    watch: told where the run began with other processor threads than there are now, on another device or with other
+    versions. Raises ValueError, in one line, for a file that is damaged (and no checkpoint `of` what is trained), of
+    softprompt 0.1.0, or of another run, with the first thing in which they differ; and for another device or version
+    where the run is to end with the bits of one that never stopped (is_exact).
     """
     metadata: dict[str, str] = {}
     try:
@@ -75,6 +84,15 @@ def read_checkpoint(
             f"{path} is of another run: {name} was {was!r}, and is {now!r}; give the same settings, or remove it to "
             "start again"
         )
+    was_where, is_where = content.get("where", {}), _where(device)  # which versions up to 0.3.0 do not say
+    changed = [f"{name} was {was}, and is {is_where[name]}" for name, was in was_where.items() if is_where[name] != was]
+    if changed and is_exact:
+        raise ValueError(
+            f"{path} is of another machine, where sums round otherwise: {'; '.join(changed)}; go on without "
+            "--deterministic, or there"
+        )
+    if changed:
+        watch.message(f"this run began elsewhere, so sums may round otherwise: {'; '.join(changed)}")
     now = torch.get_num_threads()
     if threads != now and watch.threads:
         watch.threads(threads)
@@ -83,6 +101,10 @@ def read_checkpoint(
             f"processor threads were {threads} when this run began, and are {now}, so sums may round otherwise"
         )
     return state, tensors
+
+
+def _where(device: torch.device) -> dict[str, str]:
+    return {"device": device_name(device), **{name: of for name, of in versions().items() if name != "softprompt"}}
 
 
 def _differences(saved: Any, wanted: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softprompt.answering import MAX_TOKENS, OUT_OF_MEMORY, is_out_of_memory, judge, predict
+from softprompt.answering import MAX_TOKENS, is_out_of_memory, judge, lacking_memory, predict
 from softprompt.base.curve import CURVE, Curve
 from softprompt.base.files import CHECKPOINT, held, refusals
 from softprompt.base.watch import Watch
@@ -40,6 +41,8 @@ from softprompt.training.order import order_of_step
 # and that of guessing each token from the whole vocabulary. One bad step is no reason, nor is a bad start.
 DIVERGED_STEPS = 20
 DIVERGED_TIMES = 2.0
+
+FIXED_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch.use_deterministic_algorithms asks for
 
 Observer = Callable[[int, Tensor], dict[str, Any]]
 """observe(member, its values), at an evaluation: what is written into its history, and into the checkpoint."""
@@ -176,6 +179,7 @@ def fit(
     watch: Watch | None = None,
     observe: Observer | None = None,
     checkpoint_every_s: float = 60.0,
+    deterministic: bool = False,
     world: World = ALONE,
 ) -> list[Fitted]:
     """Train all members together and return each at its best step.
@@ -184,17 +188,18 @@ def fit(
     where checkpoint and curve are kept (None: nowhere). minutes: bound on training and selection together, counted
     across resumes. watch: told of steps and evaluations, of scoring, of a member that stops and a checkpoint that
     cannot be written. observe(member, its values) at each of its evaluations: what it returns goes into the member's
-    history. world: the processes that train together, each of which calls this with the same members and gets the same
-    result; the first one keeps the checkpoint, tells, and has the clock. Raises ValueError for a checkpoint that is
-    damaged or of another run, or a folder that another process trains into, OSError for one that cannot be written from
-    the start, KeyboardInterrupt after writing a checkpoint.
+    history. deterministic: the same bits each time on a GPU, too, somewhat slower; a checkpoint of another device or
+    version is then refused. world: the processes that train together, each of which calls this with the same members
+    and gets the same result; the first one keeps the checkpoint, tells, and has the clock. Raises ValueError for a
+    model in float16, a checkpoint that is damaged or of another run, or a folder that another process trains into,
+    OSError for one that cannot be written from the start, KeyboardInterrupt after writing a checkpoint.
     """
     if not world.is_first:
         folder = watch = None
     run = _Run(method or PromptTuning(lm), members, max_tokens, watch or Watch(), world)
-    with held(folder) if folder else nullcontext():
+    with held(folder) if folder else nullcontext(), _same_bits() if deterministic else nullcontext():
         checkpoint = folder / CHECKPOINT if folder else None
-        run.begin(checkpoint if resume else None)
+        run.begin(checkpoint if resume else None, is_exact=deterministic)
         if checkpoint:  # over an earlier run's, and so that a full disk is told now
             with refusals(checkpoint, "nothing was trained; free some space, or give another folder"):
                 run.save(checkpoint)
@@ -225,6 +230,22 @@ def fit(
             raise
 
 
+@contextmanager
+def _same_bits() -> Iterator[None]:
+    """Let PyTorch compute what it can in a fixed order, and refuse the rest; afterwards as before.
+
+    A GPU's products need a workspace of fixed size besides, which must be named before the first of them.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault(*FIXED_WORKSPACE)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
+
+
 class _Run:
     """All members' states, and what they have in common."""
 
@@ -243,6 +264,11 @@ class _Run:
                 )
         self.method, self.members, self.watch, self.world = method, list(members), watch, world
         self.lm = method.lm
+        if self.lm.dtype == torch.float16:
+            raise ValueError(
+                f"{self.lm.name} is loaded in float16, in which small gradients become 0; load it in bfloat16 or "
+                "float32 to train"
+            )
         tokens = [sum(len(row.target) for row in member.rows) / len(member.rows) for member in members]
         self.guessing = [math.log(self.lm.config.vocab_size) * count for count in tokens]  # loss of an example
         self.states: list[_State] = []
@@ -259,16 +285,17 @@ class _Run:
                 assert is_in_step, "folds go at the pace of the member they serve"
                 self.served.setdefault(fold, []).append(i)
 
-    def begin(self, checkpoint: Path | None) -> None:
+    def begin(self, checkpoint: Path | None, *, is_exact: bool) -> None:
         """Begin at the first step, or go on from the checkpoint that the first process finds.
 
-        ValueError for one that is damaged or of another run.
+        ValueError as `read_checkpoint` has it.
         """
 
         def found() -> tuple[dict[str, Any], dict[str, Tensor]] | None:
             if checkpoint is None or not checkpoint.exists():
                 return None
-            return read_checkpoint(checkpoint, self.identity, watch=self.watch)
+            device = self.lm.device
+            return read_checkpoint(checkpoint, self.identity, device=device, is_exact=is_exact, watch=self.watch)
 
         if saved := self.world.decided(found):
             self._go_on(*saved)
@@ -284,6 +311,8 @@ class _Run:
             optimizer = {name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)}
             fitted = Fitted(tensors[f"{i}.best"], **counters.pop("fitted"))
             self.states.append(_State(i, member, tensors[f"{i}.values"], optimizer, fitted, **counters))
+        if saved.pop("device", self.lm.device.type) != self.lm.device.type:
+            del saved["max_tokens"]  # what fits another device's memory
         for name, value in saved.items():
             setattr(self, name, value)
 
@@ -307,7 +336,8 @@ class _Run:
             members.append({"fitted": fitted, **{name: getattr(state, name) for name in COUNTERS}})
         of_run = ("step", "scored_at", "seconds", "evaluation_seconds", "max_tokens")
         saved = {"members": members, **{name: getattr(self, name) for name in of_run}}
-        write_checkpoint(path, self.identity, saved, tensors)
+        saved["device"] = self.lm.device.type
+        write_checkpoint(path, self.identity, saved, tensors, self.lm.device)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -401,7 +431,7 @@ class _Run:
             if found := self._total(group, found):
                 return found
             if self.max_tokens <= 64:
-                raise ValueError(OUT_OF_MEMORY)
+                raise lacking_memory(self.lm)
             self.max_tokens //= 2
             self.watch.message(f"out of memory at step {self.step + 1}; micro-batches now {self.max_tokens} tokens")
             if torch.cuda.is_available():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ from softprompt.models import FrozenLM, encode_examples, load, lost_part
 from softprompt.prompts import CARD, CONFIG, README, WEIGHTS, Card, SoftPrompt, load_prompt, save_prompt
 from softprompt.tasks import Task
 from softprompt.training.budget import within_budget
-from softprompt.training.loop import Fitted, fit
+from softprompt.training.loop import FIXED_WORKSPACE, Fitted, fit
 from softprompt.training.plan import (
     Plan,
     TaskData,
@@ -154,6 +155,7 @@ def _train_together(
         folder=folder,
         resume=first.resume,
         minutes=first.minutes,
+        deterministic=first.deterministic,
         watch=watch,
         world=world,
     )
@@ -171,6 +173,8 @@ def _train_together(
 
 def load_model(config: RunConfig) -> FrozenLM:
     """The frozen model a run asks for."""
+    if config.deterministic:
+        os.environ.setdefault(*FIXED_WORKSPACE)  # is read at a GPU's first product, which comes before `fit`
     lm = load(
         config.model,
         device=config.device,
@@ -183,7 +187,9 @@ def load_model(config: RunConfig) -> FrozenLM:
     return lm
 
 
-SHARED = ("model", "device", "dtype", "quantize", "checkpoint_activations", "compile", "minutes", "resume")
+SHARED = (
+    "model", "device", "dtype", "quantize", "checkpoint_activations", "compile", "deterministic", "minutes", "resume",
+)  # fmt: skip
 """What runs that train together must have in common."""
 
 

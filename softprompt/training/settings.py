@@ -131,6 +131,7 @@ class RunConfig:
     quantize: str | None = setting("keep the frozen weights in 8 or 4 bits", shown="no", choices=("8bit", "4bit"))
     checkpoint_activations: bool = setting("less memory, more time", False)
     compile: bool = setting("slower to start, faster over hundreds of steps", False)
+    deterministic: bool = setting("the same bits each time on a GPU too, somewhat slower", False)
 
     def __post_init__(self) -> None:
         """Refuse what is no setting, and settings that contradict one another."""
@@ -157,6 +158,10 @@ class RunConfig:
             raise ValueError("give at least one seed")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {', '.join(map(str, self.seeds))} repeat; give different ones")
+        if self.dtype == "float16":
+            raise ValueError(
+                "dtype is float16, in which small gradients become 0; train in bfloat16 or float32, and answer in any"
+            )
         for seed in self.seeds:
             if not 0 <= seed < 2**63:
                 raise ValueError(f"seed is {seed}, but must be 0 or more and below 2 to the 63rd")

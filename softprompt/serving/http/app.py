@@ -118,8 +118,8 @@ def _add_machine(app: FastAPI, server: Server) -> None:
     @app.get("/readyz", tags=["machine"])
     async def readyz() -> dict[str, str]:
         """Whether the model is warm and requests are taken."""
-        if not server.is_ready:
-            raise NotServing("warming up, or being stopped")
+        if not server.is_ready or server.engine.lost:
+            raise NotServing(server.engine.lost or "warming up, or being stopped")
         return {"status": "ready"}
 
     use: Any = server.guard("use")

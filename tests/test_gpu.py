@@ -1,0 +1,188 @@
+"""What is told and done where a GPU is asked for: a stand-in says what there is."""
+
+import json
+import threading
+import time
+import urllib.request
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_backbone import save_model
+from test_serve import free_port
+
+from softprompt.answering.engine import lacking_memory
+from softprompt.models import FrozenLM
+from softprompt.models.loading import choose_device, choose_dtype, load
+from softprompt.serving import NotServing, Part, Request, Scheduler
+from softprompt.serving.scheduler import why_lost
+
+GB = 10**9
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """A machine with two GPUs, as torch would tell it: what it has may be changed."""
+    machine = SimpleNamespace(count=2, bfloat16=True, free=15 * GB, total=16 * GB)
+    names = ["NVIDIA L4", "NVIDIA L4"]
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: machine.count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: machine.count)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: machine.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index or 0])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (machine.free, machine.total))
+    return machine
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(cards, monkeypatch):
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match=r"^device 'cuda:3' is not there; this machine has cuda:0, cuda:1; choose amo"):
+        choose_device("cuda:3")
+    cards.count = 0
+    with pytest.raises(ValueError, match=r"^device 'cuda:3' is not there on this machine; choose cpu or auto$"):
+        choose_device("cuda:3")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    with pytest.raises(ValueError, match=r"^device 'cuda' is not there: this PyTorch is built without CUDA; choose"):
+        choose_device("cuda")
+
+
+def test_a_type_that_a_gpu_lacks_is_refused_and_not_chosen(cards):
+    place = torch.device("cuda:0")
+    assert [choose_dtype(name, place) for name in ("auto", "float16")] == [torch.bfloat16, torch.float16]
+    cards.bfloat16 = False
+    assert choose_dtype("auto", place) == torch.float32
+    with pytest.raises(ValueError, match=r"^NVIDIA L4 does not compute in bfloat16; choose float32, or float16 where"):
+        choose_dtype("bfloat16", place)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantize", "free", "words"),
+    [
+        ("float32", None, 45_000, "--dtype bfloat16 takes 0.0 GB, --quantize 8bit takes 0.0 GB, --quantize 4bit t"),
+        ("float32", None, 20_000, "--quantize 8bit takes 0.0 GB, --quantize 4bit takes 0.0 GB$"),
+        ("bfloat16", None, 12_000, "--quantize 4bit takes 0.0 GB$"),
+        ("bfloat16", "4bit", 5_000, "give a smaller model, a larger GPU, or --device cpu$"),
+    ],
+)
+def test_a_card_too_small_for_the_weights_is_told_before_they_are_read_with_what_fits(
+    cards, tmp_path, monkeypatch, dtype, quantize, free, words
+):
+    """The tiny Llama has 15,568 numbers, which is 0.0 GB in any type."""
+    folder, cards.free = save_model(tmp_path), free
+    monkeypatch.setattr("softprompt.models.loading._read_model", lambda *_: pytest.fail("the weights were read"))
+    with pytest.raises(ValueError, match=rf"takes 0\.0 GB, and NVIDIA L4 has 0.0 GB free of 16.0; .*{words}"):
+        load(folder, device="cuda:0", dtype=dtype, quantize=quantize)
+
+
+def test_memory_that_lacks_for_one_row_is_told_with_what_is_not_in_use_yet(cards, llama):
+    every = "a shorter --max-input-length, fewer prompts at once, --checkpoint-activations in training"
+    assert str(lacking_memory(llama)) == (
+        f"out of memory even with one row at a time; use {every}, --quantize 8bit or 4bit, or a smaller model"
+    )
+    llama.checkpoint_activations()
+    card = SimpleNamespace(device=torch.device("cuda:0"), model=llama.model, is_checkpointed=True, quantization="4bit")
+    assert str(lacking_memory(card)) == (
+        "out of memory even with one row at a time (0.0 GB of the GPU's 16.0 are the model's); use a shorter "
+        "--max-input-length, fewer prompts at once, or a smaller model"
+    )
+
+
+class Assertion(RuntimeError):
+    """What torch raises of a device whose own code found something wrong, from then on at every call."""
+
+    def __init__(self):
+        super().__init__("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported elsewhere")
+
+
+@pytest.fixture
+def breaks(monkeypatch):
+    """A device on which an assertion fails at the first pass after it is set."""
+    broken = threading.Event()
+    plain = FrozenLM.forward
+
+    def forward(self, *args, **options):
+        if broken.is_set():
+            raise Assertion
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(FrozenLM, "forward", forward)
+    monkeypatch.setattr(
+        "softprompt.serving.scheduler.why_lost", lambda device: "cuda:0 computes nothing" if broken.is_set() else None
+    )
+    return broken
+
+
+def test_an_engine_whose_device_is_lost_ends_all_its_requests_and_takes_no_more(llama, breaks):
+    engine = Scheduler(llama)
+    told = threading.Event()
+    engine.when_lost = told.set
+    engine.start()
+    ask = Request(parts=(Part(ids=(4, 5, 6)),))
+    engine.submit(ask).result()
+    breaks.set()
+    tickets = engine.submit_all([(ask, None)] * 3)
+    for ticket in tickets:
+        with pytest.raises((Assertion, NotServing)):
+            ticket.result()
+    assert told.wait(10) and engine.lost == "cuda:0 computes nothing"
+    with pytest.raises(NotServing):
+        engine.submit(ask)
+    assert engine.drain(10)
+
+
+def test_a_request_that_fails_by_itself_leaves_the_engine_at_work(llama, monkeypatch):
+    engine = Scheduler(llama)
+    engine.start()
+    ask, plain = Request(parts=(Part(ids=(4, 5, 6)),)), FrozenLM.forward
+    monkeypatch.setattr(FrozenLM, "forward", lambda *_, **__: (_ for _ in ()).throw(Assertion()))
+    with pytest.raises(Assertion):
+        engine.submit(ask).result()
+    monkeypatch.setattr(FrozenLM, "forward", plain)
+    assert engine.submit(ask).result().prediction and engine.lost is None
+    assert engine.drain(10)
+
+
+def test_a_device_is_lost_if_it_computes_nothing_and_not_for_want_of_memory(monkeypatch):
+    place, errors = torch.device("cuda:1"), []
+
+    def ones(*_, **__):
+        raise errors[-1]
+
+    assert why_lost(torch.device("cpu")) is None
+    monkeypatch.setattr(torch, "ones", ones)
+    errors.append(torch.OutOfMemoryError("CUDA out of memory"))
+    assert why_lost(place) is None
+    errors.append(Assertion())
+    assert why_lost(place) == (
+        "cuda:1 computes nothing any more in this process (CUDA error: device-side assert triggered); start it again, "
+        "with CUDA_LAUNCH_BLOCKING=1 to learn where it failed"
+    )
+
+
+def test_a_server_whose_device_is_lost_ends_by_itself_with_one_line(tmp_path, run, breaks):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+
+    def ask():
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.05)
+        breaks.set()
+        body = json.dumps({"model": "llama", "prompt": "the sea"}).encode()
+        request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+        try:
+            urllib.request.urlopen(request, timeout=20)
+        except OSError as error:
+            codes.append(error.code)
+
+    codes = []
+    client = threading.Thread(target=ask)
+    client.start()
+    code, _, said = run("serve", "--model", save_model(tmp_path / "llama"), "--port", port, "--device", "cpu")
+    client.join()
+    assert (code, codes) == (1, [500])
+    assert said.splitlines()[-1] == "softprompt serve: cuda:0 computes nothing"
