@@ -160,9 +160,9 @@ def mean_states(
     rows = encode_examples(examples, form, lm.tokenizer, with_targets=False)
     states = np.zeros((len(rows), lm.width), dtype=np.float32)
     for places in micro_batches([len(row.ids) for row in rows], MAX_TOKENS[lm.device.type]):
-        batch = collate([rows[i] for i in places], [-1] * len(places), lm.tokenizer.pad_id, lm.device)
+        batch = collate([rows[i] for i in places], [-1] * len(places), lm.tokenizer.pad_id)
         hidden = lm.last_states(lm.embed(batch.ids), batch.mask)
-        weights = batch.mask[..., None].to(hidden.dtype)
+        weights = batch.mask[..., None].to(hidden)
         states[places] = ((hidden * weights).sum(1) / weights.sum(1)).float().cpu().numpy()
         if progress:
             progress(len(places))

@@ -266,10 +266,9 @@ class Peft:
 
     def _padded(self, rows: Sequence[Row], max_length: int | None) -> dict[str, Tensor]:
         """Rows as the guides lay them out; padded to max_length, or to the longest."""
-        here = torch.device("cpu")
         if self.side.is_encoder_decoder:
-            ids, mask = pad([row.ids for row in rows], self.pad_id, here)
-            labels, _ = pad([row.target for row in rows], IGNORED, here)
+            ids, mask = pad([row.ids for row in rows], self.pad_id)
+            labels, _ = pad([row.target for row in rows], IGNORED)
             beyond = 0 if max_length is None else max_length - ids.shape[1]
             ids = nn.functional.pad(ids, (0, beyond), value=self.pad_id)
             return {"input_ids": ids, "attention_mask": nn.functional.pad(mask.long(), (0, beyond)), "labels": labels}

@@ -314,8 +314,8 @@ def _states(lm: FrozenLM, rows: Sequence[Row]) -> dict[str, Tensor]:
     """Means of embeddings and encoder states, and the decoder's first state, of the first rows."""
     found: dict[str, list[Tensor]] = {"embeddings": [], "encoder": [], "decoder": []}
     for at in range(0, min(len(rows), NUM_PROBED), 50):
-        batch = collate(rows[at : at + 50], [NO_PROMPT] * 50, lm.tokenizer.pad_id, lm.device)
-        mask = batch.mask[..., None].float()
+        batch = collate(rows[at : at + 50], [NO_PROMPT] * 50, lm.tokenizer.pad_id)
+        mask = batch.mask[..., None].to(lm.device, torch.float32)
         encoded = lm.model.encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
         start = torch.full((len(batch.ids), 1), lm.model.config.decoder_start_token_id)
         hidden = lm.model.decoder(

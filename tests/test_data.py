@@ -280,14 +280,14 @@ def test_micro_batches_waste_little_on_padding():
 
 
 def test_a_mask_comes_from_lengths_and_never_from_ids():
-    ids, mask = pad([[PAD, 7, PAD], [5]], PAD, torch.device("cpu"))
+    ids, mask = pad([[PAD, 7, PAD], [5]], PAD)
     assert ids.tolist() == [[0, 7, 0], [5, 0, 0]]
     assert mask.tolist() == [[True, True, True], [True, False, False]]
 
 
 def test_rows_and_members_make_one_batch():
     rows = [Row((5, 6, 7), (8, 1), False, 0), Row((9,), (4, 5, 1), True, 1)]
-    batch = collate(rows, [1, -1], PAD, torch.device("cpu"))
+    batch = collate(rows, [1, -1], PAD)
     assert batch.ids.tolist() == [[5, 6, 7], [9, 0, 0]]
     assert batch.mask.tolist() == [[True] * 3, [True, False, False]]
     assert batch.targets.tolist() == [[8, 1, 0], [4, 5, 1]]

@@ -601,7 +601,7 @@ def slow_score(lm, inputs, candidate):
 def test_greedy_tokens_are_those_of_transformers_own_generation(kind):
     lm = tiny_lm(kind)
     for row in make_rows()[:4]:
-        batch = collate([row], [NO_PROMPT], 0, lm.device)
+        batch = collate([row], [NO_PROMPT], 0)
         ours = generate(lm, Embedded(lm.embed(batch.ids), batch.mask), max_tokens=8)
         theirs = lm.model.generate(batch.ids, attention_mask=batch.mask.long(), max_new_tokens=8, do_sample=False)
         new = theirs[0, 1:] if lm.is_encoder_decoder else theirs[0, batch.ids.shape[1] :]

@@ -8,14 +8,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_backbone import save_model
+from conftest import tiny_lm
+from test_backbone import ROWS, make_prompt, save_model
 from test_serve import free_port
+from test_training import member
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from softprompt.answering.engine import lacking_memory
+from softprompt.answering.engine import Engine, lacking_memory
+from softprompt.answering.running import RunningBatch, Start
+from softprompt.base.watch import Watch
+from softprompt.cluster import ALONE
 from softprompt.models import FrozenLM
+from softprompt.models.backbone import Backbone
+from softprompt.models.layers import attending
 from softprompt.models.loading import choose_device, choose_dtype, load
 from softprompt.serving import NotServing, Part, Request, Scheduler
 from softprompt.serving.scheduler import why_lost
+from softprompt.training.loop import _Run
+from softprompt.training.methods import PromptTuning, gradients
 
 GB = 10**9
 
@@ -186,3 +197,94 @@ def test_a_server_whose_device_is_lost_ends_by_itself_with_one_line(tmp_path, ru
     client.join()
     assert (code, codes) == (1, [500])
     assert said.splitlines()[-1] == "softprompt serve: cuda:0 computes nothing"
+
+
+class Waits(TorchFunctionMode):
+    """What the host would wait for a GPU with, which the device `meta` stands for: numbers asked of its tensors (they
+    are all 1), and copies to it from memory that is not pinned. Indices from masks, which wait too, meta refuses.
+    """
+
+    ASKS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        own = args[0] if args and isinstance(args[0], Tensor) else None
+        if name in self.ASKS and own is not None and own.is_meta:
+            self.seen.append(name)
+            return func(torch.ones(own.shape, dtype=own.dtype), *args[1:], **kwargs)
+        found = func(*args, **kwargs)
+        is_copied = name in ("tensor", "as_tensor") or (name == "to" and own is not None and not own.is_meta)
+        if is_copied and isinstance(found, Tensor) and found.is_meta and not kwargs.get("non_blocking"):
+            self.seen.append(name)
+        return found
+
+
+def on_meta(kind):
+    lm = tiny_lm(kind)
+    lm.model.to("meta")
+    return lm
+
+
+@pytest.mark.parametrize("kind", ["t5", "umt5", "llama", "gemma3"])
+def test_a_training_step_waits_for_its_device_three_times_however_many_prompts_and_passes_it_has(kind):
+    lm = tiny_lm(kind)
+    dropout = 0.1 if lm.is_encoder_decoder else 0.0
+    members = [member(lm, f"m{seed}", seed=seed, length=3 + seed, batch_size=6, dropout=dropout) for seed in range(3)]
+    lm.model.to("meta")
+    run = _Run(PromptTuning(lm), members, 60, Watch(), ALONE)
+    run.begin(None, is_exact=False)
+    passes, plain = [], FrozenLM.loss
+    with pytest.MonkeyPatch.context() as patch, Waits() as waits:
+        patch.setattr(FrozenLM, "loss", lambda *a, **o: passes.append(1) or plain(*a, **o))
+        run.train_step()
+    assert len(passes) > 3
+    assert waits.seen == ["tolist"] * 3  # the losses, whether gradients are finite, whether what they moved is
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_step_of_running_rows_waits_for_nothing(kind):
+    lm = on_meta(kind)
+    batch = RunningBatch(lm, lm.layout())
+    with Waits() as waits:
+        for ids in ((4, 5, 6), (7,)):
+            batch.read([Start(ids=ids, max_tokens=3)], 1 << 20)
+        batch.decode()
+    assert waits.seen == []
+
+
+@pytest.mark.parametrize("kind", ["t5", "umt5", "llama", "gemma3"])
+def test_lengths_that_suit_a_gpu_change_nothing_but_rounding(kind, monkeypatch):
+    lm = tiny_lm(kind)
+    prompts, worn, choices = [make_prompt(lm), make_prompt(lm, 7)], [1, 0], [[(9, 1), (20, 1)]] * 2
+    rate, seeds = (0.1, [3, 4]) if lm.is_encoder_decoder else (0.0, None)
+    keys, plain = [], torch.nn.functional.scaled_dot_product_attention
+
+    def attention(query, key, value, **options):
+        if query.shape[2] > 8:  # neither a target's few tokens, nor a prompt's own pass
+            keys.append(key.shape[2])
+        return plain(query, key, value, **options)
+
+    def found():
+        scores = torch.tensor(Engine(lm, prompts).label_scores(ROWS, worn, choices))
+        return [scores, *gradients(lm, prompts, ROWS, worn, max_tokens=100, dropout=rate, seeds=seeds)[0]]
+
+    expected = found()
+    monkeypatch.setattr(Backbone, "length_step", 8)
+    monkeypatch.setattr(Backbone, "adds_masks", not lm.is_encoder_decoder)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    assert all(float((a - b).abs().max()) < 1e-5 for a, b in zip(expected, found(), strict=True))
+    assert keys and all(length % 8 == 0 for length in keys)
+
+
+def test_on_a_gpu_passes_run_without_cudnns_attention_and_nothing_else_does():
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with attending(torch.device("cuda:1")):
+        enabled = [torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()]
+        assert enabled == [True, True] and not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with attending(torch.device("cpu")):
+        assert torch.backends.cuda.cudnn_sdp_enabled()

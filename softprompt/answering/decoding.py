@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from softprompt.base.devices import sent
 from softprompt.models import Tokenizer
 
 MAX_BEAMS = 32  # ours: each beam is a row of the running batch
@@ -85,7 +86,8 @@ def choose(logits: Float[Tensor, "b v"], draws: Sequence[Draw | None]) -> tuple[
     drawn = [row for row, draw in enumerate(draws) if draw is not None]
     if drawn:
         taken = [draw for draw in draws if draw is not None]
-        tokens[drawn] = sample(logits[drawn], *(list(column) for column in zip(*taken, strict=True)))
+        rows = sent(drawn, logits.device)
+        tokens[rows] = sample(logits[rows], *(list(column) for column in zip(*taken, strict=True)))
     return tokens, -nn.functional.cross_entropy(logits, tokens, reduction="none")
 
 
@@ -93,7 +95,7 @@ def alternatives(logits: Float[Tensor, "b v"], tokens: Sequence[int], count: int
     """log p of each row's `count` most probable tokens, the first in front, and of its own token."""
     log_probs = logits.log_softmax(-1)
     top, ids = log_probs.topk(min(count, logits.shape[1]))
-    own = log_probs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+    own = log_probs.gather(-1, sent(tokens, logits.device)[:, None])[:, 0]
     told = []
     for token, log_prob, row_ids, row in zip(tokens, own.tolist(), ids.tolist(), top.tolist(), strict=True):
         told.append(dict(zip(row_ids, row, strict=True)) | {token: log_prob})
@@ -105,11 +107,11 @@ def sample(
 ) -> Int[Tensor, " b"]:
     """Each row's token where its own cumulative probability passes its uniform number."""
     exact = _float64(logits)
-    column = {"dtype": torch.float64, "device": exact.device}
-    divisor, mass, point = (torch.tensor(values, **column)[:, None] for values in (temperature, top_p, uniform))
+    columns = torch.tensor([temperature, top_p, uniform], dtype=torch.float64)[:, :, None]
+    divisor, mass, point = sent(columns, exact.device)
     highest = exact.amax(-1, keepdim=True)  # taken off before dividing, which else ends beyond float64
     probabilities = ((exact - highest) / divisor).softmax(-1)
-    if float(mass.min()) == 1.0:
+    if min(top_p) == 1.0:
         return _at(probabilities, point).to(logits.device)
     for width in (min(NUCLEUS, logits.shape[1]), logits.shape[1]):
         sorted_, ids = probabilities.topk(width)
@@ -165,15 +167,16 @@ class Beams:
         log_probs: of the next token after each living beam (at first there is one, of no token).
         """
         exact = _float64(log_probs)
-        before = torch.tensor([beam.score for beam in self._living], dtype=torch.float64, device=exact.device)
+        before = sent(torch.tensor([beam.score for beam in self._living], dtype=torch.float64), exact.device)
         totals = (exact + before[:, None]).flatten()
         best, places = totals.topk(min((1 + len(self._end_ids)) * self.size, len(totals)))
+        gained = exact.flatten()[places]
         length = self.length + 1
         living, parents = [], []
-        for rank, (total, place) in enumerate(zip(best.tolist(), places.tolist(), strict=True)):
+        ranked = zip(best.tolist(), places.tolist(), gained.tolist(), strict=True)
+        for rank, (total, place, log_prob) in enumerate(ranked):
             parent, token = divmod(place, log_probs.shape[1])
             came = self._living[parent]
-            log_prob = float(log_probs[parent, token])
             beam = Hypothesis(total, [*came.ids, token], [*came.log_probs, log_prob])
             if token in self._end_ids or length == self._decoding.max_tokens:
                 if rank < self.size:

@@ -96,7 +96,7 @@ class Engine:
 
         def score(places: list[int]) -> None:
             entering = self.inputs([rows[i] for i in places], [member[i] for i in places])
-            ids, real = pad_candidates([candidates[i] for i in places], self.lm.tokenizer.pad_id, self.lm.device)
+            ids, real = pad_candidates([candidates[i] for i in places], self.lm.tokenizer.pad_id)
             summed = self.lm.score(entering, ids, real).tolist()
             for i, values in zip(places, summed, strict=True):
                 scores[i] = values[: len(candidates[i])]
@@ -132,7 +132,7 @@ class Engine:
 
     def inputs(self, rows: Sequence[Row], member: Sequence[int]) -> Embedded:
         """The rows as they enter the model, with the prompts that `member` names."""
-        batch = collate(rows, member, self.lm.tokenizer.pad_id, self.lm.device)
+        batch = collate(rows, member, self.lm.tokenizer.pad_id)
         x, mask = self.lm.embed(batch.ids), batch.mask
         if self.states is None and any(m != NO_PROMPT for m in member):
             x, mask = prepend(self.prompts, self.lengths, batch.member, x, mask)

@@ -335,7 +335,7 @@ class RunningBatch:
                 capacity = max(min(states.capacity, max(2 * group.num_rows, SPARE)), group.num_rows)
                 self._resize(group, capacity, group.length, max(min(left, ROOM), 1), max(states.encoded_lengths))
         slots = [slot for group in groups for slot in group.slots]
-        tokens = torch.tensor([slot.token for slot in slots], device=self.layout.device)
+        tokens = torch.tensor([slot.token for slot in slots])
         num_rows = 0 if self.rows_at_once is None or len(groups[0].slots) > 1 else self.rows_at_once
         return step_rows(self.lm, tokens, [group.states for group in groups], num_rows=num_rows)
 
@@ -387,7 +387,7 @@ def generate(lm: FrozenLM, rows: Embedded, *, max_tokens: int) -> Generated:
 
 def embedded(lm: FrozenLM, starts: Sequence[Start]) -> Embedded:
     """The rows as they enter the model, each with its prompt; padding at the right."""
-    ids, mask = pad([start.ids for start in starts], lm.tokenizer.pad_id, lm.device)
+    ids, mask = pad([start.ids for start in starts], lm.tokenizer.pad_id)
     x = lm.embed(ids)
     if not lm.is_encoder_decoder:
         states = [start.worn if isinstance(start.worn, PromptStates) else None for start in starts]
@@ -397,4 +397,6 @@ def embedded(lm: FrozenLM, starts: Sequence[Start]) -> Embedded:
         return Embedded(x, mask)
     places = iter(range(len(values)))
     member = [NO_PROMPT if start.worn is None else next(places) for start in starts]
-    return Embedded(*prepend(*stack(values), torch.tensor(member, device=x.device), x, mask))
+    member = torch.tensor(member)
+    x, mask = prepend(*stack(values), member, x, mask)
+    return Embedded(x, mask)

@@ -21,9 +21,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from softprompt.models.layers import checkpointed, compiled, use_row_attention, use_written_out_attention
+from softprompt.base.devices import sent
+from softprompt.models.layers import (
+    attending,
+    checkpointed,
+    compiled,
+    use_row_attention,
+    use_written_out_attention,
+)
 from softprompt.models.states import Embedded, Layout, PromptStates
 from softprompt.models.t5 import T5Layers
 from softprompt.models.tokenizer import Tokenizer
@@ -115,6 +122,22 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         """The type the model computes in. Prompts are always float32."""
         return self._table.weight.dtype
+
+    @property
+    def length_step(self) -> int:
+        """What the tokens that attention reads are a multiple of. A GPU's copies a mask or a bias of other widths, once
+        a layer, and keeps each (mem_eff_alignment in PyTorch's attention.cpp): for T5 XXL 37 GB of 32 rows of 612.
+        """
+        return 8 if self.device.type == "cuda" else 1
+
+    @property
+    def adds_masks(self) -> bool:
+        """Whether masks are added to scores: by eager attention; and a GPU's would make each layer's own of True and
+        False.
+        """
+        return self.config._attn_implementation == "eager" or (
+            self.device.type == "cuda" and not self.is_encoder_decoder
+        )
 
     @property
     def quantization(self) -> str | None:
@@ -223,11 +246,12 @@ class Backbone:
             return contextlib.nullcontext()
         if self._t5 is None:
             raise ValueError(f"dropout is for encoder-decoders; {self.name} is decoder-only: set dropout to 0")
-        return self._t5.dropout(rate, seeds, lengths, targets)
+        width = max(lengths) + -max(lengths) % self.length_step
+        return self._t5.dropout(rate, seeds, lengths, targets, width)
 
     def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The embedded ids, as the model's first block would get them."""
-        return self._table(ids)
+        return self._table(sent(ids, self.device))
 
     def run_prompts(self, prompts: Float[Tensor, "k p d"], lengths: Int[Tensor, " k"]) -> PromptStates:
         """Every prompt through a decoder-only model once: its keys and values in every layer."""
@@ -236,7 +260,7 @@ class Backbone:
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        self._read(Embedded(prompts, torch.arange(prompts.shape[1], device=prompts.device) < lengths[:, None]), cache)
+        self._read(Embedded(prompts, torch.arange(prompts.shape[1]) < lengths[:, None]), cache)
         layers: list[Any] = cache.layers
         return PromptStates([layer.keys for layer in layers], [layer.values for layer in layers], lengths)
 
@@ -247,7 +271,7 @@ class Backbone:
         soft = [prompt for prompt in prompts if prompt.ndim == 2]
         run = None
         if soft:
-            lengths = torch.tensor([len(prompt) for prompt in soft], device=self.device)
+            lengths = torch.tensor([len(prompt) for prompt in soft])
             run = self.run_prompts(torch.nn.utils.rnn.pad_sequence(soft, batch_first=True), lengths)
             if len(soft) == len(prompts):
                 return run
@@ -279,7 +303,7 @@ class Backbone:
         hidden = self._predicting(rows, targets[:, None], targets_mask[:, None])
         log_probs, log_z = self._chosen(hidden, targets[targets_mask])
         nll = z_loss * log_z.square() - log_probs if z_loss else -log_probs
-        return torch.zeros(targets.shape, dtype=nll.dtype, device=nll.device).masked_scatter(targets_mask, nll)
+        return _spread(nll, targets_mask)
 
     def score(
         self, rows: Embedded, candidates: Int[Tensor, "b c l"], candidates_mask: Bool[Tensor, "b c l"]
@@ -292,12 +316,28 @@ class Backbone:
         ids = candidates[candidates_mask]
         parts = zip(hidden.split(LOGIT_ROWS), ids.split(LOGIT_ROWS), strict=True)
         chosen = torch.cat([self._chosen(*part)[0] for part in parts])
-        scores = torch.zeros(candidates.shape, dtype=chosen.dtype, device=chosen.device)
-        return scores.masked_scatter(candidates_mask, chosen).sum(-1)
+        return _spread(chosen, candidates_mask).sum(-1)
 
     def encode(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The encoder's last states."""
-        return self.model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
+        return self._encoded(x, mask)[0][:, : x.shape[1]]
+
+    def over_encoded(self, mask: Bool[Tensor, "b t"]) -> Tensor | None:
+        """The mask [b 1 1 t] of what attends to an encoder's tokens, as T5 takes it; None where nothing is padding, and
+        [1 1 1 t] where all rows have the same.
+
+        transformers would ask the device whether anything is.
+        """
+        if bool(mask.all()):
+            return None
+        return self.as_read((mask[:1] if bool((mask == mask[:1]).all()) else mask)[:, None, None])
+
+    def _encoded(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's last states and their mask, at a width that is a multiple of `length_step`."""
+        if beyond := -x.shape[1] % self.length_step:
+            x, mask = nn.functional.pad(x, (0, 0, 0, beyond)), nn.functional.pad(mask, (0, beyond))
+        with attending(x.device):
+            return self.model.encoder(inputs_embeds=x, attention_mask=self.over_encoded(mask)).last_hidden_state, mask
 
     def last_states(self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The last hidden state of each token of the input (the encoder's, if there is one)."""
@@ -307,7 +347,7 @@ class Backbone:
     def layout(self) -> Layout:
         """What a token of a row takes in the cache (of the decoder, in an encoder-decoder)."""
         if self._key_shapes is None:
-            one = torch.ones(1, dtype=torch.long, device=self.device)
+            one = torch.ones(1, dtype=torch.long)
             states = self.run_prompts(torch.zeros(1, 1, self.width, device=self.device), one)
             self._key_shapes = tuple((layer.shape[1], layer.shape[3]) for layer in states.by_layer())
         encoder_width = self.width if self.is_encoder_decoder else 0
@@ -326,14 +366,15 @@ class Backbone:
         self, x: Float[Tensor, "b q d"], masks: Any, positions: Int[Tensor, "b q"], cache: Any = None, **options: Any
     ) -> Float[Tensor, "b q d"]:
         """Last hidden states of a decoder-only model. masks: as `allowed` or `by_kind` make them."""
-        return self.model.get_decoder()(
-            inputs_embeds=x.to(self.dtype),
-            attention_mask=masks,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **options,
-        ).last_hidden_state
+        with attending(x.device):
+            return self.model.get_decoder()(
+                inputs_embeds=x.to(self.dtype),
+                attention_mask=masks,
+                position_ids=sent(positions, x.device),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **options,
+            ).last_hidden_state
 
     def allowed(
         self,
@@ -348,9 +389,11 @@ class Backbone:
         that no row of scores is empty.
         """
         q, s = structure.shape
+        real = sent(real, structure.device)
         itself = torch.eye(s, dtype=torch.bool, device=structure.device)[s - q :]
         full = near = ((structure & real[:, None]) | itself)[:, None]
         if self.window is not None:
+            queries_at, keys_at = sent(queries_at, structure.device), sent(keys_at, structure.device)
             near = full & ((queries_at[:, :, None] - keys_at[:, None] < self.window) | itself)[:, None]
         return self.by_kind(self.as_read(full), self.as_read(near))
 
@@ -360,8 +403,9 @@ class Backbone:
         return {"full_attention": full, "sliding_attention": near} if "sliding_attention" in kinds else near
 
     def as_read(self, allowed: Bool[Tensor, "b 1 q s"]) -> Tensor:
-        """A mask as the model's attention takes it: eager attention adds it to the scores."""
-        if self.config._attn_implementation != "eager":
+        """A mask as the model's attention takes it."""
+        allowed = sent(allowed, self.device)
+        if not self.adds_masks:
             return allowed
         return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
 
@@ -371,13 +415,13 @@ class Backbone:
             hidden = self._after_encoder(rows, candidates)
         else:
             hidden = self._after_text(rows, candidates, candidates_mask)
-        return hidden[candidates_mask]
+        return hidden.flatten(0, -2).index_select(0, _places(candidates_mask, hidden.device))
 
     def _chosen(self, hidden: Float[Tensor, "n d"], ids: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
         """log p of these tokens and log Z, [n] each."""
         logits = self.logits(hidden)
         log_z = logits.logsumexp(-1)
-        return logits.gather(-1, ids[:, None])[:, 0] - log_z, log_z
+        return logits.gather(-1, sent(ids, logits.device)[:, None])[:, 0] - log_z, log_z
 
     def _after_encoder(self, rows: Embedded, candidates: Tensor) -> Tensor:
         """Decoder states [b c l d] that predict each candidate's tokens; each row is encoded once.
@@ -387,7 +431,7 @@ class Backbone:
         distance from the prefix.
         """
         b, c, length = candidates.shape
-        encoded, mask = self.encode(rows.x, rows.mask), rows.mask
+        encoded, mask = self._encoded(rows.x, rows.mask)
         start = torch.full((b, c, 1), self.config.decoder_start_token_id, device=candidates.device)
         ids = torch.cat([start, candidates[..., :-1]], -1)  # [b c l]
         if rows.states is None or rows.member is None:
@@ -401,14 +445,15 @@ class Backbone:
             encoded, mask = encoded.repeat_interleave(c, 0), mask.repeat_interleave(c, 0)
             own = rows.states.fill(DynamicCache(), rows.member.repeat_interleave(c), self.dtype)
             cache = EncoderDecoderCache(own, DynamicCache())
-        hidden = self.model.decoder(
-            inputs_embeds=self.embed(ids),
-            attention_mask=allowed,
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        with attending(encoded.device):
+            hidden = self.model.decoder(
+                inputs_embeds=self.embed(ids),
+                attention_mask=allowed,
+                encoder_hidden_states=encoded,
+                encoder_attention_mask=self.over_encoded(mask),
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
         return hidden.reshape(b, c, length, -1)
 
     def _after_text(self, rows: Embedded, candidates: Tensor, candidates_mask: Tensor) -> Tensor:
@@ -421,7 +466,7 @@ class Backbone:
         b, c, length = candidates.shape
         fed = candidates[..., :-1].flatten(1)  # [b n]
         t, n = x.shape[1], fed.shape[1]
-        steps = torch.arange(length - 1, device=x.device).repeat(c)  # [n]
+        steps = torch.arange(length - 1).repeat(c)  # [n]
         positions = torch.cat([_positions(mask), mask.sum(1, keepdim=True) + steps], 1)
         real = torch.cat([mask, candidates_mask[..., :-1].flatten(1)], 1)
         structure = torch.ones(t + n, t + n, dtype=torch.bool, device=x.device).tril()
@@ -430,7 +475,7 @@ class Backbone:
             structure[t:, t:] = torch.block_diag(*[causal] * c)
         both = Embedded(torch.cat([x, self.embed(fed)], 1), real, rows.states, rows.member)
         hidden = self._read(both, positions=positions, structure=structure)
-        last = t - 1 - mask.flip(1).int().argmax(1)  # [b], wherever padding is
+        last = sent(t - 1 - mask.flip(1).int().argmax(1), x.device)  # [b], wherever padding is
         first = hidden[torch.arange(b, device=x.device), last][:, None, None].expand(b, c, 1, self.width)
         return torch.cat([first, hidden[:, t:].unflatten(1, (c, length - 1))], 2) if n else first
 
@@ -447,21 +492,36 @@ class Backbone:
         positions = _positions(real) if positions is None else positions
         if structure is None:
             structure = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        num_tokens, in_front = x.shape[1], 0 if rows.states is None else rows.states.keys[0].shape[2]
+        if cache is None and (beyond := -(in_front + num_tokens) % self.length_step):
+            x, structure = nn.functional.pad(x, (0, 0, 0, beyond)), nn.functional.pad(structure, (0, beyond, 0, beyond))
+            real, positions = nn.functional.pad(real, (0, beyond)), nn.functional.pad(positions, (0, beyond))
         keys_at = positions
         if rows.states is not None and rows.member is not None:
             lengths = rows.states.row_lengths(rows.member)[:, None]
-            columns = torch.arange(rows.states.keys[0].shape[2], device=x.device).expand(len(x), -1)
+            columns = torch.arange(in_front).expand(len(x), -1)
             positions = positions + lengths
             keys_at = torch.cat([columns, positions], 1)
             real = torch.cat([columns < lengths, real], 1)
             structure = torch.cat([structure.new_ones(len(structure), columns.shape[1]), structure], 1)
             cache = rows.states.fill(DynamicCache(), rows.member, x.dtype)
-        return self.forward(x, self.allowed(structure, real, positions, keys_at), positions, cache)
+        masks = self.allowed(structure, real, positions, keys_at)
+        return self.forward(x, masks, positions, cache)[:, :num_tokens]
 
 
 def _positions(mask: Tensor) -> Tensor:
     """Positions counted from the mask [b t]; padding repeats the last one."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _places(mask: Bool[Tensor, "*b l"], device: torch.device) -> Int[Tensor, " n"]:
+    """Where a mask is True, counted through."""
+    return sent(mask.flatten().nonzero()[:, 0], device)
+
+
+def _spread(values: Float[Tensor, " n"], mask: Bool[Tensor, "*b l"]) -> Float[Tensor, "*b l"]:
+    """The values in the places where the mask is True, 0 in the others."""
+    return values.new_zeros(mask.numel()).index_copy(0, _places(mask, values.device), values).view(mask.shape)
 
 
 def scales_outputs(config: Any) -> bool:

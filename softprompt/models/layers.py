@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -163,6 +164,21 @@ def checkpointed(forward: Any) -> Any:
     from torch.utils.checkpoint import checkpoint
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        device = args[0].device
+        if device.type == "cuda" and not torch.compiler.is_compiling():  # which chooses an attention once
+            kwargs["context_fn"] = lambda: (nullcontext(), attending(device))
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return run
+
+
+def attending(device: torch.device) -> AbstractContextManager[Any]:
+    """What a model's pass runs in: on a GPU without cuDNN's attention, which PyTorch 2.11 and later take first on some.
+
+    It plans 20 to 40 ms for each shape it has not seen, and ours change with every micro-batch and every token.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from softprompt.base.devices import sent
+
 
 @dataclass
 class PromptStates:
     """Keys and values of k prompts in every layer of a decoder-only model, each prompt run once.
 
-    keys, values: one [k h p e] per layer (h key heads, e head width); lengths: [k] prompt tokens in use.
+    keys, values: one [k h p e] per layer (h key heads, e head width); lengths: [k] prompt tokens in use, on the host.
     """
 
     keys: list[Tensor]
@@ -31,8 +33,7 @@ class PromptStates:
     def of_values(values: Float[Tensor, "p layers h e"]) -> PromptStates:
         """Those of one prompt that is keys and values: each layer's keys and then its values, layer after layer."""
         layers = values.transpose(0, 1).transpose(1, 2)[:, None]  # [2l 1 h p e]
-        lengths = torch.tensor([len(values)], device=values.device)
-        return PromptStates(list(layers[0::2]), list(layers[1::2]), lengths)
+        return PromptStates(list(layers[0::2]), list(layers[1::2]), torch.tensor([len(values)]))
 
     def to(self, dtype: torch.dtype, *, copy: bool = False) -> PromptStates:
         """The same in another type."""
@@ -63,11 +64,13 @@ class PromptStates:
         A row that wears none gets those of any prompt; the mask hides them.
         """
 
+        worn_by = sent(member.clamp(min=0), self.keys[0].device)
+
         def worn(layer: Tensor) -> Tensor:
             if len(layer) == 1:
                 return layer.to(dtype).expand(len(member), -1, -1, -1)
             # index_select: its gradient is summed in one order, that of plain indexing in any.
-            return layer.to(dtype).index_select(0, member.clamp(min=0))
+            return layer.to(dtype).index_select(0, worn_by)
 
         for number, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             cache.update(worn(keys), worn(values), number)
@@ -97,8 +100,7 @@ class PromptStates:
             return None, None
         prompts = list(distinct.values())
         place_of = {key: place for place, key in enumerate(distinct)}
-        device = prompts[0].lengths.device
-        member = torch.tensor([-1 if states is None else place_of[id(states)] for states in worn], device=device)
+        member = torch.tensor([-1 if states is None else place_of[id(states)] for states in worn])
         if len(prompts) == 1:
             return prompts[0], member
         lengths = torch.cat([states.lengths for states in prompts])
@@ -114,7 +116,7 @@ class PromptStates:
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """Rows as they enter the model."""
+    """Rows as they enter the model: x on its device, mask and member on the host, where nothing waits for it."""
 
     x: Float[Tensor, "b t d"]
     """The embedded input, with each row's prompt in front of it unless that comes as states."""
@@ -222,16 +224,14 @@ class RowStates:
         return keys[: self.num_rows, :, first:until], values[: self.num_rows, :, first:until]
 
     def real(self, first: int, until: int) -> Bool[Tensor, "b s"]:
-        """Which of these columns are a row's own."""
-        columns = torch.arange(first, until, device=self.layout.device)
-        return columns >= torch.tensor(self.starts, device=self.layout.device)[:, None]
+        """Which of these columns are a row's own, on the host."""
+        return torch.arange(first, until) >= torch.tensor(self.starts)[:, None]
 
     def all_encoded(self) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
-        """The encoder's states and their mask, as wide as the longest row's."""
+        """The encoder's states and their mask, on the host, as wide as the longest row's."""
         widest = max(self.encoded_lengths)
-        columns = torch.arange(widest, device=self.layout.device)
-        lengths = torch.tensor(self.encoded_lengths, device=self.layout.device)
-        return self.encoded[: self.num_rows, :widest], columns < lengths[:, None]
+        real = torch.arange(widest) < torch.tensor(self.encoded_lengths)[:, None]
+        return self.encoded[: self.num_rows, :widest], real
 
     def cross_attention(self) -> Any:
         """transformers' own cache for keys and values of the encoder's states; empty after rows have come."""
@@ -287,7 +287,7 @@ class RowStates:
         moved = [(to, source) for to, source in zip(rows, sources, strict=True) if to != source]
         if not moved:
             return
-        to, source = torch.tensor(moved, device=self.layout.device).T
+        to, source = sent(moved, self.layout.device).T
         columns = slice(self.end - num_tokens, self.end)
         for state in self.states:
             state[to, :, columns] = state[source, :, columns]

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from softprompt.base.devices import sent
 from softprompt.models.backbone import Backbone
+from softprompt.models.layers import attending
 from softprompt.models.states import Embedded, Layout, RowGroups, RowStates
 
 
@@ -44,7 +46,7 @@ def begin_rows(
     states.starts, states.end = [s - length for length in lengths], s - q
     states.encoded_lengths = [0] * len(x)
     states.prompts = _prompts(rows)
-    keys_at = torch.arange(s, device=x.device) - torch.tensor(states.starts, device=x.device)[:, None]
+    keys_at = torch.arange(s) - torch.tensor(states.starts)[:, None]
     queries_at = keys_at[:, s - q :].clamp(min=0)
     structure = torch.ones(q, s, dtype=torch.bool, device=x.device).tril(s - q)
     hidden = lm.forward(x, lm.allowed(structure, states.real(0, s), queries_at, keys_at), queries_at, states)
@@ -64,17 +66,18 @@ def step_rows(
     if lm.is_encoder_decoder:
         (rows,) = groups
         encoded, mask = rows.all_encoded()
-        hidden = lm.model.decoder(
-            inputs_embeds=x,
-            attention_mask=lm.as_read(rows.real(rows.first, rows.end + 1)[:, None, None]),
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=mask,
-            past_key_values=rows,
-            use_cache=True,
-        ).last_hidden_state
+        with attending(x.device):
+            hidden = lm.model.decoder(
+                inputs_embeds=x,
+                attention_mask=lm.as_read(rows.real(rows.first, rows.end + 1)[:, None, None]),
+                encoder_hidden_states=encoded,
+                encoder_attention_mask=lm.over_encoded(mask),
+                past_key_values=rows,
+                use_cache=True,
+            ).last_hidden_state
     else:
         together = RowGroups(groups, lm.window, lm.as_read)
-        at = torch.tensor([[group.end - start] for group in groups for start in group.starts], device=x.device)
+        at = torch.tensor([[group.end - start] for group in groups for start in group.starts])
         padding = (0, 0, 0, max(num_rows - len(tokens), 0))
         at, x = nn.functional.pad(at, padding), nn.functional.pad(x, (0, 0, *padding))
         hidden = lm.forward(x, lm.by_kind(together.full, together.near), at, together, rows=together)
@@ -89,12 +92,12 @@ def _flush(rows: Embedded, lengths: Sequence[int], *, at_end: bool) -> tuple[Ten
     device, width = rows.x.device, max(lengths)
     if not at_end and rows.x.shape[1] == width and bool(rows.mask[:, 0].all()):
         return rows.x, rows.mask
-    before = torch.tensor([width - length if at_end else 0 for length in lengths], device=device)[:, None]  # [b 1]
-    column = torch.arange(width, device=device) - before
+    before = torch.tensor([width - length if at_end else 0 for length in lengths])[:, None]  # [b 1]
+    column = torch.arange(width) - before
     source = (column + rows.mask.int().argmax(1)[:, None]).clamp(0, rows.x.shape[1] - 1)
-    mask = (column >= 0) & (column < torch.tensor(lengths, device=device)[:, None])
-    x = rows.x.gather(1, source[:, :, None].expand(-1, -1, rows.x.shape[2]))
-    return torch.where(mask[:, :, None], x, 0), mask
+    mask = (column >= 0) & (column < torch.tensor(lengths)[:, None])
+    x = rows.x.gather(1, sent(source, device)[:, :, None].expand(-1, -1, rows.x.shape[2]))
+    return torch.where(sent(mask, device)[:, :, None], x, 0), mask
 
 
 def _prompts(rows: Embedded) -> list[tuple[int, list[Tensor]]]:

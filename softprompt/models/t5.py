@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softprompt.base.devices import sent
 from softprompt.models.states import RowStates, with_mask
 
 
@@ -173,10 +174,12 @@ class T5Layers:
             setattr(module, name, once)
 
     @contextlib.contextmanager
-    def dropout(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int) -> Iterator[None]:
-        """As `FrozenLM.dropout`, at a rate above 0."""
+    def dropout(
+        self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int, width: int
+    ) -> Iterator[None]:
+        """As `FrozenLM.dropout`, at a rate above 0. width: of the encoder's input, padding included."""
         try:
-            self._draw_masks(rate, seeds, lengths, targets)
+            self._draw_masks(rate, seeds, lengths, targets, width)
             yield
         finally:
             for module in [*self.dropouts, *self.attentions]:
@@ -184,11 +187,11 @@ class T5Layers:
             for stack in self.stacks:
                 stack.dropout.turn = 0  # an error may have come between the two
 
-    def _draw_masks(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int) -> None:
+    def _draw_masks(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int, width: int) -> None:
         heads, device = self.attentions[0].num_heads, self.stacks[0].final_layer_norm.weight.device
         widths = [module.width for module in self.dropouts]
         shared = torch.zeros(len(seeds), sum(widths))
-        inputs = torch.zeros(len(seeds), len(self._over_inputs), max(lengths), heads)
+        inputs = torch.zeros(len(seeds), len(self._over_inputs), width, heads)
         outputs = torch.zeros(len(seeds), len(self._over_targets), targets, heads)
         for row, (seed, length) in enumerate(zip(seeds, lengths, strict=True)):
             shared[row] = torch.rand(sum(widths), generator=torch.Generator().manual_seed(seed))
@@ -199,7 +202,7 @@ class T5Layers:
             inputs[row, :, :length] = drawn.transpose(0, 1)
 
         keep = 1 - rate
-        shared, inputs, outputs = (((u < keep).float() / keep).to(device) for u in (shared, inputs, outputs))
+        shared, inputs, outputs = (sent((u < keep).float() / keep, device) for u in (shared, inputs, outputs))
         for module, mask in zip(self.dropouts, shared.split(widths, 1), strict=True):
             module.mask = mask[:, None]
         for module, mask in zip(self._over_inputs, inputs.unbind(1), strict=True):

@@ -266,7 +266,7 @@ def shared_start(rows: Sequence[Row]) -> tuple[int, ...]:
 
 
 class Batch(NamedTuple):
-    """Rows as tensors; padding at the right."""
+    """Rows as tensors on the host, where what is asked of them waits for no device; padding at the right."""
 
     ids: Int[Tensor, "b t"]
     mask: Bool[Tensor, "b t"]
@@ -276,16 +276,14 @@ class Batch(NamedTuple):
     """Which prompt each row wears; -1 for none."""
 
 
-def collate(rows: Sequence[Row], member: Sequence[int], pad_id: int, device: torch.device) -> Batch:
+def collate(rows: Sequence[Row], member: Sequence[int], pad_id: int) -> Batch:
     """One batch of rows and the prompts they wear."""
-    ids, mask = pad([row.ids for row in rows], pad_id, device)
-    targets, targets_mask = pad([row.target for row in rows], pad_id, device)
-    return Batch(ids, mask, targets, targets_mask, torch.tensor(list(member), device=device))
+    ids, mask = pad([row.ids for row in rows], pad_id)
+    targets, targets_mask = pad([row.target for row in rows], pad_id)
+    return Batch(ids, mask, targets, targets_mask, torch.tensor(list(member)))
 
 
-def pad(
-    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
     """Lists of ids as one tensor padded at the right, and its mask. The mask comes from lengths, never from ids."""
     lengths = [len(row) for row in rows]
     width = max(lengths, default=0)
@@ -293,16 +291,16 @@ def pad(
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
     mask = np.arange(width)[None] < np.array(lengths)[:, None]
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def pad_candidates(
-    candidates: Sequence[Sequence[Sequence[int]]], pad_id: int, device: torch.device
+    candidates: Sequence[Sequence[Sequence[int]]], pad_id: int
 ) -> tuple[Int[Tensor, "b c l"], Bool[Tensor, "b c l"]]:
     """Every row's candidates as one tensor; rows with fewer, and shorter ones, are masked."""
     count = max(len(row) for row in candidates)
     flat = [list(row[j]) if j < len(row) else [] for row in candidates for j in range(count)]
-    ids, mask = pad(flat, pad_id, device)
+    ids, mask = pad(flat, pad_id)
     return ids.unflatten(0, (-1, count)), mask.unflatten(0, (-1, count))
 
 

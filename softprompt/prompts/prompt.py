@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from softprompt.base.devices import sent
 from softprompt.models import FrozenLM, TextFormat
 from softprompt.prompts.card import Card
 
@@ -187,12 +188,12 @@ def _shape_in_words(shape: tuple[int, ...]) -> str:
 def stack(
     prompts: Sequence[Float[Tensor, "_ d"]],
 ) -> tuple[Float[Tensor, "k p d"], Int[Tensor, " k"]]:
-    """Prompts of different lengths as one array, zeros after the short ones, and their lengths.
+    """Prompts of different lengths as one array, zeros after the short ones, and their lengths, on the host.
 
     Gradients flow back to each prompt.
     """
     assert prompts, "stack needs at least one prompt"
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
     return torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True), lengths
 
 
@@ -208,7 +209,8 @@ def prepend(
     Row i wears the first `lengths[member[i]]` rows of `prompts[member[i]]`; -1 means no prompt. The
     input's mask is True up to each row's end. Prompt and input are adjacent in every row; padding is
     zeros, all at the right; `total` is the longest row's. The result has x's dtype, and gradients
-    flow back to `prompts`, on a CPU always summed in the same order.
+    flow back to `prompts`, on a CPU always summed in the same order. Prompts and x are on the model's
+    device, all else, both masks too, on the host.
     """
     none = lengths.new_zeros(1)  # member -1 finds it at the end
     prompt_lengths = torch.cat([lengths, none])[member]  # [b]
@@ -217,17 +219,17 @@ def prepend(
     assert not len(member) or -1 <= int(member.min()) <= int(member.max()) < len(prompts)
     if len(prompts):
         # index_select, because the gradient of plain indexing is summed by several threads in any order.
-        worn = prompts.index_select(0, member.clamp(min=0)).to(x.dtype)
+        worn = prompts.index_select(0, sent(member.clamp(min=0), x.device)).to(x.dtype)
     else:
         worn = x.new_zeros(len(member), 0, x.shape[2])
     p, t = worn.shape[1], x.shape[1]
-    position = torch.arange(total, device=x.device)[None]
+    position = torch.arange(total)[None]
     seen = position < ends[:, None]
     if bool((prompt_lengths == p).all()):  # the commonest case needs no moving about
-        return torch.cat([worn, torch.where(mask[:, :, None], x, 0)], dim=1)[:, :total], seen
+        return torch.cat([worn, torch.where(sent(mask, x.device)[:, :, None], x, 0)], dim=1)[:, :total], seen
 
     unused = (p - prompt_lengths)[:, None]  # prompt rows to leave out in front of the input
     source = torch.where(seen, position + torch.where(position < prompt_lengths[:, None], 0, unused), 0)
-    source += torch.arange(len(x), device=x.device)[:, None] * (p + t)
-    both = torch.cat([worn, x], dim=1).flatten(0, 1).index_select(0, source.flatten())
-    return torch.where(seen[:, :, None], both.unflatten(0, source.shape), 0), seen
+    source += torch.arange(len(x))[:, None] * (p + t)
+    both = torch.cat([worn, x], dim=1).flatten(0, 1).index_select(0, sent(source.flatten(), x.device))
+    return torch.where(sent(seen, x.device)[:, :, None], both.unflatten(0, source.shape), 0), seen

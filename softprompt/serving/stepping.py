@@ -174,9 +174,8 @@ class Stepper:
 
     def _score(self, jobs: list[Job], starts: list[Start]) -> None:
         """Score the next labels of parts in one pass, and answer the parts that have no more."""
-        pad_id, device = self.lm.tokenizer.pad_id, self.lm.device
         turn = [job.next_candidates(self.max_label_tokens) for job in jobs]
-        candidates, real = pad_candidates(turn, pad_id, device)
+        candidates, real = pad_candidates(turn, self.lm.tokenizer.pad_id)
         scored = self.lm.score(embedded(self.lm, starts), candidates, real)
         for job, labels, scores in zip(jobs, turn, scored.tolist(), strict=True):
             self._count(job, num_read=sum(map(len, labels)) + (0 if job.scores else len(job.part.ids)))

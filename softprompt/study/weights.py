@@ -132,7 +132,7 @@ class WeightTuning:
         sizes = [weight.numel() for weight in self.weights.values()]
         for weight, part in zip(self.weights.values(), found.split(sizes), strict=True):
             if weight.grad is not None:
-                part += weight.grad.flatten().to(part.device)  # values read from a checkpoint are on the processor
+                part += weight.grad.flatten()
                 weight.grad = None
 
 

@@ -221,6 +221,8 @@ def fit(
                     written = clock()
                 if left <= 0 or not any(state.alive for state in run.states):
                     curve.end()
+                    for state in run.states:
+                        state.fitted.values = state.fitted.values.cpu()
                     return [state.fitted for state in run.states]
                 loss, tokens = run.train_step()
                 run.watch.step(run.step, loss, tokens)
@@ -301,11 +303,13 @@ class _Run:
             self._go_on(*saved)
             return
         for i, member in enumerate(self.members):
-            values = member.values.detach().clone().float()
+            values = member.values.detach().to(self.lm.device, torch.float32, copy=True)
             optimizer = member.config.optimizer.init(values)
             self.states.append(_State(i, member, values, optimizer, Fitted(values.clone())))
 
     def _go_on(self, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        # Steps are counted on the host.
+        tensors = {name: t if t.dtype == torch.int64 else t.to(self.lm.device) for name, t in tensors.items()}
         for i, (member, counters) in enumerate(zip(self.members, saved.pop("members"), strict=True)):
             start = f"{i}.optimizer."
             optimizer = {name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)}
@@ -385,8 +389,7 @@ class _Run:
             results += zip(group, gradients, losses, strict=True)
             computed += tokens
         with uninterrupted():
-            for state, gradient, loss in results:
-                self._update(state, gradient, loss)
+            self._update(results)
             self.step += 1
             for state in alive:
                 if state.alive:
@@ -451,19 +454,31 @@ class _Run:
             return None
         return [part.view_as(value) for part, value in zip(summed, values, strict=True)], losses, int(computed)
 
-    def _update(self, state: _State, gradient: Tensor, loss: float) -> None:
-        """Move a member's values, or stop it where they cannot be moved or have diverged."""
+    def _update(self, results: Sequence[tuple[_State, Tensor, float]]) -> None:
+        """Move the members' values by their gradients and losses, or stop those that cannot be moved or have diverged.
+
+        All are moved before a device is asked how it went.
+        """
         noun, at = self.method.noun, f"step {self.step + 1}"
-        if not math.isfinite(loss) or not bool(gradient.isfinite().all()):
-            what = "gradient" if math.isfinite(loss) else "loss"
-            self._stop(state, f"the {what} at {at} is no longer a number")
-            return
+        moved = []
+        are_finite = _are_finite([gradient for _, gradient, _ in results])
+        for (state, gradient, loss), is_finite in zip(results, are_finite, strict=True):
+            if not math.isfinite(loss) or not is_finite:
+                what = "gradient" if math.isfinite(loss) else "loss"
+                self._stop(state, f"the {what} at {at} is no longer a number")
+                continue
+            config = state.member.config
+            config.optimizer.update(state.values, gradient, state.optimizer, total_steps=config.steps)
+            moved.append((state, loss))
+        for (state, loss), is_finite in zip(moved, _are_finite([state.values for state, _ in moved]), strict=True):
+            if is_finite:
+                self._note(state, loss)
+            else:
+                self._stop(state, f"the {noun} of {at} cannot be held in float32")
+
+    def _note(self, state: _State, loss: float) -> None:
+        """Count a member's step, and stop it if it has diverged."""
         config = state.member.config
-        gradient = gradient.to(state.values.device)
-        config.optimizer.update(state.values, gradient, state.optimizer, total_steps=config.steps)
-        if not bool(state.values.isfinite().all()):
-            self._stop(state, f"the {noun} of {at} cannot be held in float32")
-            return
         state.loss_sum += loss
         state.loss_count += config.batch_size
         state.loss = mean = loss / config.batch_size
@@ -472,7 +487,7 @@ class _Run:
         limit = DIVERGED_TIMES * max(state.first_loss, self.guessing[state.number])
         state.bad_steps = state.bad_steps + 1 if mean > limit else 0
         if state.bad_steps >= DIVERGED_STEPS:
-            self._stop(state, f"the {noun} diverged at {at}, loss {mean:.3g}")
+            self._stop(state, f"the {self.method.noun} diverged at step {self.step + 1}, loss {mean:.3g}")
 
     def _stop(self, state: _State, why: str) -> None:
         state.alive = False
@@ -588,6 +603,11 @@ class _Run:
         if patience and state.alive and state.since_best >= patience and state.number not in self.served:
             state.alive = False
             fitted.stopped = f"no better score in {patience} evaluations"
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each has finite numbers only; a device is asked once for all."""
+    return torch.stack([tensor.isfinite().all() for tensor in tensors]).tolist() if tensors else []
 
 
 def _digest(rows: Sequence[Row]) -> str:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.answering import Engine
+from softprompt.base.devices import sent
 from softprompt.models import Embedded, FrozenLM, PromptStates, Row, collate, micro_batches, shared_start
 from softprompt.prompts import prepend, stack
 
@@ -150,7 +151,7 @@ def gradients_of_rows(
     sums = torch.zeros(num_members, device=lm.device)
     computed = 0
     for places in micro_batches([row.num_tokens for row in rows], max_tokens, extra=max(lengths)):
-        batch = collate([rows[i] for i in places], [member[i] for i in places], lm.tokenizer.pad_id, lm.device)
+        batch = collate([rows[i] for i in places], [member[i] for i in places], lm.tokenizer.pad_id)
         x, mask = lm.embed(batch.ids), batch.mask
         if front:
             x, mask = prepend(*front, batch.member, x, mask)
@@ -162,7 +163,7 @@ def gradients_of_rows(
             by_row = loss.sum(-1)
             by_row.sum().backward()
         after()
-        sums.index_add_(0, batch.member, by_row.detach())
+        sums.index_add_(0, sent(batch.member, sums.device), by_row.detach())
         computed += x.shape[0] * (x.shape[1] + batch.targets.shape[1])
     return sums.tolist(), computed
 
@@ -179,7 +180,7 @@ def _run_shared(
         starts.append(())
         if prompt.ndim == 2:
             starts[i] = shared_start([row for row, m in zip(rows, member, strict=True) if m == i])
-            start = lm.embed(torch.tensor([starts[i]], device=lm.device).long())[0].float()
+            start = lm.embed(torch.tensor([starts[i]]).long())[0].float()
             prompt = torch.cat([prompt, start])
         worn.append(prompt)
     shorter = [replace(row, ids=row.ids[len(starts[m]) :]) for row, m in zip(rows, member, strict=True)]
