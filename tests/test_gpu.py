@@ -15,12 +15,12 @@ from test_training import member
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from softprompt.answering.engine import Engine, lacking_memory
+from softprompt.answering.engine import Engine, lacking_memory, most_tokens
 from softprompt.answering.running import RunningBatch, Start
 from softprompt.base.watch import Watch
 from softprompt.cluster import ALONE
-from softprompt.models import FrozenLM
-from softprompt.models.backbone import Backbone
+from softprompt.models import FrozenLM, loading
+from softprompt.models.backbone import PASS_TOKENS, Backbone
 from softprompt.models.layers import attending
 from softprompt.models.loading import choose_device, choose_dtype, load
 from softprompt.serving import NotServing, Part, Request, Scheduler
@@ -288,3 +288,71 @@ def test_on_a_gpu_passes_run_without_cudnns_attention_and_nothing_else_does():
     assert torch.backends.cuda.cudnn_sdp_enabled()
     with attending(torch.device("cpu")):
         assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_model_in_float16_is_read_once_and_its_table_beside_in_the_checkpoints_own_type(tmp_path, monkeypatch):
+    folder, read, plain = save_model(tmp_path), [], loading._read_model
+    monkeypatch.setattr(loading, "_read_model", lambda *given: read.append(given[2]) or plain(*given))
+    half = load(folder, dtype="float16", device="cpu")
+    assert read == [{"dtype": torch.float16}]
+    assert half.fingerprint == load(folder, dtype="float32", device="cpu").fingerprint
+    moved = half.model.get_input_embeddings().weight + 1
+    table = loading._unrounded(folder, "moved", moved)  # which no file has
+    assert torch.equal(table, plain(folder, "tiny", {"dtype": "auto"})[0].get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_weights_that_go_straight_to_their_device_are_those_that_went_by_the_host(kind, tmp_path):
+    folder = save_model(tmp_path, kind)
+    plain, straight = (
+        loading._read_model(folder, "tiny", {"dtype": torch.bfloat16, **way})[0].state_dict()
+        for way in ({}, {"device_map": {"": torch.device("cpu")}})
+    )
+    assert plain.keys() == straight.keys() and all(torch.equal(plain[name], straight[name]) for name in plain)
+
+
+class Card:
+    """A model as it would be on a GPU: what decides how its rows are cut."""
+
+    def __init__(self, lm):
+        self.lm, self.device, self.kept_bytes = lm, torch.device("cuda:0"), lm.kept_bytes
+
+
+@pytest.mark.parametrize(("free", "tokens"), [(80 * GB, 1 << 18), (10 * GB, 1 << 18), (10**8, 1 << 14), (1000, 512)])
+def test_the_first_micro_batch_on_a_gpu_is_what_its_free_memory_holds(llama, cards, monkeypatch, free, tokens):
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * 10**5)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * 10**5)
+    cards.free = free
+    assert most_tokens(Card(llama)) == tokens
+    assert most_tokens(llama) == 2_048
+
+
+@pytest.mark.parametrize("kind", ["t5", "umt5", "llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_token_keeps_for_the_backward_pass_is_near_what_is_reckoned(kind, dtype):
+    """Wide enough for what a layer keeps once, whatever the tokens, to be little of it."""
+    lm = tiny_lm(kind)
+    lm.model.to(dtype)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {weight.untyped_storage().data_ptr() for weight in lm.model.parameters()}
+    x = torch.randn(4, 16, lm.width, dtype=dtype, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        lm.last_states(x, torch.ones(4, 16, dtype=torch.bool))
+    measured = sum(size for storage, size in kept.items() if storage not in weights) / 64
+    assert 0.4 * measured < lm.kept_bytes < 2.5 * measured
+
+
+def test_a_pass_is_priced_by_the_device_and_the_models_size(llama, monkeypatch):
+    assert llama.pass_tokens == PASS_TOKENS
+    card = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(Backbone, "device", torch.device("cuda:0"))
+    small, wide = tiny_lm("llama"), tiny_lm("llama", intermediate_size=64)
+    assert small.pass_tokens > wide.pass_tokens > 1000 * PASS_TOKENS
+    card.multi_processor_count = 66
+    assert tiny_lm("llama").pass_tokens == small.pass_tokens // 2

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         is_out_of_memory,
         lacking_memory,
         mean_probabilities,
+        most_tokens,
     )
     from softprompt.answering.evaluation import (
         Evaluation,

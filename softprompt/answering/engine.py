@@ -18,8 +18,10 @@ from softprompt.models import NO_PROMPT, Embedded, FrozenLM, PromptStates, Row, 
 from softprompt.prompts import prepend, stack
 
 # Tokens of a micro-batch at most, padding and prompts in front included. Ours: on a processor 2,048 are as fast as
-# 1,024 or up to 9 % faster (docs/log.md, 2026-11-26); a GPU wants to be full.
+# 1,024 or up to 9 % faster (docs/log.md, 2026-11-26). In training a GPU's memory decides (`most_tokens`).
 MAX_TOKENS = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}
+FREE_SHARE = 0.7  # ours: of a GPU's free memory for what a micro-batch keeps; the rest is for what comes and goes
+MOST_TOKENS = 1 << 18  # ours: no more is gained by larger ones
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Engine:
     ) -> None:
         """Call `compute` with the places of each micro-batch, of half the size from where memory runs out."""
         in_front = 0 if self.states is not None else int(self.lengths.max())
-        waiting = micro_batches(lengths, self.max_tokens, extra=in_front)
+        waiting = micro_batches(lengths, self.max_tokens, extra=in_front, pass_tokens=self.lm.pass_tokens)
         while waiting:
             places = waiting[0]
             try:
@@ -173,6 +175,18 @@ class Engine:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, on a GPU or in PyTorch's own allocator on a processor."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def most_tokens(lm: FrozenLM) -> int:
+    """Tokens of a micro-batch in training at most: on a GPU as many as its memory holds, by reckoning; should that be
+    too many, they are halved. A power of 2, so that a little more or less memory changes no bits.
+    """
+    if lm.device.type != "cuda":
+        return MAX_TOKENS[lm.device.type]
+    unused = torch.cuda.memory_reserved(lm.device) - torch.cuda.memory_allocated(lm.device)
+    free = torch.cuda.mem_get_info(lm.device)[0] + unused
+    fitting = int(FREE_SHARE * free / lm.kept_bytes)
+    return min(1 << max(fitting.bit_length() - 1, 9), MOST_TOKENS)
 
 
 def lacking_memory(lm: FrozenLM) -> ValueError:

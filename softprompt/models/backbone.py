@@ -38,6 +38,17 @@ from softprompt.models.tokenizer import Tokenizer
 LOGIT_ROWS = 256  # ours: positions whose logits stand in memory together in scoring; 50 MB of a vocabulary of 49,152
 NO_PROMPT = -1
 
+# What a pass costs besides its tokens, in tokens, on a processor. Ours: 30 to 150 give the same speed within 2 % on T5
+# small and SmolLM2 (docs/log.md, 2026-11-23).
+PASS_TOKENS = 64
+# What a GPU waits for: the host tells it a block's some hundred kernels, forward and backward, in 6 microseconds each.
+# Ours, reckoned and not measured, as is the rate of products by the bytes of a number, for each multiprocessor.
+BLOCK_S = 0.6e-3
+MULTIPROCESSOR_FLOPS = {2: 2e12, 4: 0.2e12}
+# A token's numbers that a block keeps for the backward pass, for each that its products give. Ours: measured on a
+# processor, where T5 keeps KEPT_T5 and Llama KEPT_LLAMA.
+KEPT = 3.0
+
 # transformers' model types whose encoder and decoder attend by relative position only, so that the candidates
 # of a row may stand side by side in one decoder pass.
 T5_TYPES = ("t5", "mt5", "umt5")
@@ -138,6 +149,29 @@ class Backbone:
         return self.config._attn_implementation == "eager" or (
             self.device.type == "cuda" and not self.is_encoder_decoder
         )
+
+    @cached_property
+    def pass_tokens(self) -> int:
+        """What a pass costs besides its tokens, in tokens: on a GPU what it could compute while it is told what to."""
+        if self.device.type != "cuda":
+            return PASS_TOKENS
+        card = torch.cuda.get_device_properties(self.device)
+        rate = card.multi_processor_count * MULTIPROCESSOR_FLOPS[self.dtype.itemsize]
+        weights = sum(weight.numel() for block in self._reading_blocks() for weight in block.parameters())
+        return max(PASS_TOKENS, int(len(self.blocks()) * BLOCK_S * rate / (4 * weights)))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that training keeps of a token until the backward pass, by reckoning."""
+        if self.is_checkpointed:
+            return len(self._reading_blocks()) * self.width * self.dtype.itemsize
+        modules = [module for block in self._reading_blocks() for module in block.modules()]
+        made = sum(getattr(module, "out_features", 0) or getattr(module, "nf", 0) for module in modules)
+        return int(KEPT * made * self.dtype.itemsize)
+
+    def _reading_blocks(self) -> list[Any]:
+        """The blocks that read inputs: of the encoder, in an encoder-decoder."""
+        return self.blocks()[: self.num_layers]
 
     @property
     def quantization(self) -> str | None:

@@ -23,7 +23,7 @@ from typing import Any
 import filelock
 import platformdirs
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from softprompt.base.names import first_line, nearest
@@ -78,22 +78,25 @@ def load(
     number = choose_dtype(dtype, place)
     options: dict[str, Any] = {"dtype": number}
     if quantize is not None:
-        options |= {"quantization_config": _quantisation(quantize, number), "device_map": {"": place}}
+        options["quantization_config"] = _quantisation(quantize, number)
+    if quantize is not None or (place.type == "cuda" and importlib.util.find_spec("accelerate")):
+        options["device_map"] = {"": place}  # weights go straight there, and none is kept on the host
     path, name = resolve(str(source))
     with as_folder(path, name) as folder:
         _check_before_loading(folder, name)
         if place.type == "cuda":
             _check_memory(read_architecture(source), number, quantize, place)
         model, tokenizer = _read_model(folder, name, options)
-        # float16 is no step on the way to bfloat16, so the fingerprint takes the table as the checkpoint has it.
-        exact = _read_model(folder, name, {"dtype": "auto"})[0] if number == torch.float16 else model
+        table = model.get_input_embeddings().weight
+        if number == torch.float16:  # no step on the way to bfloat16: the fingerprint takes what the checkpoint has
+            table = _unrounded(folder, name, table)
     if quantize == "4bit":
         # On a processor with bfloat16 bitsandbytes 0.50 packs layers for inference at the first input without a
         # gradient; its product then has no backward pass, and widths must be multiples of 32.
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-    digest = digest_of_table(exact.get_input_embeddings().weight)
+    digest = digest_of_table(table)
     lm = FrozenLM(model if quantize else model.to(place), tokenizer, name=name, embedding_digest=digest)
     if checkpoint_activations:
         lm.checkpoint_activations()
@@ -353,6 +356,23 @@ def _check_before_loading(path: str | Path, name: str) -> None:
     if type(config) in kinds:
         with quiet():
             check_type(kinds[type(config)], config, name, cache_folder())
+
+
+def _unrounded(path: str | Path, name: str, table: Tensor) -> Tensor:
+    """The table that in float16 is this one, of a checkpoint's files; where none of them has it, of the whole model."""
+    from transformers.utils import cached_file
+
+    table = table.cpu()
+    folder = Path(str(cached_file(path, "config.json"))).parent  # of the model, or of the hub's cache
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                if tensors.get_slice(key).get_shape() != list(table.shape):
+                    continue
+                found = tensors.get_tensor(key)
+                if torch.equal(found.to(torch.float16), table):
+                    return found
+    return _read_model(path, name, {"dtype": "auto"})[0].get_input_embeddings().weight
 
 
 def _check_memory(model: Architecture, dtype: torch.dtype, quantize: str | None, place: torch.device) -> None:

@@ -16,13 +16,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from softprompt.base.checked import checked
-from softprompt.models.backbone import Backbone
+from softprompt.models.backbone import PASS_TOKENS, Backbone
 from softprompt.models.tokenizer import SENTINEL, Tokenizer
 from softprompt.tasks import Example
 
-# What a pass costs besides its tokens, in tokens. Ours: 30 to 150 give the same speed within 2 % on T5 small and
-# SmolLM2 (docs/log.md, 2026-11-23).
-PASS_TOKENS = 64
 SEPARATOR = "\nanswer:"  # ours, docs/design.md: between the input and the target of a decoder-only model
 SENTINELS = ("none", "targets", "inputs-and-targets")
 _PLACE = "softprompt-input"  # stands for the input while a chat template is cut at it
@@ -304,11 +301,13 @@ def pad_candidates(
     return ids.unflatten(0, (-1, count)), mask.unflatten(0, (-1, count))
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int, *, extra: int = 0) -> list[list[int]]:
+def micro_batches(
+    lengths: Sequence[int], max_tokens: int, *, extra: int = 0, pass_tokens: int = PASS_TOKENS
+) -> list[list[int]]:
     """Places of the rows of each micro-batch: sorted from long to short, each at most `max_tokens` with padding.
 
-    The cuts are those that cost least: a pass costs its padded tokens and a fixed part. extra: tokens each row has
-    besides its own (a prompt in front). One row is always allowed.
+    The cuts are those that cost least: a pass costs its padded tokens and a fixed part (`Backbone.pass_tokens`). extra:
+    tokens each row has besides its own (a prompt in front). One row is always allowed.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     least = np.zeros(len(order) + 1, dtype=np.int64)  # the cost of the rows from here on
@@ -318,7 +317,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, *, extra: int = 0) ->
         taken = np.arange(1, min(max(max_tokens // max(width, 1), 1), len(order) - first) + 1)
         costs = taken * width + least[first + taken]
         best = int(costs.argmin())
-        cuts[first], least[first] = first + best + 1, costs[best] + PASS_TOKENS
+        cuts[first], least[first] = first + best + 1, costs[best] + pass_tokens
     batches, first = [], 0
     while first < len(order):
         batches.append(order[first : cuts[first]])

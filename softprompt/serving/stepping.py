@@ -79,7 +79,7 @@ class Stepper:
                 length = len(job.start.ids) + num_labels * longest
                 lengths.append(length + (job.start.prompt_length if self.lm.is_encoder_decoder else 0))
             most = self.max_pass_tokens if self.batch.rows_at_once is None else 1  # 1: each alone, as any may be
-            for places in micro_batches(lengths, most):
+            for places in micro_batches(lengths, most, pass_tokens=self.lm.pass_tokens):
                 self._read_pass([group[place] for place in places], read)
 
     def decode(self) -> None:

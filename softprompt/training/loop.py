@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softprompt.answering import MAX_TOKENS, is_out_of_memory, judge, lacking_memory, predict
+from softprompt.answering import is_out_of_memory, judge, lacking_memory, most_tokens, predict
 from softprompt.base.curve import CURVE, Curve
 from softprompt.base.files import CHECKPOINT, held, refusals
 from softprompt.base.watch import Watch
@@ -278,7 +278,7 @@ class _Run:
         self.scored_at = 0  # the step of the last evaluation
         self.seconds = 0.0
         self.evaluation_seconds = 0.0  # what the last evaluation took
-        self.max_tokens = max_tokens or MAX_TOKENS[self.lm.device.type]
+        self.max_tokens = max_tokens or most_tokens(self.lm)
         self.served: dict[int, list[int]] = {}  # by fold, the members whose step it chooses
         for i, member in enumerate(members):
             for fold in member.folds:

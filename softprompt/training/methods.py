@@ -150,7 +150,8 @@ def gradients_of_rows(
     lengths = front[1].tolist() if front else [0] * num_members
     sums = torch.zeros(num_members, device=lm.device)
     computed = 0
-    for places in micro_batches([row.num_tokens for row in rows], max_tokens, extra=max(lengths)):
+    num_tokens = [row.num_tokens for row in rows]
+    for places in micro_batches(num_tokens, max_tokens, extra=max(lengths), pass_tokens=lm.pass_tokens):
         batch = collate([rows[i] for i in places], [member[i] for i in places], lm.tokenizer.pad_id)
         x, mask = lm.embed(batch.ids), batch.mask
         if front:
