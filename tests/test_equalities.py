@@ -23,7 +23,7 @@ from softprompt.base.watch import Watch
 from softprompt.models import NO_PROMPT, FrozenLM
 from softprompt.models.layers import use_written_out_attention, written_out_attention
 from softprompt.models.states import Embedded
-from softprompt.models.t5 import CrossAttention
+from softprompt.models.t5 import CrossAttention, drawn
 from softprompt.models.text import Row, collate, default_format, encode_examples, shared_start
 from softprompt.prompts import Card, SoftPrompt, prepend, save_prompt
 from softprompt.prompts.initial import from_text
@@ -293,7 +293,7 @@ def test_dropout_masks_are_shared_over_positions_and_drawn_by_row(t5):
     seen = []
     dropouts = t5._t5.dropouts
     modules = [*dropouts, *t5._t5.attentions]
-    with t5.dropout(0.25, [5, 6, 5], [4, 9, 4], 3):
+    with t5.dropout(0.25, [5, 6, 5], 9, 3):
         seen = [module.mask.clone() for module in modules]
     assert all(module.mask is None for module in modules)
     shared = torch.cat([mask.flatten(1) for mask in seen[: len(dropouts)]], 1)
@@ -308,11 +308,42 @@ def test_dropout_masks_are_shared_over_positions_and_drawn_by_row(t5):
 
 def test_dropout_masks_do_not_depend_on_what_a_row_is_batched_with(t5):
     modules = [*t5._t5.dropouts, *t5._t5.attentions]
-    with t5.dropout(0.25, [5], [4], 2):
+    with t5.dropout(0.25, [5], 4, 2):
         lone = [module.mask for module in modules]
-    with t5.dropout(0.25, [8, 5], [11, 4], 17):
+    with t5.dropout(0.25, [8, 5], 11, 17):
         for module, mask in zip(modules, lone, strict=True):
             assert torch.equal(module.mask[1:, : mask.shape[1]], mask)
+
+
+def test_the_numbers_of_masks_are_splitmix64s():
+    """With seed 0 those that its authors' C code gives (its first three outputs)."""
+    numbers = drawn(torch.tensor([0]), 0, 12).contiguous().view(torch.int64)[0].tolist()
+    assert [number % (1 << 64) for number in numbers] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    seeds = torch.tensor([7, (1 << 63) - 1])
+    assert torch.equal(drawn(seeds, 1, 7), drawn(seeds, 1, 400)[:, :7])
+    assert torch.equal(drawn(seeds[1:], 2, 9), drawn(seeds, 2, 9)[1:])
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_masks_are_independent_draws_at_their_rate(rate, t5):
+    """As T5X's of jax.random.bernoulli: the right share, no more alike between rows, features, positions, heads and
+    layers than chance has it, and 1 on average. Bounds are five standard errors.
+    """
+    seeds = [int.from_bytes(hashlib.sha256(f"{n}".encode()).digest()[:8], "big") >> 1 for n in range(400)]
+    with t5.dropout(rate, seeds, 30, 20):
+        shared = torch.cat([module.mask[:, 0] for module in t5._t5.dropouts], 1)
+        inputs = torch.stack([module.mask for module in t5._t5._over_inputs], 1).flatten(1)
+        targets = torch.stack([module.mask for module in t5._t5._over_targets], 1).flatten(1)
+    for masks in (shared, inputs, targets):
+        count = masks.numel()
+        dropped = (masks == 0).double()
+        assert abs(float(dropped.mean()) - rate) < 5 * (rate * (1 - rate) / count) ** 0.5
+        assert abs(float(masks.double().mean()) - 1) < 5 * (rate / (1 - rate) / count) ** 0.5
+        scores = (dropped - rate) / (rate * (1 - rate)) ** 0.5
+        for moved in (scores.roll(1, 0), scores.roll(1, 1), scores.roll(4, 1), scores.roll(2, 1)):
+            assert abs(float((scores * moved).mean())) < 5 / count**0.5
+    across = shared[:, :40].double() - 1, inputs[:, :40].double() - 1  # streams
+    assert abs(float((across[0] * across[1]).mean())) < 5 * (rate / (1 - rate)) / 16_000**0.5
 
 
 def test_an_error_while_masks_are_drawn_leaves_none_on_the_model(t5, monkeypatch):
@@ -322,7 +353,7 @@ def test_an_error_while_masks_are_drawn_leaves_none_on_the_model(t5, monkeypatch
         nn.Module.__setattr__(module, name, value)
 
     monkeypatch.setattr(type(t5._t5.attentions[0]), "__setattr__", refuse, raising=False)
-    with pytest.raises(torch.OutOfMemoryError), t5.dropout(0.25, [5], [4], 2):
+    with pytest.raises(torch.OutOfMemoryError), t5.dropout(0.25, [5], 4, 2):
         pass
     assert all(module.mask is None for module in [*t5._t5.dropouts, *t5._t5.attentions])
 

@@ -6,15 +6,18 @@ Shapes: b rows, l targets, s encoder tokens, h heads, e head width, d width, w f
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from softprompt.base.devices import sent
 from softprompt.models.states import RowStates, with_mask
+
+DRAWN = 1 << 16  # numbers that a mask's are drawn among, so that a rate is right to 8e-6
+STREAM_BITS = 40  # places of a stream
 
 
 class SharedDropout(nn.Module):
@@ -174,12 +177,10 @@ class T5Layers:
             setattr(module, name, once)
 
     @contextlib.contextmanager
-    def dropout(
-        self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int, width: int
-    ) -> Iterator[None]:
-        """As `FrozenLM.dropout`, at a rate above 0. width: of the encoder's input, padding included."""
+    def dropout(self, rate: float, seeds: Sequence[int], width: int, targets: int) -> Iterator[None]:
+        """As `FrozenLM.dropout`, at a rate above 0."""
         try:
-            self._draw_masks(rate, seeds, lengths, targets, width)
+            self._draw_masks(rate, seeds, width, targets)
             yield
         finally:
             for module in [*self.dropouts, *self.attentions]:
@@ -187,31 +188,42 @@ class T5Layers:
             for stack in self.stacks:
                 stack.dropout.turn = 0  # an error may have come between the two
 
-    def _draw_masks(self, rate: float, seeds: Sequence[int], lengths: Sequence[int], targets: int, width: int) -> None:
-        heads, device = self.attentions[0].num_heads, self.stacks[0].final_layer_norm.weight.device
+    def _draw_masks(self, rate: float, seeds: Sequence[int], width: int, targets: int) -> None:
+        heads, weight = self.attentions[0].num_heads, self.stacks[0].final_layer_norm.weight
+        drawn_for = sent(torch.tensor(seeds), weight.device)
+        kept = min(max(round((1 - rate) * DRAWN), 1), DRAWN)  # of as many numbers
+
+        def masks(stream: int, count: int) -> Tensor:
+            return (drawn(drawn_for, stream, count) < kept - DRAWN // 2).float() * (DRAWN / kept)
+
         widths = [module.width for module in self.dropouts]
-        shared = torch.zeros(len(seeds), sum(widths))
-        inputs = torch.zeros(len(seeds), len(self._over_inputs), width, heads)
-        outputs = torch.zeros(len(seeds), len(self._over_targets), targets, heads)
-        for row, (seed, length) in enumerate(zip(seeds, lengths, strict=True)):
-            shared[row] = torch.rand(sum(widths), generator=torch.Generator().manual_seed(seed))
-            # Positions first: a row's masks must not depend on how far it was padded.
-            drawn = torch.rand(targets, len(self._over_targets), heads, generator=_child(seed, 1))
-            outputs[row] = drawn.transpose(0, 1)
-            drawn = torch.rand(length, len(self._over_inputs), heads, generator=_child(seed, 2))
-            inputs[row, :, :length] = drawn.transpose(0, 1)
-
-        keep = 1 - rate
-        shared, inputs, outputs = (sent((u < keep).float() / keep, device) for u in (shared, inputs, outputs))
-        for module, mask in zip(self.dropouts, shared.split(widths, 1), strict=True):
+        for module, mask in zip(self.dropouts, masks(0, sum(widths)).split(widths, 1), strict=True):
             module.mask = mask[:, None]
-        for module, mask in zip(self._over_inputs, inputs.unbind(1), strict=True):
-            module.mask = mask
-        for module, mask in zip(self._over_targets, outputs.unbind(1), strict=True):
-            module.mask = mask
+        for stream, values, length in ((1, self._over_targets, targets), (2, self._over_inputs, width)):
+            # Positions first: a row's masks must not depend on how far it was padded.
+            by_position = masks(stream, length * len(values) * heads).unflatten(1, (length, len(values), heads))
+            for module, mask in zip(values, by_position.unbind(2), strict=True):
+                module.mask = mask
 
 
-def _child(seed: int, stream: int) -> torch.Generator:
-    """A generator for one of a row's independent streams."""
-    digest = hashlib.sha256(f"{seed} {stream}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+def drawn(seeds: Int[Tensor, " b"], stream: int, count: int) -> Int[Tensor, "b n"]:
+    """int16 numbers, all as probable: functions of a row's seed, the stream and their place alone, so that they are
+    the same on every device and whatever is beside them.
+
+    SplitMix64 (Steele, Lea and Flood 2014), whose state is a counter: four numbers of each of its outputs.
+    """
+    places = torch.arange(1, -(-count // 4) + 1, device=seeds.device) + (stream << STREAM_BITS)
+    z = seeds[:, None] + places * _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ _shifted(z, shift)) * _signed(factor)
+    return (z ^ _shifted(z, 31)).view(torch.int16)[:, :count]
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """The 64 bits shifted down, zeros above; torch's shift repeats the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
+    """The number of 64 bits as int64 has it."""
+    return number - (1 << 64) if number >> 63 else number

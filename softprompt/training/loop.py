@@ -372,6 +372,8 @@ class _Run:
             "compiled": self.lm.is_compiled,
             "activation checkpoints": self.lm.is_checkpointed,
             "processes": self.world.size,  # sums of gradients are rounded otherwise
+            # Up to 0.3.0 masks were other ones, and not named.
+            "dropout masks": "SplitMix64" if any(member.config.dropout for member in self.members) else None,
             "members": members,
         }
 

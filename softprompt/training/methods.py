@@ -156,9 +156,8 @@ def gradients_of_rows(
         x, mask = lm.embed(batch.ids), batch.mask
         if front:
             x, mask = prepend(*front, batch.member, x, mask)
-        own = [lengths[member[i]] + len(rows[i].ids) for i in places]
         drawn = [seeds[i] for i in places] if seeds else []
-        with lm.dropout(dropout, drawn, own, batch.targets.shape[1]):
+        with lm.dropout(dropout, drawn, x.shape[1], batch.targets.shape[1]):
             entering = Embedded(x, mask, states, batch.member)
             loss = lm.loss(entering, batch.targets, batch.targets_mask, z_loss=z_loss)
             by_row = loss.sum(-1)
