@@ -17,9 +17,7 @@ from softprompt.models.loading import SMOLLM2, choose_device, choose_dtype, dequ
 from softprompt.models.states import Embedded, RowGroups
 from softprompt.models.text import Row
 from softprompt.models.tokenizer import Tokenizer
-from softprompt.pretraining.new_t5 import projected_embeddings
 from softprompt.prompts.initial import from_vocabulary
-from softprompt.serving.prompt_table import PromptTable
 from softprompt.training.methods import gradients
 from softprompt.training.optimizers import AdamW
 
@@ -414,70 +412,6 @@ def test_what_serving_makes_lies_where_the_model_is(kind):
         batch.read([Start(ids=ids, max_tokens=3)], 1 << 20)
     assert RowGroups([group.states for group in batch.groups], 4, torch.clone).near.device.type == "meta"
     assert batch.decode().device.type == "meta"
-
-
-@pytest.fixture
-def cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return torch.device("cuda")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_on_a_gpu_a_mixed_batch_equals_the_processors(kind, cuda):
-    here, there = tiny_lm(kind), tiny_lm(kind)
-    there.model.to(cuda)
-    prompts, worn = [make_prompt(here), make_prompt(here, 7)], [1, -1]
-    expected = Engine(here, prompts).label_scores(ROWS, worn, [[(9, 1), (20, 1)]] * 2)
-    found = Engine(there, prompts).label_scores(ROWS, worn, [[(9, 1), (20, 1)]] * 2)
-    assert float((torch.tensor(found) - torch.tensor(expected)).abs().max()) < 1e-3
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_on_a_gpu_a_training_step_has_the_processors_gradient(kind, cuda):
-    here, there = tiny_lm(kind), tiny_lm(kind)
-    there.model.to(cuda)
-    prompts = [make_prompt(here), make_prompt(here, 7)]
-    rate, seeds = (0.1, [3, 4]) if kind == "t5" else (0.0, None)
-    expected, _, _ = gradients(here, prompts, ROWS, [0, 1], max_tokens=100, dropout=rate, seeds=seeds)
-    found, _, _ = gradients(there, prompts, ROWS, [0, 1], max_tokens=100, dropout=rate, seeds=seeds)
-    assert all(float((a - b.cpu()).abs().max()) < 1e-3 for a, b in zip(expected, found, strict=True))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["t5", "llama", "gemma3"])
-def test_on_a_gpu_served_rows_get_the_processors_logits(kind, cuda):
-    found = []
-    for device in ("cpu", cuda):
-        lm = tiny_lm(kind)
-        lm.model.to(device)
-        prompt = make_prompt(lm)
-        (states,) = PromptTable(lm, max_bytes=1 << 20)._run([prompt]) if not lm.is_encoder_decoder else (None,)
-        batch = RunningBatch(lm, lm.layout())
-        worn = {"prompt_length": len(prompt), "worn": prompt if states is None else states, "max_tokens": 3}
-        batch.read([Start(ids=(4, 5, 6), **worn), Start(ids=(7,), max_tokens=3)], 1 << 20)
-        found.append(batch.decode().cpu())
-    assert float((found[0] - found[1]).abs().max()) < 1e-3
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_tables_of_a_wider_model_are_those_of_the_processor(cuda):
-    here, there = tiny_lm("t5"), tiny_lm("t5")
-    there.model.to(cuda)
-    (ids, rows), (same, found) = (projected_embeddings(lm, here.tokenizer, 8, seed=0) for lm in (here, there))
-    assert torch.equal(ids, same) and float((rows - found).abs().max()) < 1e-3
-
-
-@pytest.mark.gpu
-def test_a_gpu_is_taken_by_itself_and_computes_in_bfloat16_where_it_can(cuda, tmp_path):
-    lm = load(save_model(tmp_path))
-    assert lm.device.type == "cuda"
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    assert lm.dtype == (torch.bfloat16 if native else torch.float32)
-    with pytest.raises(ValueError, match="device 'cuda:99' is not there; this machine has"):
-        choose_device("cuda:99")
 
 
 def test_a_name_near_the_packaged_model_offers_it():
