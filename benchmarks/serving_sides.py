@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import processes
 import torch
-from sides import SHAPES, hf_model, t5_tokenizer
+from sides import SHAPES, SMOLLM2, hf_model, t5_tokenizer
 from sides import Side as ModelSide
 
 from softprompt.answering import Decoding
@@ -54,15 +54,18 @@ class Side:
     """Folders."""
     max_tokens: int
     dtype: str = "float32"
+    device: str = "cpu"
+    compiled: bool = True
 
 
 class Ours:
     """The engine, in a thread of its own, as `softprompt serve --compile` runs it."""
 
-    def __init__(self, side: Side):
+    def __init__(self, side: Side, tokenizer: Any = None):
         keep_freed_memory()
-        lm = frozen(side)
-        lm.compile()
+        lm = frozen(side, tokenizer)
+        if side.compiled:
+            lm.compile()
         self.engine = Scheduler(lm, max_rows=128)
         self.hashes = [self.engine.table.add(folder) for folder in side.prompts]
         self.decoding = Decoding(max_tokens=side.max_tokens)
@@ -116,6 +119,7 @@ class Peft:
         for row, own in enumerate(rows):
             at = slice(0, len(own)) if self.is_encoder_decoder else slice(width - len(own), width)
             ids[row, at], mask[row, at] = torch.tensor(own), 1
+        ids, mask = ids.to(self.side.device), mask.to(self.side.device)
         given = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": self.side.max_tokens, "do_sample": False}
         made = self.model.generate(**given, pad_token_id=self.pad, eos_token_id=self.eos)
         made = made[:, 1:] if self.is_encoder_decoder else made[:, width:]
@@ -126,19 +130,19 @@ def _until(ids: list[int], eos: int) -> list[int]:
     return ids[: ids.index(eos)] if eos in ids else ids
 
 
-def frozen(side: Side) -> Any:
-    """The model for our engine."""
+def frozen(side: Side, tokenizer: Any = None) -> Any:
+    """The model for our engine. tokenizer: unless it is the source's."""
     from softprompt.models import FrozenLM
     from softprompt.models.loading import load
 
-    if side.model not in SHAPES:
+    if tokenizer is None and side.model not in SHAPES:
         return load(side.source, dtype=side.dtype)
-    return FrozenLM(hf_model(_model_side(side)), t5_tokenizer(side.source), name=side.model)
+    return FrozenLM(hf_model(_model_side(side)), tokenizer or t5_tokenizer(side.source), name=side.model)
 
 
 def peft_base(side: Side) -> tuple[Any, int, int]:
     """The model for PEFT, its end of sequence and its padding."""
-    if side.model in SHAPES:
+    if side.model != SMOLLM2:  # a shape, of any kind
         return hf_model(_model_side(side)), 1, 0
     from softprompt.models.loading import read_checkpoint
 
@@ -147,7 +151,8 @@ def peft_base(side: Side) -> tuple[Any, int, int]:
 
 
 def _model_side(side: Side) -> ModelSide:
-    return ModelSide(name="ours", model=side.model, source=side.source, prompt_length=0, dtype=side.dtype)
+    named = {"model": side.model, "source": side.source, "dtype": side.dtype, "device": side.device}
+    return ModelSide(name="ours", prompt_length=0, **named)
 
 
 def make_prompts(lm: Any, folder: Path, count: int, length: int, seed: int = 0) -> tuple[str, ...]:

@@ -31,6 +31,13 @@ SHAPES = {
     "t5-1.1-base": {"d_model": 768, "d_ff": 2048, "num_heads": 12, "num_layers": 12},
 }
 SMOLLM2 = "smollm2-135m"
+# Llama's; of SmolLM2 for counting alone, since its weights are read.
+LLAMAS = {
+    SMOLLM2: {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "vocab_size": 49_152,
+    },
+}  # fmt: skip
 DOCUMENTED_BATCH = 8  # rows: batch_size in PEFT's guide and in its prompt tuning notebook
 CPU = torch.device("cpu")
 IGNORED = -100  # the label that transformers leaves out of the loss
@@ -47,6 +54,7 @@ class Side:
     """Where it comes from: the T5 vocabulary's folder, or the folder of the decoder-only model."""
     prompt_length: int
     dtype: str = "float32"
+    device: str = "cpu"
     compiled: bool = False
     """Whether each transformer block is under torch.compile, for any shape."""
     keep_freed_memory: bool = True
@@ -113,13 +121,34 @@ def t5_tokenizer(folder: str) -> Any:
         return T5Tokenizer.from_pretrained(alone)
 
 
+def own_tokenizer(texts: Sequence[str]) -> Any:
+    """A tokenizer of 8,000 ids made from these texts, for where T5's vocabulary is not."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = ["<pad>", "</s>"]
+    made.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=8_000, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>")
+
+
 def hf_model(side: Side) -> Any:
-    """The Hugging Face model; a T5 shape gets the same random weights in every process."""
-    from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+    """The Hugging Face model; a shape gets the same random weights in every process, made where they are to be."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
     dtype = getattr(torch, side.dtype)
-    if not side.is_encoder_decoder:
+    if side.model == SMOLLM2:
         return AutoModelForCausalLM.from_pretrained(side.source, dtype=dtype)
+    torch.manual_seed(0)
+    if side.model in LLAMAS:
+        config = LlamaConfig(**LLAMAS[side.model], tie_word_embeddings=True, pad_token_id=0, eos_token_id=1)
+        with torch.device(side.device):
+            return LlamaForCausalLM._from_config(config, dtype=dtype)
     config = T5Config(
         **SHAPES[side.model],
         d_kv=64,
@@ -129,25 +158,28 @@ def hf_model(side: Side) -> Any:
         tie_word_embeddings=False,
         decoder_start_token_id=0,
     )
-    torch.manual_seed(0)
+    if side.device != "cpu":
+        with torch.device(side.device):
+            return T5ForConditionalGeneration._from_config(config, dtype=dtype)
     return T5ForConditionalGeneration(config).to(dtype)
 
 
 class Ours:
-    """`softprompt.training.methods.gradients` and an optimizer update."""
+    """`softprompt.training.methods.gradients` and an optimizer update. tokenizer: unless it is the source's."""
 
-    def __init__(self, side: Side):
+    def __init__(self, side: Side, tokenizer: Any = None):
         from softprompt.models import FrozenLM, keep_freed_memory
         from softprompt.training.optimizers import AdamW
 
         if side.keep_freed_memory:
             keep_freed_memory()
-        if side.is_encoder_decoder:
-            self.lm = FrozenLM(hf_model(side), t5_tokenizer(side.source), name=side.model)
-        else:
+        if tokenizer is None and side.is_encoder_decoder:
+            tokenizer = t5_tokenizer(side.source)
+        elif tokenizer is None:
             from transformers import AutoTokenizer
 
-            self.lm = FrozenLM(hf_model(side), AutoTokenizer.from_pretrained(side.source), name=side.model)
+            tokenizer = AutoTokenizer.from_pretrained(side.source)
+        self.lm = FrozenLM(hf_model(side), tokenizer, name=side.model)
         if side.compiled:
             self.lm.compile()
         self.prompt = self.lm.embeddings[: side.prompt_length].float().clone()
@@ -170,7 +202,8 @@ class Ours:
         p = len(self.prompt)
         t5 = self.lm.is_encoder_decoder
         passes = [] if t5 else [Pass(1, p, 0, 0, 0)]
-        for places in micro_batches([row.num_tokens for row in rows], layout.max_tokens, extra=p if t5 else 0):
+        lengths, price = [row.num_tokens for row in rows], self.lm.pass_tokens
+        for places in micro_batches(lengths, layout.max_tokens, extra=p if t5 else 0, pass_tokens=price):
             taken = [rows[i] for i in places]
             inputs, targets = max(len(r.ids) for r in taken), max(len(r.target) for r in taken)
             logits = sum(len(r.target) for r in taken)
@@ -213,7 +246,7 @@ class Peft:
         self._set_dropout(dropout)
         batches = self._batches(rows, layout)
         for batch in batches:
-            loss = self.model(**batch).loss / len(batches)
+            loss = self.model(**self._sent(batch)).loss / len(batches)
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -232,7 +265,7 @@ class Peft:
         total = 0.0
         for group in groups:
             batch = self._padded(group, None)
-            loss = self.model(**batch).loss * int((batch["labels"] != IGNORED).sum())
+            loss = self.model(**self._sent(batch)).loss * int((batch["labels"] != IGNORED).sum())
             loss.backward()
             total += loss.item()
         assert self.table.grad is not None
@@ -251,6 +284,9 @@ class Peft:
             targets = batch["labels"].shape[1] if t5 else 0
             passes.append(Pass(b, p + t, 0, targets, b * (targets or p + t)))
         return passes
+
+    def _sent(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.side.device) for name, tensor in batch.items()}
 
     def _batches(self, rows: Sequence[Row], layout: Layout) -> list[dict[str, Tensor]]:
         """What its DataLoader yields for one step."""
@@ -312,7 +348,7 @@ def count_flops(side: Side, passes: Sequence[Pass]) -> float:
 
     What is recomputed (fused attention going backward) is not counted.
     """
-    return float(sum(_t5_flops(side, p) if side.is_encoder_decoder else _smollm2_flops(p) for p in passes))
+    return float(sum(_t5_flops(side, p) if side.is_encoder_decoder else _llama_flops(side, p) for p in passes))
 
 
 def _t5_flops(side: Side, step: Pass) -> int:
@@ -325,22 +361,30 @@ def _t5_flops(side: Side, step: Pass) -> int:
     return layers * (encoder_block + own + across) + 4 * step.logits * d * 32_128
 
 
-def _smollm2_flops(step: Pass) -> int:
-    """SmolLM2-135M: 30 layers, width 576, 9 heads and 3 key-value heads of 64, feed-forward 1536, 49,152 ids."""
-    d, kv, ff, layers = 576, 192, 1536, 30
+def _llama_flops(side: Side, step: Pass) -> int:
+    shape = LLAMAS[side.model]
+    d, ff, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    kv = d * shape["num_key_value_heads"] // shape["num_attention_heads"]
     tokens = step.rows * step.tokens
     block = 4 * tokens * (2 * d * d + 2 * d * kv + 3 * d * ff)
     attention = 12 * tokens * (step.tokens + step.prompt_in_front) * d
-    return layers * (block + attention) + 4 * step.logits * d * 49_152
+    return layers * (block + attention) + 4 * step.logits * d * shape["vocab_size"]
 
 
-def matmul_peak(dtype: torch.dtype, size: int, seconds: float = 1.0) -> float:
+def wait_for(device: str) -> None:
+    """Return when a GPU has done all that it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def matmul_peak(dtype: torch.dtype, size: int, seconds: float = 1.0, device: str = "cpu") -> float:
     """GFLOP/s of square matrix products of this size: the best of a second's worth of trials."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + seconds
     while True:
         started = time.perf_counter()
         torch.mm(a, b)
+        wait_for(device)
         ended = time.perf_counter()
         best = min(best, ended - started)
         if ended > until:
