@@ -232,7 +232,8 @@ def _serve_on_ray(settings: dict[str, Any], named: dict[str, str], bound: socket
             max_ongoing=settings["max_waiting"],
             drain_seconds=settings["drain"],
         ):
-            say(f"{'-'.join(map(str, dict.fromkeys(replicas)))} replicas, {threads} threads each")
+            many = "-".join(map(str, dict.fromkeys(replicas)))
+            say(f"{many} replica{'' if many == '1' else 's'}, {counted(threads, 'thread')} each")
             say(at)
             threading.Event().wait()  # until a signal raises KeyboardInterrupt
     return 0
