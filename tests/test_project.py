@@ -1,13 +1,16 @@
 """What holds for the project as a whole: imports go one way, heavy libraries stand in one file, docs are true."""
 
+import argparse
 import ast
 import json
 import re
+import shlex
 import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt"
@@ -218,3 +221,27 @@ def test_the_tests_that_a_promise_names_are_there():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_kubernetes_manifest_runs_a_command_that_there_is_on_the_ray_that_is_tested():
+    text = (ROOT / "docs" / "cluster.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    manifest = yaml.safe_load(text)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = manifest["spec"]["rayClusterSpec"]
+    assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+    program, *words = shlex.split(manifest["spec"]["entrypoint"])
+    assert program == "softprompt"
+    parser = argparse.ArgumentParser()
+    command = import_module(f"softprompt.cli.{words[0]}")
+    command.add_flags(parser)
+    assert parser.parse_args(words[1:]).address == "auto"
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    images = set()
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        images.add(container["image"])
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert images == {f"registry.example/softprompt:{version}"}
+    assert groups[1]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
