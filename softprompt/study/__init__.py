@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         score_within,
         title_of,
     )
-    from softprompt.study.paper import NAMES
+    from softprompt.study.paper import NAMES, TABLE_4_LENGTHS
     from softprompt.study.params import figure_4_cells
     from softprompt.study.report import write_report
     from softprompt.study.rows import grouped, table

@@ -6,11 +6,11 @@ Letters: p prompt tokens, d width, L layers of encoder and decoder together, N p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from softprompt.models import SIZES, Architecture
-from softprompt.study.paper import FIGURE_4, NAMES, TABLE_4
+from softprompt.study.paper import FIGURE_4, MISPRINTS, NAMES, TABLE_4_LENGTHS
 from softprompt.study.paper import SIZES as PAPER_SIZES
 
 T5_VOCABULARY = 32_128  # rows of T5's tables: 32,000 pieces, 100 sentinels, and what fills the last 128
@@ -48,7 +48,7 @@ class Count:
     total: int
     """The model's and the prompt's."""
     misprints: tuple[str, ...]
-    """What the paper prints otherwise, and what arithmetic gives."""
+    """What the paper prints otherwise."""
 
     @property
     def percent(self) -> float:
@@ -61,18 +61,10 @@ def table_4() -> list[Count]:
     rows = []
     for size in PAPER_SIZES:
         architecture = t5(size)
-        for length, printed in TABLE_4[size].items():
+        for length in TABLE_4_LENGTHS:
             trainable = length * architecture.width
-            row = Count(size, length, trainable, architecture.num_parameters + trainable, ())
-            misprints = []
-            if printed.trainable != row.trainable:
-                misprints.append(f"prints {printed.trainable:,} trainable")
-            if printed.total != row.total:
-                misprints.append(f"prints {printed.total:,} in all")
-            # Printed to five places, some of them cut and not rounded.
-            if abs(printed.percent - row.percent) > 1e-5:
-                misprints.append(f"prints {printed.percent:.5f} %")
-            rows.append(replace(row, misprints=tuple(misprints)))
+            total = architecture.num_parameters + trainable
+            rows.append(Count(size, length, trainable, total, MISPRINTS.get((size, length), ())))
     return rows
 
 

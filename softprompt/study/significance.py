@@ -58,29 +58,6 @@ class Term(NamedTuple):
     """Which examples, likewise."""
 
 
-def compare(
-    first: Sequence[Float[np.ndarray, "_ _"]],
-    second: Sequence[Float[np.ndarray, "_ _"]],
-    *,
-    seed: int = 0,
-    draws: int = NUM_DRAWS,
-) -> Difference:
-    """Two methods on the same tasks, a table each: the mean over tasks of the difference of their means.
-
-    Numbers of seeds may differ, examples may not. ValueError for other numbers of tasks or examples.
-    """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} and {len(second)} tasks; compare methods on the same tasks, one at least")
-    pairs = enumerate(zip(first, second, strict=True))
-    found = contrast(
-        [[Term(1.0, a, ("first", i), i), Term(-1.0, b, ("second", i), i)] for i, (a, b) in pairs],
-        seed=seed,
-        draws=draws,
-    )
-    assert found is not None
-    return found
-
-
 def contrast(parts: Sequence[Sequence[Term]], *, seed: int = 0, draws: int = NUM_DRAWS) -> Difference | None:
     """The mean over parts, such as tasks or models, of a weighted sum of scores in each.
 
@@ -209,7 +186,9 @@ def learnable(tuned: Float[np.ndarray, "s n"], majority: Float[np.ndarray, "_ n"
     """Whether a task can tell methods apart here: model tuning beats the majority class by 5 points and by two
     standard errors.
     """
-    found = compare([tuned], [majority], seed=seed).interval
+    difference = contrast([[Term(1.0, tuned, "tuned", 0), Term(-1.0, majority, "majority", 0)]], seed=seed)
+    assert difference is not None
+    found = difference.interval
     error = (found.high - found.low) / (2 * 1.96)
     return 100 * found.mean >= LEARNABLE and found.mean > 2 * error
 

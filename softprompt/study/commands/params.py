@@ -14,8 +14,7 @@ from typing import Any
 
 from softprompt.base.terminal import table
 from softprompt.cli import add_shared, say_if_slow
-
-LENGTHS = (1, 5, 20, 50, 100, 150)  # those of the paper's table 4
+from softprompt.study import TABLE_4_LENGTHS
 
 PREFIXES = (
     "The paper's count of prefix tuning is of its own T5: p x width x (layers + 1). What softprompt compare trains is "
@@ -26,7 +25,7 @@ PREFIXES = (
 def add_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of softprompt params."""
     command.add_argument("--model", metavar="M", help="count for this model (default: the paper's five T5 1.1)")
-    of_table = {"help": "prompt tokens, with --model", "shown": ",".join(map(str, LENGTHS))}
+    of_table = {"help": "prompt tokens, with --model", "shown": ",".join(map(str, TABLE_4_LENGTHS))}
     add_shared(command, ["prompt_length"], "", {"prompt_length": of_table})
     command.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             print(_paper_text(rows, lines))
         return 0
     say_if_slow(args.model)
-    lengths = args.prompt_length or LENGTHS
+    lengths = args.prompt_length or TABLE_4_LENGTHS
     found = read_architecture(args.model)
     counts = params.counts(found, lengths)
     if args.json:
