@@ -4,7 +4,7 @@ T5 writes a record's fields in the order of their names. Counts are the paper's 
 T5's mixture weights or GLUE's own for the rest. Official files are tab-separated without quoting.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from softprompt.tasks.labelled import ENTAILMENT, SENTIMENT, fields_task
 from softprompt.tasks.metrics import accuracy, f1_with_invalid, matthews, number_of, pearson, scored, spearman
-from softprompt.tasks.records import Numbered, file_format, open_text, opened, read_records, read_tsv
+from softprompt.tasks.records import Numbered, read_tsv
 from softprompt.tasks.task import UNLABELLED, Example, Hub, Task, column, labelled, named, own_id, text_column
 
 EQUIVALENCE = ("not_equivalent", "equivalent")
@@ -34,27 +34,14 @@ def read_cola(path: Path) -> Numbered:
 
 def read_qqp(path: Path) -> Numbered:
     """QQP's records, with or without column names, a space in the last tab's place mended."""
-    if file_format(path) != ".tsv":
-        return read_records(path)
-    return opened(path, _qqp_records)
+    return read_tsv(path, columns=QQP_COLUMNS, known=("test_id",), mend=_with_last_tab)
 
 
-def _qqp_records(path: Path) -> Numbered:
-    with open_text(path) as file:
-        names: Sequence[str] = ()
-        for number, line in enumerate(file, 1):
-            row = line.rstrip("\r\n").split("\t")
-            if not names:
-                headed = row[0] in ("id", "test_id")
-                names = row if headed else QQP_COLUMNS
-                if headed:
-                    continue
-            text, space, label = row[-1].rpartition(" ")
-            if len(row) == len(names) - 1 and space and label in ("0", "1"):
-                row = [*row[:-1], text, label]
-            if len(row) != len(names):
-                raise ValueError(f"{path}, line {number}: {len(row)} fields, but there are {len(names)} columns")
-            yield number, dict(zip(names, row, strict=True))
+def _with_last_tab(fields: list[str]) -> list[str]:
+    if len(fields) != len(QQP_COLUMNS) - 1:
+        return fields
+    text, space, label = fields[-1].rpartition(" ")
+    return [*fields[:-1], text, label] if space and label in ("0", "1") else fields
 
 
 def cast_stsb(record: Mapping[str, Any], split: str) -> list[Example]:

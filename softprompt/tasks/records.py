@@ -8,7 +8,6 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +52,27 @@ def read_rows(path: str | Path) -> Rows:
     return READERS[file_format(path)](Path(path))
 
 
-def read_tsv(path: str | Path, *, columns: Sequence[str] = (), known: Sequence[str] = ()) -> Numbered:
+def read_tsv(
+    path: str | Path,
+    *,
+    columns: Sequence[str] = (),
+    known: Sequence[str] = (),
+    mend: Callable[[list[str]], list[str]] = list,
+) -> Numbered:
     """As `read_records`, for an official file that may come without a line of column names.
 
     The first line is taken for column names only if `columns` and `known` hold all of them; otherwise the
-    columns are `columns`. Files of other formats are read as they are.
+    columns are `columns`. mend: makes of a line's fields what they are to be. Files of other formats are read as they
+    are.
     """
     if file_format(path) != ".tsv":
         return read_records(path)
-    return opened(path, partial(tsv_rows, columns=columns, known=known))
+
+    def rows(path: Path) -> Rows:
+        fields = ((number, row if isinstance(row, ValueError) else mend(row)) for number, row in _tab_fields(path))
+        return _separated(path, fields, columns=columns, known=known)
+
+    return opened(path, rows)
 
 
 def opened(path: str | Path, reader: Callable[[Path], Rows] | None) -> Numbered:
@@ -291,9 +302,9 @@ def _quoted_fields(path: Path) -> Fields:
                 yield lines.number, row
 
 
-def tsv_rows(path: Path, *, columns: Sequence[str] = (), known: Sequence[str] = ()) -> Rows:
-    """The rows of a file whose fields stand between tabs, not quoted; columns and known: as `read_tsv` has them."""
-    return _separated(path, _tab_fields(path), columns=columns, known=known)
+def tsv_rows(path: Path) -> Rows:
+    """The rows of a file whose fields stand between tabs, not quoted."""
+    return _separated(path, _tab_fields(path))
 
 
 def _tab_fields(path: Path) -> Fields:
