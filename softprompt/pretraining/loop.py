@@ -309,8 +309,7 @@ class Pretraining:
         if (folder / "config.json").is_file():
             return
         try:
-            with refusals(folder, "the rest of the run is kept"):
-                _write_model(self.model, self.tokenizer, folder)
+            save_model(self.model, self.tokenizer, folder, "the rest of the run is kept")
         except OSError as error:
             self.watch.message(f"no model of step {self.state.step}: {error}")
             self.unkept = error
@@ -320,8 +319,8 @@ class Pretraining:
         if not self.machine.world.is_first:
             return
         self.curve.end()
-        with refusals(self.folder, "with room there, --resume goes on from the last checkpoint"):
-            _write_model(self.model, self.tokenizer, self.folder)
+        left = "with room there, --resume goes on from the last checkpoint"
+        save_model(self.model, self.tokenizer, self.folder, left)
         if self.unkept:
             raise self.unkept
 
@@ -427,19 +426,14 @@ class ScaledAdamW(torch.optim.AdamW):
         super().step(closure)
 
 
-def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+def save_model(model: Any, tokenizer: Tokenizer, folder: Path, left: str = "the model is not there") -> None:
     """Write model (in bfloat16) and tokenizer as one folder that transformers loads, each file whole or not at all.
 
-    Raises OSError, in one line, where they cannot be written.
+    Raises OSError, in one line that ends with what is left, where they cannot be written.
     """
-    with refusals(folder, "the model is not there"):
-        _write_model(model, tokenizer, folder)
-
-
-def _write_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     rounded = copy.deepcopy(model).to(torch.bfloat16)
     # transformers 5 writes True for every T5; what reads the folder takes the output layer from it.
     rounded.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
-    with whole_files(folder, last="config.json") as staging, quiet():
+    with refusals(folder, left), whole_files(folder, last="config.json") as staging, quiet():
         rounded.save_pretrained(staging)
         tokenizer.save(staging)

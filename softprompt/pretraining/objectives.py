@@ -53,7 +53,9 @@ def span_lengths(
         )
     found = None
     for text in range(2, 4 * inputs_length):
-        lengths = _lengths_of(text, noise_density, mean_span_length)
+        noise = min(max(round(text * noise_density), 1), text - 1)
+        spans = max(round(noise / mean_span_length), 1)
+        lengths = SpanLengths(text, text - noise + spans + 1, noise + spans + 1, noise, spans)
         if lengths.inputs > inputs_length:
             break
         found = lengths
@@ -65,12 +67,6 @@ def span_lengths(
             "give fewer tokens or longer spans"
         )
     return found
-
-
-def _lengths_of(text: int, noise_density: float, mean_span_length: float) -> SpanLengths:
-    noise = min(max(round(text * noise_density), 1), text - 1)
-    spans = max(round(noise / mean_span_length), 1)
-    return SpanLengths(text, text - noise + spans + 1, noise + spans + 1, noise, spans)
 
 
 def noise_mask(lengths: SpanLengths, rng: np.random.Generator) -> Bool[np.ndarray, " n"]:
