@@ -7,6 +7,7 @@ import time
 import warnings
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -261,6 +262,23 @@ def run(capsys):
         return code, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Tensors that are made once for all tests, whichever worker of xdist asks first: `once(name, make)` gives them."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which all workers share
+
+    def made(name, make):
+        path = folder / f"{name}.pt"
+        with filelock.FileLock(f"{path}.lock"):
+            if not path.exists():
+                torch.save(make(), path)
+        return torch.load(path)
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from texts import documents
 
 import softprompt
 from softprompt.base.terminal import Display
+from softprompt.cli.command_line import main
 from softprompt.pretraining import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -38,10 +40,19 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A folder of what softprompt vocabulary learns of the corpus."""
+    folder = tmp_path_factory.mktemp("learned")
+    (folder / "a.txt").write_text("\n".join(documents(200)))
+    words = ["vocabulary", "--corpus", folder / "a.txt", "--size", 410, "--out", folder / "vocabulary", "--threads", 1]
+    assert main([str(word) for word in words]) == 0
+    return folder / "vocabulary"
+
+
 @pytest.fixture
-def vocabulary(here, run):
-    code, _, err = run("vocabulary", "--corpus", "corpus", "--size", 410, "--out", "vocabulary", "--threads", 1)
-    assert code == 0, err
+def vocabulary(here, learned):
+    shutil.copytree(learned, "vocabulary")
     return "vocabulary"
 
 

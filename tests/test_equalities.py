@@ -528,7 +528,7 @@ def choosing(kind):
 
 
 def compiled():
-    lm = tiny_lm("llama")
+    lm = tiny_lm("llama", num_hidden_layers=1)  # each layer is compiled, which takes seconds
     lm.compile()
     return lm, make_members(lm, optimizer=AdamW(learning_rate=0.05), steps=(8, 8, 6))
 

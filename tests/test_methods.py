@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from conftest import make_model, tiny_lm
-from test_training import FIRST, MIRROR, SECOND, SORT, TASK, config, skill_rows
+from test_training import FIRST, MIRROR, SECOND, SORT, TASK, config, skill_rows, skilled_lm
 
 from softprompt.base.watch import Watch
 from softprompt.models.text import default_format
@@ -82,12 +82,8 @@ def test_model_tuning_teaches_a_model_what_it_never_saw(lm):
 
 @pytest.mark.parametrize("name", [name for name in TUNERS if name != "model-tuning"])
 @pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_pefts_methods_choose_between_skills_that_a_model_has(name, kind):
-    skilled = tiny_lm(kind)
-    teacher = make_tuning("model-tuning", skilled, prompt_length=3, seed=0)
-    both = member(teacher, skill_rows(600, 1), steps=250, batch_size=64, optimizer=AdamW(learning_rate=5e-3))
-    (taught,) = fit(skilled, [both], method=teacher)
-    assert accuracy(teacher, taught.values, skill_rows(200, 2)) > 0.97
+def test_pefts_methods_choose_between_skills_that_a_model_has(name, kind, once):
+    skilled = skilled_lm(kind, once)
     method = make_tuning(name, skilled, prompt_length=3, seed=0)
     rows, held = skill_rows(300, 1, skill=MIRROR), skill_rows(200, 2, skill=MIRROR)
     if (name, kind) == ("prefix-tuning", "t5"):  # a decoder's prefix cannot change what is read: one answer to all

@@ -1,12 +1,11 @@
 """Training all weights: it learns, resumes bit for bit, shares work between processes, and fails in one line."""
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -264,49 +263,39 @@ def test_a_model_from_a_folder_is_adapted(tokenizer, text, tmp_path):
     assert np.isfinite(curve[-1]["heldout"])
 
 
-IN_A_PROCESS = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-import test_pretraining as t
-from dataclasses import replace
-from softprompt.pretraining.loop import Machine
-from softprompt.base.watch import Watch
-tokenizer = t.load_tokenizer({vocabulary!r})
-text = t.stream_of(tokenizer, t.documents(300)), t.stream_of(tokenizer, t.documents(30, seed=1))
-config = replace(t.{config}, steps=8)
-def stop(step, loss, tokens):
-    if step == {kill}:
-        os.kill(os.getpid(), signal.SIGKILL)
-model, curve = t.trained(tokenizer, text, config, t.Path({folder!r}), resume=True, machine=Machine(compile={compiled}),
-    watch=Watch(step=stop), checkpoint_every_s=0.0)
-"""
+def train_in_a_process(folder, vocabulary, kill, config, compiled):
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(vocabulary)
+    text = stream_of(tokenizer, documents(300)), stream_of(tokenizer, documents(30, seed=1))
+
+    def stop(step, loss, tokens):
+        if step == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    options = {"resume": True, "machine": Machine(compile=compiled), "checkpoint_every_s": 0.0}
+    trained(tokenizer, text, replace(config, steps=8), folder, watch=Watch(step=stop), **options)
 
 
-def run_in_a_process(folder, vocabulary, *, kill=0, config="SPAN", compiled=False):
-    code = IN_A_PROCESS.format(
-        tests=str(Path(__file__).parent),
-        vocabulary=str(vocabulary),
-        folder=str(folder),
-        kill=kill,
-        config=config,
-        compiled=compiled,
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
-    assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
+def run_in_a_process(*arguments, kill=0):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers.models.t5.modeling_t5", "softprompt.pretraining.loop"])
+    folder, vocabulary, *others = arguments
+    process = context.Process(target=train_in_a_process, args=(folder, vocabulary, kill, *others))
+    process.start()
+    process.join(250)
+    assert process.exitcode == (-signal.SIGKILL if kill else 0)
 
 
-SLOWLY = [pytest.param(config, False, marks=pytest.mark.slow) for config in ("SPAN", "LM")]
+SLOWLY = [pytest.param(config, (2, 5), False, marks=pytest.mark.slow) for config in (SPAN, LM)]
 
 
-@pytest.mark.parametrize(("config", "compiled"), [("MIXED", False), ("SPAN", True), *SLOWLY])
-def test_killed_and_resumed_is_never_killed_bit_for_bit(vocabulary, tmp_path, config, compiled):
-    run_in_a_process(tmp_path / "whole", vocabulary, config=config, compiled=compiled)
-    for kill in (2, 5):
-        run_in_a_process(tmp_path / "killed", vocabulary, kill=kill, config=config, compiled=compiled)
+@pytest.mark.parametrize(("config", "kills", "compiled"), [(MIXED, (2, 5), False), (SPAN, (5,), True), *SLOWLY])
+def test_killed_and_resumed_is_never_killed_bit_for_bit(vocabulary, tmp_path, config, kills, compiled):
+    run_in_a_process(tmp_path / "whole", vocabulary, config, compiled)
+    for kill in kills:
+        run_in_a_process(tmp_path / "killed", vocabulary, config, compiled, kill=kill)
     assert not (tmp_path / "killed" / "config.json").exists()
-    run_in_a_process(tmp_path / "killed", vocabulary, config=config, compiled=compiled)
+    run_in_a_process(tmp_path / "killed", vocabulary, config, compiled)
     ours, wanted = (load_file(tmp_path / name / CHECKPOINT) for name in ("killed", "whole"))
     assert set(ours) == set(wanted)
     assert same(ours, wanted)
@@ -342,44 +331,26 @@ def test_an_evaluation_that_a_ctrl_c_kept_from_being_made_is_made_on_resume(toke
     assert ours == wanted and [line["step"] for line in ours] == [3, 6]
 
 
-UNDER_TORCHRUN = """
-import os, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-import test_pretraining as t
-from softprompt.cluster import world_of_torchrun
-from softprompt.pretraining import Machine
-tokenizer = t.load_tokenizer({vocabulary!r})
-text = t.stream_of(tokenizer, t.documents(300)), t.stream_of(tokenizer, t.documents(30, seed=1))
-folder = t.Path({folder!r}) / os.environ["RANK"]
-with world_of_torchrun("cpu") as world:
-    machine = Machine(world=world)
-    t.trained(tokenizer, text, t.SPAN, folder, machine=machine)
-    try:
-        t.trained(tokenizer, text, t.SPAN, folder, machine=machine, resume=True)
-    except ValueError as error:
-        (folder / "error").write_text(str(error))
-assert not torch.distributed.is_initialized()
-defaults = sys.modules["torch.distributed.nn.functional"].all_reduce.__defaults__
-assert not any(isinstance(default, torch.distributed.ProcessGroup) for default in defaults), defaults
-"""
+class Unlike(World):
+    """Two processes, each with a checkpoint of its own: the first is at step 6, and the other at its beginning."""
+
+    def gathered(self, value):
+        return [6, 0] if value or self.rank else [0, 0]
+
+    def total(self, tensor):
+        return tensor
 
 
-def test_processes_that_would_go_on_from_different_steps_are_refused(vocabulary, tmp_path):
-    (tmp_path / "1").mkdir()  # the other process writes nothing into its own
-    script = tmp_path / "script.py"
-    tests = str(Path(__file__).parent)
-    script.write_text(UNDER_TORCHRUN.format(tests=tests, vocabulary=str(vocabulary), folder=str(tmp_path)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
-    assert done.returncode == 0, done.stderr
+def test_processes_that_would_go_on_from_different_steps_are_refused(tokenizer, text, tmp_path):
     for rank in range(2):
-        checkpoint = tmp_path / str(rank) / CHECKPOINT
-        assert (tmp_path / str(rank) / "error").read_text() == (
-            f"the processes would go on from steps 6, 0, but {checkpoint} must be the same for all; copy the newest to "
-            "every machine, or share the folder"
+        folder, machine = tmp_path / str(rank), Machine(world=Unlike(rank, 2))
+        if rank == 0:
+            trained(tokenizer, text, SPAN, folder, machine=machine)
+        with pytest.raises(ValueError) as refused:
+            trained(tokenizer, text, SPAN, folder, machine=machine, resume=True)
+        assert str(refused.value) == (
+            f"the processes would go on from steps 6, 0, but {folder / CHECKPOINT} must be the same for all; copy the "
+            "newest to every machine, or share the folder"
         )
 
 

@@ -86,7 +86,7 @@ def skill_records(count, seed, skill=None):
 
 
 @pytest.fixture(scope="module", params=["t5", "llama"])
-def skilled(request):
+def skilled(request, once):
     """A tiny model with both skills, learned from texts as a run puts them to it."""
     lm = tiny_lm(request.param)
     form = default_format(lm)
@@ -95,7 +95,7 @@ def skilled(request):
         examples = [example(**record) for record in skill_records(64, 1000 + step)]
         return encode_examples(examples, form, lm.tokenizer)
 
-    return taught(lm, rows_of_step)
+    return taught(lm, "texts", rows_of_step, once)
 
 
 def example(text, label):

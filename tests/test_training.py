@@ -53,23 +53,33 @@ def skill_rows(num_rows, seed, *, skill=None, shuffled=False):
 
 
 @pytest.fixture(scope="module", params=["t5", "llama"])
-def skilled(request):
+def skilled(request, once):
+    return skilled_lm(request.param, once)
+
+
+def skilled_lm(kind, once):
     """A tiny model that has both skills, and so something for a prompt to ask for: all its weights were trained."""
-    return taught(tiny_lm(request.param), lambda step: skill_rows(64, 1000 + step))
+    return taught(tiny_lm(kind), "rows", lambda step: skill_rows(64, 1000 + step), once)
 
 
-def taught(lm, rows_of_step):
-    """The model after training all its weights on the rows of 250 steps, frozen again."""
-    parameters = list(lm.model.requires_grad_(True).parameters())
-    optimizer = torch.optim.Adam(parameters, lr=5e-3)
-    for step in range(250):
-        rows = rows_of_step(step)
-        batch = collate(rows, [0] * len(rows), 0)
-        loss = lm.loss(Embedded(lm.embed(batch.ids), batch.mask), batch.targets, batch.targets_mask).sum() / len(rows)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.1
+def taught(lm, name, rows_of_step, once):
+    """The model after training all its weights on the rows of 250 steps, frozen again. name: what the rows are."""
+
+    def weights():
+        parameters = list(lm.model.requires_grad_(True).parameters())
+        optimizer = torch.optim.Adam(parameters, lr=5e-3)
+        for step in range(250):
+            rows = rows_of_step(step)
+            batch = collate(rows, [0] * len(rows), 0)
+            losses = lm.loss(Embedded(lm.embed(batch.ids), batch.mask), batch.targets, batch.targets_mask)
+            loss = losses.sum() / len(rows)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.1
+        return lm.model.state_dict()
+
+    lm.model.load_state_dict(once(f"{lm.name}-taught-{name}", weights))
     return FrozenLM(lm.model, lm.tokenizer._tokenizer, name=lm.name) if not lm.is_encoder_decoder else frozen(lm)
 
 
