@@ -1,5 +1,6 @@
 """Tiny real models, built in milliseconds: nothing is downloaded and nothing is mocked."""
 
+import gc
 import json
 import os
 import signal
@@ -43,6 +44,12 @@ def tensor_modules():
 install_import_hook(list(tensor_modules()), "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_finish(session):
+    """What all tests import stays: to look through its million objects takes long, and each run measured does so."""
+    gc.freeze()
+
 
 TEXT = """sentence: the film is a warm and funny story about a family that moves to the sea
 sentence: a dull and lifeless film that never finds its story positive negative

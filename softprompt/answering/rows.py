@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from importlib import metadata
 from io import FileIO
 from pathlib import Path
@@ -69,21 +70,29 @@ class Result:
 
 def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The fields of a Result that say where and with what it was made."""
-    folder = Path(__file__).parent.parent
-    git = ["git", "-C", str(folder)]
-    commit, changes = "", ""  # outside a working tree
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True)
-        changes = subprocess.check_output([*git, "status", "--porcelain", "--", "."], stderr=subprocess.DEVNULL)
+    commit, is_dirty = _code()
     name = device_name(device)
     return {
         "device": f"{name} ({torch.get_num_threads()} threads)" if device.type == "cpu" else name,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "commit": commit.strip(),
-        "dirty": bool(changes),
+        "commit": commit,
+        "dirty": is_dirty,
         "versions": versions(),
     }
+
+
+@cache
+def _code() -> tuple[str, bool]:
+    """The commit of this process's code, and whether files differ from it: looked at once, as what is committed later
+    is not what runs.
+    """
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    commit, changes = "", ""  # outside a working tree
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True)
+        changes = subprocess.check_output([*git, "status", "--porcelain", "--", "."], stderr=subprocess.DEVNULL)
+    return commit.strip(), bool(changes)
 
 
 def versions() -> dict[str, str]:
