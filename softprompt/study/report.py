@@ -161,8 +161,13 @@ def _scores(runs: Sequence[Result]) -> list[list[str]]:
 
 def _over_seeds_of(runs: Sequence[Result]) -> list[list[list[str]]]:
     """What several trained prompts of a model score together, and beside SuperGLUE's score the paper's."""
+    apart = (*PLACES, "seeds", "minutes", "fingerprint", "train")  # what seeds, or tasks, of one thing differ in
+
+    def recipe(row: Result) -> str:
+        return repr({name: value for name, value in row.config.items() if name not in apart})
+
     cells: list[list[str]] = []
-    for (model, _), own in grouped(where(runs, experiment="train"), "model", _recipe).items():
+    for (model, _), own in grouped(where(runs, experiment="train"), "model", recipe).items():
         scores = {(row.task, row.seed): (row.task, row.seed, row.metrics) for row in own}
         if len(scores) > 1:
             head, *lines = over_seeds(list(scores.values()))
@@ -172,12 +177,6 @@ def _over_seeds_of(runs: Sequence[Result]) -> list[list[list[str]]]:
         for size, point in FIGURE_1["prompt tuning"].items():
             cells.append([f"the paper, {NAMES[size]}", "SuperGLUE", "3", "mean of the scores", str(point)])
     return [cells] if cells else []
-
-
-def _recipe(row: Result) -> str:
-    """What runs have in common whose prompts are several seeds, or tasks, of one thing."""
-    apart = (*PLACES, "seeds", "minutes", "fingerprint", "train")
-    return repr({name: value for name, value in row.config.items() if name not in apart})
 
 
 def _where_wrong(rows: Sequence[Result]) -> list[Section]:

@@ -218,10 +218,6 @@ class Tuner:
         return AdamW(learning_rate=rate, schedule="linear", warmup_steps=10)
 
 
-def _model_tuning(lm: FrozenLM, prompt_length: int) -> WeightTuning:
-    return WeightTuning("model-tuning", lm, dict(lm.model.named_parameters()))
-
-
 def _lora(lm: FrozenLM, prompt_length: int) -> WeightTuning:
     peft = _peft()
     targets = _targets(peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, lm)
@@ -293,7 +289,11 @@ def _prefix_tuning(lm: FrozenLM, prompt_length: int) -> WeightTuning:
 
 TUNERS = {
     # Paper, section 3.1: T5's rate 0.001, and three around it; for others those of common fine-tuning.
-    "model-tuning": Tuner(_model_tuning, (5e-6, 2e-5, 5e-5, 2e-4), (3e-4, 1e-3, 3e-3, 1e-2)),
+    "model-tuning": Tuner(
+        lambda lm, _: WeightTuning("model-tuning", lm, dict(lm.model.named_parameters())),
+        (5e-6, 2e-5, 5e-5, 2e-4),
+        (3e-4, 1e-3, 3e-3, 1e-2),
+    ),
     "lora": Tuner(_lora, (3e-4, 1e-3, 3e-3, 1e-2)),
     "ia3": Tuner(_ia3, (3e-3, 1e-2, 3e-2, 1e-1)),
     PREFIX_TUNING: Tuner(_prefix_tuning, (1e-3, 3e-3, 1e-2, 3e-2)),
