@@ -43,7 +43,7 @@ from softprompt.serving.http.asking import Asker
 from softprompt.serving.http.listening import Listener
 from softprompt.serving.http.logprobs import columns, entries, tokens_of
 from softprompt.serving.http.registry import Registry
-from softprompt.serving.http.wire import Limits
+from softprompt.serving.http.wire import Limits, Wire
 from softprompt.serving.scheduler import Scheduler
 from softprompt.tasks import TASKS, file_task, get_task
 
@@ -1856,6 +1856,41 @@ def test_a_long_body_is_refused_before_it_is_read(llama, tmp_path):
                 yield b" " * 500
 
         assert client.post("/v1/classify", content=pieces()).status_code == 413
+
+
+def test_a_body_that_is_found_too_long_behind_an_answer_breaks_nothing_off(llama, tmp_path):
+    """As the pages' files are sent while somebody listens whether the client leaves."""
+    parts = [{"type": "http.request", "body": b" " * 600, "more_body": True}] * 3 + [{"type": "http.disconnect"}]
+    sent, taken = [], []
+
+    async def receive():
+        return parts.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    async def page(scope, receive, send):
+        taken.append(await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while taken[-1]["type"] != "http.disconnect":
+            taken.append(await receive())
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    server = make_server(llama, tmp_path)
+    wire = Wire(page, server.access, Limits(max_body=1_000), server.telemetry, None)
+    asyncio.run(
+        wire(
+            {
+                "type": "http",
+                "method": "GET",
+                "path": "/",
+                "headers": [(b"host", b"localhost"), (b"transfer-encoding", b"chunked")],
+            },
+            receive,
+            send,
+        )
+    )
+    assert [message.get("status", message.get("body")) for message in sent] == [200, b"whole"]
 
 
 def test_a_full_queue_says_when_to_come_back(llama, tmp_path):

@@ -108,6 +108,14 @@ class Wire:
         is_upload = scope["method"] == "PUT" and UPLOADS.fullmatch(scope["path"])
         body = _Body(receive, said, self.limits.max_upload if is_upload else self.limits.max_body, self.limits)
 
+        async def read() -> dict[str, Any]:
+            try:
+                return await body.receive()
+            except HTTPException:
+                if not status:
+                    raise
+                return await receive()  # the answer has begun; who sends it waits for the client to leave
+
         async def answer(message: dict[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
@@ -122,7 +130,7 @@ class Wire:
 
         try:
             self.access.let_in(said.get("host", ""), said.get("origin"))
-            await self.app(scope, body.receive, answer)
+            await self.app(scope, read, answer)
         except Exception as error:
             if status:  # the answer has begun; all that can be done is to break it off
                 raise
