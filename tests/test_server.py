@@ -1893,6 +1893,23 @@ def test_a_body_that_is_found_too_long_behind_an_answer_breaks_nothing_off(llama
     assert [message.get("status", message.get("body")) for message in sent] == [200, b"whole"]
 
 
+def test_a_prompt_that_is_removed_while_a_request_is_made_answers_it(llama, tmp_path, monkeypatch):
+    server = make_server(llama, tmp_path)
+    worn = server.asker.worn
+
+    def removed_meanwhile(prompts, **settings):
+        try:
+            return worn(prompts, **settings)
+        finally:
+            server.registry.remove("p0")
+
+    with served(server) as client:
+        wanted = client.post("/v1/classify", json={"model": "p0", "input": TEXT}).json()["results"]
+        monkeypatch.setattr(server.asker, "worn", removed_meanwhile)
+        assert client.post("/v1/classify", json={"model": "p0", "input": TEXT}).json()["results"] == wanted
+        assert why(client.post("/v1/classify", json={"model": "p0", "input": TEXT}), 404)
+
+
 def test_a_full_queue_says_when_to_come_back(llama, tmp_path):
     server = make_server(llama, tmp_path, max_waiting=2)
     with served(server) as client:

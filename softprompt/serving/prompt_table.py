@@ -204,13 +204,13 @@ class PromptTable:
         """Bytes that cannot be given up."""
         return self._bytes[KEPT]
 
-    def pin(self, prompts: Iterable[str]) -> None:
-        """Keep these usable until `unpin`, even if they are removed.
+    def pin(self, prompts: Iterable[str], *, is_worn: bool = False) -> None:
+        """Keep these usable until `unpin`, even if they are removed; is_worn: also those that were, and are pinned.
 
         ValueError for an unknown one, and for one whose own pass was seen to be no number; then none is.
         """
         with self._lock:
-            entries = [self._entry(identity) for identity in prompts]
+            entries = [self._entry(identity, is_worn=is_worn) for identity in prompts]
             self._refuse(prompts)
             for entry in entries:
                 entry.num_pins += 1

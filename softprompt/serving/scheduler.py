@@ -84,8 +84,13 @@ class Scheduler:
         """
         return self.submit_all([(request, listener)], stream=stream)[0]
 
-    def submit_all(self, asked: Sequence[tuple[Request, Listener | None]], *, stream: bool = False) -> list[Ticket]:
-        """Put these requests into the queue, or none of them; raises as `submit` does."""
+    def submit_all(
+        self, asked: Sequence[tuple[Request, Listener | None]], *, stream: bool = False, are_worn: bool = False
+    ) -> list[Ticket]:
+        """Put these requests into the queue, or none of them; raises as `submit` does.
+
+        are_worn: the caller has pinned their prompts, so that it is no matter whether one was removed meanwhile.
+        """
         num_parts = sum(len(request.parts) for request, _ in asked)
         if num_parts > self.queue.max_waiting:
             raise ValueError(f"{num_parts} parts at once, but the queue takes {self.queue.max_waiting}; give fewer")
@@ -94,7 +99,7 @@ class Scheduler:
         try:
             for request, listener in asked:
                 check(request, self.lm)
-                self.table.pin(request.prompts)
+                self.table.pin(request.prompts, is_worn=are_worn)
                 pinned += request.prompts
                 starts = [start_of(request, part, self.table, self._room) for part in request.parts]
                 now = self._clock()

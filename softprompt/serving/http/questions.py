@@ -128,7 +128,7 @@ class Call:
             for index, request in enumerate(await run_sync(prepare)):
                 tell = partial(self._tell, asyncio.get_running_loop(), index)
                 asked.append((request, tell))
-            self.tickets = server.engine.submit_all(asked, stream=stream)
+            self.tickets = server.engine.submit_all(asked, stream=stream, are_worn=True)
 
     async def answers(self) -> list[Answer]:
         """All answers, in order; if one fails, or the client goes, the others are given up."""
