@@ -296,6 +296,6 @@ def test_rows_and_members_make_one_batch():
 
 
 def test_rows_with_fewer_candidates_are_masked():
-    ids, mask = pad_candidates([[[5, 1], [6, 7, 1]], [[8, 1]]], PAD, torch.device("cpu"))
+    ids, mask = pad_candidates([[[5, 1], [6, 7, 1]], [[8, 1]]], PAD)
     assert ids.tolist() == [[[5, 1, 0], [6, 7, 1]], [[8, 1, 0], [0, 0, 0]]]
     assert mask.tolist() == [[[True, True, False], [True] * 3], [[True, True, False], [False] * 3]]

@@ -905,9 +905,12 @@ def test_a_chunk_that_was_begun_is_answered_in_the_batches_it_was_in(lm, folders
     with pytest.raises(KeyboardInterrupt):
         predict_file(saved, dev, tmp_path / "out.jsonl", progress=stop)
     answers = saved.answers
-    monkeypatch.setattr(
-        type(saved), "answers", lambda self, examples, rows: asked.append(len(examples)) or answers(examples, rows)
-    )
+
+    def counted(self, examples, *rows, **settings):
+        asked.append(len(examples))
+        return answers(examples, *rows, **settings)
+
+    monkeypatch.setattr(type(saved), "answers", counted)
     assert predict_file(saved, dev, tmp_path / "out.jsonl", resume=True).num_rows == 20
     assert sum(asked) == 20 - (num_rows - num_rows % 6)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -122,7 +122,7 @@ def listening(server):
 @contextmanager
 def listening_app(app, **limits):
     """An application on a port of this machine, as `softprompt serve` listens; the port."""
-    web = Listener(uvicorn.Config(app, log_config=None, ws="none"), **limits)
+    web = Listener(uvicorn.Config(app, log_config=None, ws="none", loop="asyncio"), **limits)
     bound = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=web.run, kwargs={"sockets": [bound]})
     thread.start()

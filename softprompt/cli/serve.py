@@ -187,6 +187,7 @@ def run(args: argparse.Namespace) -> int:
             log_config=None,
             access_log=False,
             ws="none",
+            loop="asyncio",  # not uvloop, which comes with Ray Serve
             server_header=False,
             timeout_graceful_shutdown=round(settings["drain"]) + 1,
         )

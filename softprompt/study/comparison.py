@@ -192,7 +192,8 @@ PLACES = ("model", "task", "data", "out", "resume")  # fields of RunConfig that 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings that were given, as rows keep them."""
-    settings = asdict(config) | {"keep_overlap": keeps_overlap(config) or None}  # older presets kept none
+    later = {"keep_overlap": keeps_overlap(config), "deterministic": config.deterministic}  # older rows are without
+    settings = asdict(config) | {name: value or None for name, value in later.items()}
     given = {name: value for name, value in settings.items() if name not in PLACES and value is not None}
     return json.loads(json.dumps(given))
 
