@@ -302,6 +302,15 @@ def ray_here():
 
 
 @pytest.fixture
+def one_thread():
+    """As many as a process of its own has here, so that sums round alike."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def data_folder():
     """The folder of real task data; tests that need it skip without."""
     folder = os.environ.get("SOFTPROMPT_DATA")

@@ -598,15 +598,6 @@ def test_an_estimate_is_printed_and_nothing_written(run, here):
     assert not (here / "out").exists()
 
 
-@pytest.fixture
-def one_thread():
-    """As many as `in_a_process` has, so that sums round alike."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_an_interrupted_run_goes_on_to_the_same_prompt(run, here, one_thread):
     """Ctrl-C in a real process: code 130, one line, and --resume ends where an uninterrupted run does."""
     words = [*training("--out", "stopped"), "--steps", "200", "--evaluate-every", "100", "--seeds", "0"]

@@ -538,14 +538,6 @@ def without_seconds(fitted):
     return fitted.step, fitted.score, fitted.steps_run, fitted.stopped, history
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_any_moment_and_resumed_equals_never_killed(kind, tmp_path, one_thread):
     lm = tiny_lm(kind)
